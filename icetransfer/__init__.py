@@ -1,0 +1,1 @@
+"""Warm-start transfer of streaming speech recognisers: English-only or multilingual?"""

@@ -1,0 +1,1 @@
+"""From recordings and text to batches of features and tokens."""
