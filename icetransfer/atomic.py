@@ -1,0 +1,36 @@
+"""Files that are either whole or absent: write under a temporary name, then rename."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` and renames it to `path` when the block succeeds.
+
+    A block that fails, or a process that is killed in it, leaves `path` as it was.  The temporary
+    name keeps the suffixes of `path`, because writers choose a format by them.
+
+    Args:
+        path: the file to make; its folder is made when absent.
+
+    Yields:
+        The path to write to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` (UTF-8) to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

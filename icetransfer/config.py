@@ -1,0 +1,315 @@
+"""The one config tree: defaults < conf/*.yaml < key=value on the command line.
+
+A recipe's YAML and the command line may set any field below; an unknown key or a bad value is an
+error that names the nearest right one.  The resolved tree is saved in the experiment's
+`config.yaml` (see `experiment.py`) and is all that later stages read.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
+LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
+
+
+def parse_hours(value: object) -> object:
+    """Turns "8min" or "100h" into hours; leaves anything else to the field's own check."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(min|h)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    return float(match[1]) / (60 if match[2] == "min" else 1)
+
+
+def hours_label(hours: float | None) -> str:
+    """Names an amount of training data as files do: "2min", "100h", or "all" for None."""
+    if hours is None:
+        return "all"
+    return f"{hours * 60:.4g}min" if hours < 1 else f"{hours:.6g}h"
+
+
+def chunk_label(chunk_size: int) -> str:
+    """Names a latency tier for people: "320 ms (+130 ms look-ahead)", or "offline" for -1."""
+    if chunk_size == -1:
+        return "offline"
+    return f"{chunk_size * FRAME_MS} ms (+{LOOK_AHEAD_MS} ms look-ahead)"
+
+
+def chunk_ms(chunk_size: int) -> int:
+    """The chunk's length in milliseconds, -1 for offline, as `wer.json` holds it."""
+    return -1 if chunk_size == -1 else chunk_size * FRAME_MS
+
+
+Hours = Annotated[float, BeforeValidator(parse_hours), Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the tree: every key is known, every value is checked, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Minutes(Section):
+    """How much synthetic speech to make for each split, in minutes."""
+
+    train: float = Field(30, ge=0)
+    dev: float = Field(3, ge=0)
+    test: float = Field(6, ge=0)
+
+
+class SyntheticCorpus(Section):
+    """Speech made on this machine by espeak-ng."""
+
+    kind: Literal["synthetic"]
+    language: str | None = None  # None: the recipe's language
+    domain: Literal["slots", "open"] = "slots"
+    minutes: Minutes = Minutes()
+    seed: int = 1
+
+
+class FolderCorpus(Section):
+    """Any folder with audio and a transcripts.tsv (path, text, speaker)."""
+
+    kind: Literal["folder"]
+    path: Path
+    language: str | None = None
+    holdout_every: int = Field(10, ge=0)  # every Nth recording is test, its neighbour dev; 0: none
+
+
+Corpus = Annotated[SyntheticCorpus | FolderCorpus, Field(discriminator="kind")]
+
+
+class Features(Section):
+    """80-bin log-mel filter banks, computed once per recipe."""
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # speed perturbation of the training split
+    jobs: int = Field(2, ge=1)
+
+
+class Data(Section):
+    """What the recipe reads.  Each corpus gives a train, a dev and a test split.
+
+    The training splits are pooled; each test split is a test set of the corpus's name.
+    """
+
+    dir: Path = Path("data")
+    corpora: dict[str, Corpus] = Field(min_length=1)
+    vocab_size: int = Field(500, ge=8)
+    features: Features = Features()
+    min_seconds: float = Field(0.5, gt=0)
+    max_seconds: float = Field(30, gt=0)
+
+
+class SpecAugment(Section):
+    """Masks and warps of the training features (Park et al. 2019)."""
+
+    enabled: bool = True
+    time_warp_factor: int = 80
+    num_feature_masks: int = 2
+    features_mask_size: int = 27
+    num_frame_masks: int = 10
+    frames_mask_size: int = 100
+    max_frames_mask_fraction: float = 0.15
+
+
+class Transfer(Section):
+    """What an experiment starts from."""
+
+    base_models: dict[Literal["en", "ml"], str] = {"en": "seed-en", "ml": "seed-ml"}
+    parts: tuple[Literal["encoder_embed", "encoder"], ...] = ("encoder_embed", "encoder")
+    size: str | None = None  # random init only: a named size instead of the EN model's dimensions
+    ctc: bool = True  # add a CTC head as an auxiliary task
+
+
+class Schedule(Section):
+    """Learning rate: warm-up, then constant with a cool-down at the end, or Eden."""
+
+    kind: Literal["cooldown", "eden"] = "cooldown"
+    warmup_steps: int = Field(100, ge=0)
+    cooldown_fraction: float = Field(0.5, ge=0, le=1)
+    eden_batches: float = 7500
+    eden_epochs: float = 3.5
+
+
+class Train(Section):
+    """Multi-latency fine-tuning."""
+
+    max_steps: int = Field(1000, ge=1)
+    batch_seconds: float = Field(60, gt=0)  # audio per step, padding included
+    lr: float = Field(0.045, gt=0)
+    schedule: Schedule = Schedule()
+    clipping_scale: float = 2.0
+    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)  # one is drawn for each batch
+    left_context_frames: tuple[int, ...] = (64, 128, -1)  # one is drawn with it
+    prune_range: int = Field(5, ge=2)
+    simple_loss_scale: float = 0.5
+    loss_warmup_steps: int = 60
+    ctc_loss_scale: float = 0.5
+    loss_backend: Literal["auto", "k2", "torch"] = "auto"
+    spec_augment: SpecAugment = SpecAugment()
+    log_every: int = Field(20, ge=1)
+    valid_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    average_period: int = Field(20, ge=1)  # steps between updates of the running model average
+    average_fraction: float = Field(0.3, gt=0, le=1)  # of the run's end, averaged for decoding
+    threads: int = Field(1, ge=1)
+
+
+class Decode(Section):
+    """What is decoded, and with what."""
+
+    engines: tuple[Literal["torch", "onnxruntime", "sherpa"], ...] = ("torch", "sherpa")
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")  # torch decodes fp32 only
+    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
+    left_context_frames: int = Field(128, ge=1)
+    search: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
+    beam: int = Field(4, ge=1)
+    batch_streams: int = Field(32, ge=1)
+
+
+class Config(Section):
+    """Everything that decides an experiment's result."""
+
+    language: str
+    init: Literal["en", "ml", "random"] = "ml"
+    hours: Hours | None = None  # None: all there is
+    seed: int = 1
+    data: Data
+    transfer: Transfer = Transfer()
+    train: Train = Train()
+    decode: Decode = Decode()
+
+    @model_validator(mode="after")
+    def _check_chunk_sizes(self) -> "Config":
+        for key, sizes in (
+            ("train.chunk_sizes", self.train.chunk_sizes),
+            ("decode.chunk_sizes", self.decode.chunk_sizes),
+        ):
+            illegal = [size for size in sizes if size != -1 and (size < 1 or size % 8)]
+            if illegal:
+                raise ValueError(
+                    f"{key} has {illegal}: a chunk is a multiple of 8 frames (160 ms), because "
+                    f"every stack's downsampling must divide it; or -1 for offline"
+                )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The experiment's default folder name: init, amount of data and seed."""
+        return f"{self.init}-{hours_label(self.hours)}-seed{self.seed}"
+
+
+def load_config(files: Iterable[Path], overrides: Iterable[str] = ()) -> Config:
+    """Reads YAML files, later ones over earlier ones, then key=value overrides.
+
+    Args:
+        files: YAML files, each with any part of the tree.
+        overrides: strings such as "train.max_steps=500"; values are YAML.
+
+    Returns:
+        The validated tree.
+
+    Raises:
+        ValueError: a file is missing or not YAML, a key is unknown (the nearest known one is
+            named), or a value is not allowed.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree = _merge(tree, _read_yaml(file))
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(describe_errors(error, Config)) from None
+
+
+def dump_config(config: Section) -> str:
+    """The whole tree as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lists the keys in which two trees differ, one line each: "train.lr: 0.045 -> 0.02"."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"config file {file} does not exist")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config file {file} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"config file {file} must hold keys and values, not {type(tree).__name__}")
+    return tree
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"expected key=value (as in train.max_steps=500), got {override!r}")
+    try:
+        tree: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"the value of {key} is not YAML: {text!r}") from None
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    merged: dict[str, Any] = tree
+    return merged
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def describe_errors(error: ValidationError, section: type[BaseModel]) -> str:
+    """Turns pydantic's errors into lines that a user can act on."""
+    known = _known_keys(section)
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            siblings = {name.rpartition(".")[2]: name for name in known}
+            near = difflib.get_close_matches(key, known, 1, 0.6) or [
+                siblings[name]
+                for name in difflib.get_close_matches(key.rpartition(".")[2], list(siblings), 1)
+            ]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"unknown config key {key}{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"config key {key} is required and not set")
+        else:
+            value = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            where = f"config key {key}: " if key else ""
+            lines.append(f"{where}{item['msg'].removeprefix('Value error, ')}{value}")
+    return "\n".join(lines)

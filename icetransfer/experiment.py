@@ -1,0 +1,248 @@
+"""The experiment folder: its config, its files, its log, and where its results come from.
+
+`python -m icetransfer.experiment --exp DIR --conf F.yaml key=value ...` resolves the config and
+saves it in the folder; every later stage is `python -m icetransfer.<module> --exp DIR` and reads
+what is saved there.  Paths in a config are relative to the recipe's folder, where stages run.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from icetransfer import atomic, config
+
+log = logging.getLogger("icetransfer")
+
+USER_ERROR = 2  # exit code of a mistake that the message explains
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment folder and its resolved config; the contract of what lies where."""
+
+    dir: Path
+    config: config.Config
+
+    @property
+    def data_dir(self) -> Path:
+        """The recipe's data, shared by its experiments."""
+        return self.config.data.dir
+
+    @property
+    def manifests_dir(self) -> Path:
+        """Cut manifests of every corpus and split."""
+        return self.data_dir / "manifests"
+
+    @property
+    def lang_dir(self) -> Path:
+        """bpe.model and tokens.txt."""
+        return self.data_dir / "lang"
+
+    @property
+    def init_checkpoint(self) -> Path:
+        """What training starts from."""
+        return self.dir / "init.pt"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """What training writes."""
+        return self.dir / "checkpoints"
+
+    @property
+    def averaged_checkpoint(self) -> Path:
+        """The model that is decoded and exported."""
+        return self.dir / "averaged.pt"
+
+    @property
+    def decode_dir(self) -> Path:
+        """One folder per test set, engine, precision, tier and search."""
+        return self.dir / "decode"
+
+    def onnx_dir(self, chunk_size: int) -> Path:
+        """The exported bundle of one latency tier."""
+        if chunk_size == -1:
+            return self.dir / "onnx" / "offline"
+        left = self.config.decode.left_context_frames
+        return self.dir / "onnx" / f"chunk-{chunk_size}-left-{left}"
+
+
+def open_experiment(directory: Path) -> Experiment:
+    """Reads an experiment that `create_experiment` made.
+
+    Raises:
+        ValueError: the folder has no config.
+    """
+    saved = directory / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(f"{saved} does not exist: run the recipe's run.sh, which makes it")
+    return Experiment(directory, config.load_config([saved]))
+
+
+def create_experiment(directory: Path, resolved: config.Config) -> Experiment:
+    """Saves the resolved config in the folder, or checks that the one saved there is the same.
+
+    The recipe's data folder is held to the config it was made with in the same way, because all
+    experiments of a recipe share it.
+
+    Raises:
+        ValueError: the experiment or the data folder was made with another config.
+    """
+    _hold(directory / "config.yaml", resolved, "this experiment", "another --exp")
+    _hold(
+        resolved.data.dir / "config.yaml", resolved.data, "this data folder", "another data.dir=D"
+    )
+    return Experiment(directory, resolved)
+
+
+def _hold(saved: Path, tree: config.Section, what: str, instead: str) -> None:
+    new = tree.model_dump(mode="json")
+    if not saved.is_file():
+        atomic.write_text(saved, config.dump_config(tree))
+        return
+    lines = config.differences(yaml.safe_load(saved.read_text(encoding="utf-8")), new)
+    if lines:
+        raise ValueError(
+            f"{saved}: {what} was made with other settings:\n  "
+            + "\n  ".join(lines)
+            + f"\nuse {instead}, or remove {saved.parent} to start it anew"
+        )
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Where a result comes from: code, versions, machine, time, and what the caller adds."""
+    packages = ("torch", "lhotse", "onnxruntime", "sherpa-onnx", "sentencepiece", "numpy")
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: _version(name) for name in packages}
+        | {"python": sys.version.split()[0]},
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **more,
+    }
+
+
+def write_provenance(experiment: Experiment, stage: str, **more: Any) -> None:
+    """Adds the stage's provenance to the experiment's `provenance.json`."""
+    path = experiment.dir / "provenance.json"
+    stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stages[stage] = provenance(seed=experiment.config.seed, **more)
+    atomic.write_text(path, json.dumps(stages, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch (the CPU and every GPU)."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
+    """The main of a stage: `--exp DIR`, a log file, and errors of the user's in one line.
+
+    Args:
+        doc: the module's docstring, for `--help`.
+        stage: what the stage does.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    args = parser.parse_args()
+    main(lambda: _run_logged(open_experiment(args.exp), stage))
+
+
+def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:
+    name = Path(sys.argv[0]).stem
+    log_file = experiment.dir / "log" / f"{name}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log_file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    stage(experiment)
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a command: log lines to the terminal, a user's mistake as one message, exit code 2."""
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    log.setLevel(logging.INFO)
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        log.debug("", exc_info=True)
+        sys.exit(USER_ERROR)
+
+
+def _git(*args: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", *args],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # a source archive, or no git: say so by None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _resolve() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--exp", type=Path, help="experiment folder (default exp/<its name>)")
+    parser.add_argument("--conf", type=Path, action="append", default=[], help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+
+    def run() -> None:
+        resolved = config.load_config(args.conf, args.overrides)
+        directory = args.exp or Path("exp") / resolved.name
+        create_experiment(directory, resolved)
+        print(directory)
+
+    main(run)
+
+
+if __name__ == "__main__":
+    _resolve()
