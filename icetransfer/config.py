@@ -81,6 +81,7 @@ class FolderCorpus(Section):
     holdout_every: int = Field(10, ge=0)  # every Nth recording is test, its neighbour dev; 0: none
 
 
+CORPUS_KINDS = ("synthetic", "folder")
 Corpus = Annotated[SyntheticCorpus | FolderCorpus, Field(discriminator="kind")]
 
 
@@ -289,6 +290,9 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         keys.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        elif field.annotation == dict[str, Corpus]:
+            for corpus in (SyntheticCorpus, FolderCorpus):
+                keys += _known_keys(corpus, f"{prefix}{name}.NAME.")
     return keys
 
 
@@ -297,13 +301,10 @@ def describe_errors(error: ValidationError, section: type[BaseModel]) -> str:
     known = _known_keys(section)
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        # pydantic puts the tag of a union ("synthetic") into the path: users never type it
+        key = ".".join(str(part) for part in item["loc"] if part not in CORPUS_KINDS)
         if item["type"] == "extra_forbidden":
-            siblings = {name.rpartition(".")[2]: name for name in known}
-            near = difflib.get_close_matches(key, known, 1, 0.6) or [
-                siblings[name]
-                for name in difflib.get_close_matches(key.rpartition(".")[2], list(siblings), 1)
-            ]
+            near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"unknown config key {key}{hint}")
         elif item["type"] == "missing":
