@@ -117,9 +117,10 @@ def get_rnnt_prune_ranges(
 
     A frame is left, by a blank, from one position; the window taken is the one from which it is
     most probably left without having been entered from below (the sum of the window's blanks less
-    the symbol that leads into its first position). The windows' starts are then lowered until they start at 0, never decrease and never jump by more than R - 1, so
-    that a path through the pruned lattice exists. Frames from the last one on keep the window
-    that ends with the last symbol.
+    the symbol that leads into its first position). The windows' starts are then adjusted to begin
+    at 0, never decrease and never jump by more than a path can (R - 1 symbols in the regular
+    lattice, one in the modified one), so that a path through the pruned lattice exists. Frames
+    from the last one on keep the window that ends with the last symbol.
 
     Args:
         px_grad: (N, S, T+1) or (N, S, T) occupation of the symbols (regular or modified).
@@ -175,7 +176,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
     Returns:
         am_pruned and lm_pruned, both (N, T, R, C); am_pruned is a view of `am`.
     """
-    N, T, R = ranges.shape
+    N, _, R = ranges.shape
     rows = ranges + torch.arange(N, device=ranges.device).view(N, 1, 1) * lm.shape[1]
     # Embedding rather than gather: its backward adds whole rows.
     lm_pruned = torch.nn.functional.embedding(rows, lm.reshape(-1, lm.shape[2]))
@@ -291,10 +292,11 @@ class _LatticeScore(torch.autograd.Function):
         emitted, frames = boundary[:, 2], boundary[:, 3]
         # No symbol after the last frame: there the regular lattice has only its end.
         over = torch.arange(T, device=px.device) >= frames.view(N, 1, 1)
-        move, move_view = _steps(px.masked_fill(over, NEG_INF), S, regular)
-        stay, stay_view = _steps(py, S, regular)
-        alpha = _forward_sums(stay, move)
-        end = (frames + emitted if regular else frames, torch.arange(N, device=px.device), emitted)
+        move, move_view = _steps(px.masked_fill(over, NEG_INF), S, 1, regular)
+        stay, stay_view = _steps(py, S, 0, regular)
+        alpha = _forward_sums(stay, move, N)
+        starts = torch.arange(N, device=px.device) * (S + 1)
+        end = (frames + emitted if regular else frames, starts + emitted)
         scores = alpha[end].to(px.dtype)
         if not (needs_grad or return_grad):
             return scores, None, None
@@ -305,10 +307,7 @@ class _LatticeScore(torch.autograd.Function):
             ctx.save_for_backward(px_grad, py_grad)
         if not return_grad:
             return scores, None, None
-        if regular:
-            px_grad_out = torch.nn.functional.pad(px_grad, (0, 1))
-        else:
-            px_grad_out = px_grad.clone()
+        px_grad_out = torch.nn.functional.pad(px_grad, (0, 1)) if regular else px_grad.clone()
         py_grad_out = py_grad.clone()
         ctx.mark_non_differentiable(px_grad_out, py_grad_out)
         return scores, px_grad_out, py_grad_out
@@ -324,70 +323,78 @@ class _LatticeScore(torch.autograd.Function):
         return px_grad * scale, py_grad * scale, None, None, None
 
 
-def _steps(arcs: Tensor, S: int, regular: bool) -> tuple[Tensor, Tensor]:
-    """Lay out arcs (N, S or S+1, T) by step of the recursion.
+def _steps(arcs: Tensor, S: int, shift: int, regular: bool) -> tuple[Tensor, Tensor]:
+    """Lay out arcs (N, S or S+1, T) by step of the recursion, indexed by the arc's target.
 
     Returns:
-        steps (D, N, S+1) float64 with -inf where there is no arc, and a view of it in the shape
-        of `arcs`: element (n, s, t) of the view is step s + t (regular) or t (modified). Double
-        precision because a long utterance's score has thousands of nats, while its arcs'
-        probabilities come from differences of scores; there is no vocabulary axis, so it is cheap.
+        steps (D, N * (S+1)) float64 with -inf where there is no arc, and a view of it in the shape
+        of `arcs`: element (n, s, t) of the view is row s + t (regular) or t (modified), position
+        s + shift of sequence n. Double precision because a long utterance's score has thousands
+        of nats, while its arcs' probabilities come from differences of scores; there is no
+        vocabulary axis, so it is cheap.
     """
     N, rows, T = arcs.shape
-    depth = T + S if regular else T
-    steps = arcs.new_full((depth, N, S + 1), NEG_INF, dtype=torch.float64)
-    step = N * (S + 1)
-    view = steps.as_strided((N, rows, T), (S + 1, step + 1 if regular else 1, step))
+    width = N * (S + 1)
+    steps = arcs.new_full((T + S if regular else T, width), NEG_INF, dtype=torch.float64)
+    strides = (S + 1, width + 1 if regular else 1, width)
+    view = steps.as_strided((N, rows, T), strides, storage_offset=shift)
     view.copy_(arcs)
     return steps, view
 
 
-def _forward_sums(stay: Tensor, move: Tensor) -> Tensor:
-    """The forward variables (Graves, eq. 16): alpha (D+1, N, S+1) from steps (D, N, S+1)."""
-    depth, N, width = stay.shape
-    alpha = stay.new_full((depth + 1, N, width), NEG_INF)
-    alpha[0, :, 0] = 0.0
-    row, moved_row = alpha.unbind(0), alpha[:, :, 1:].unbind(0)
-    source, stays, moves = alpha[:, :, :-1].unbind(0), stay.unbind(0), move[:, :, :-1].unbind(0)
+def _forward_sums(stay: Tensor, move: Tensor, N: int) -> Tensor:
+    """The forward variables (Graves, eq. 16): alpha (D+1, N * (S+1)) from the steps."""
+    depth, width = stay.shape
+    alpha = stay.new_full((depth + 1, width), NEG_INF)
+    alpha[0, :: width // N] = 0.0
+    # The sequences lie end to end; no arc moves into position 0, so none crosses a border.
+    here, there = alpha[:, :-1].unbind(0), alpha[:, 1:].unbind(0)
+    rows, stays, moves = alpha.unbind(0), stay.unbind(0), move[:, 1:].unbind(0)
     for d in range(depth):
-        torch.add(row[d], stays[d], out=row[d + 1])
-        torch.logaddexp(moved_row[d + 1], source[d] + moves[d], out=moved_row[d + 1])
+        torch.add(rows[d], stays[d], out=rows[d + 1])
+        torch.logaddexp(there[d + 1], here[d] + moves[d], out=there[d + 1])
     return alpha
 
 
-def _occupations(
-    alpha: Tensor, stay: Tensor, move: Tensor, end: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def _occupations(alpha: Tensor, stay: Tensor, move: Tensor, end: tuple[Tensor, Tensor]) -> None:
     """Turn the steps, in place, into the probabilities that a path takes them (Graves, eq. 20).
 
     The probability of each arc among those that enter its target is exp(alpha[source] + arc -
     alpha[target]); going back from the end, a node's occupation is shared out accordingly.
     """
     stay.add_(alpha[:-1]).sub_(alpha[1:]).exp_().nan_to_num_(nan=0.0)
-    arrivals = move[:, :, :-1]
-    arrivals.add_(alpha[:-1, :, :-1]).sub_(alpha[1:, :, 1:]).exp_().nan_to_num_(nan=0.0)
+    move[:, 1:] += alpha[:-1, :-1]
+    move.sub_(alpha[1:]).exp_().nan_to_num_(nan=0.0)
     occupied = torch.zeros_like(alpha)
     occupied[end] = 1.0
-    row, target, source = occupied.unbind(0), occupied[:, :, 1:].unbind(0), occupied[:, :, :-1]
-    stays, moves, sources = stay.unbind(0), arrivals.unbind(0), source.unbind(0)
+    here, rows = occupied[:, :-1].unbind(0), occupied.unbind(0)
+    stays, moves, arrivals = stay.unbind(0), move.unbind(0), move[:, 1:].unbind(0)
     for d in reversed(range(len(stays))):
-        row[d].add_(stays[d].mul_(row[d + 1]))
-        sources[d].add_(moves[d].mul_(target[d + 1]))
+        rows[d].add_(stays[d].mul_(rows[d + 1]))
+        moves[d].mul_(rows[d + 1])
+        here[d].add_(arrivals[d])
 
 
 class _PickLogProbs(torch.autograd.Function):
-    """log softmax(logits) at one target and at the blank, with one vocabulary-sized buffer."""
+    """log softmax(logits) at one target and at the blank.
+
+    Goes sequence by sequence, so that what is as large as the vocabulary stays in the cache, and
+    keeps nothing of that size for the backward pass but the logits themselves.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: FunctionCtx, logits: Tensor, targets: Tensor, blank: int
     ) -> tuple[Tensor, Tensor]:
         """Take logits (N, T, R, V) and targets (N, T, R); return two (N, T, R)."""
-        log_probs = logits.log_softmax(dim=-1)
-        ctx.save_for_backward(log_probs, targets)
+        ctx.save_for_backward(logits, targets)
         ctx.blank = blank  # type: ignore[attr-defined]
-        picked = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return picked, log_probs[..., blank].clone()
+        picked, blanks = torch.empty((2, *targets.shape), dtype=logits.dtype, device=logits.device)
+        for n in range(len(logits)):
+            log_probs = logits[n].log_softmax(dim=-1)
+            picked[n] = log_probs.gather(-1, targets[n].unsqueeze(-1)).squeeze(-1)
+            blanks[n] = log_probs[..., blank]
+        return picked, blanks
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -395,8 +402,11 @@ class _PickLogProbs(torch.autograd.Function):
         ctx: FunctionCtx, grad_target: Tensor, grad_blank: Tensor
     ) -> tuple[Tensor, None, None]:
         """The gradient of log softmax, the two picks at once."""
-        log_probs, targets = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad = log_probs.exp().mul_(-(grad_target + grad_blank).unsqueeze(-1))
+        logits, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        total = -(grad_target + grad_blank).unsqueeze(-1)
+        for n in range(len(logits)):
+            torch.mul(logits[n].softmax(dim=-1), total[n], out=grad[n])
         grad.scatter_add_(-1, targets.unsqueeze(-1), grad_target.unsqueeze(-1))
         grad[..., ctx.blank] += grad_blank  # type: ignore[attr-defined]
         return grad, None, None
@@ -415,7 +425,7 @@ def _additive_log_probs(
     The normaliser of am[t] + lm[s] over V is a matrix product of the two softmaxes
     (arXiv:2206.13236, eq. 9), so that no (N, T, S, V) tensor is built.
     """
-    N, S = symbols.shape
+    S = symbols.shape[1]
     lm, am = _full_precision(lm).log_softmax(dim=-1), _full_precision(am).log_softmax(dim=-1)
     lm_probs, am_probs = lm.exp(), am.exp()
     tiny = torch.finfo(lm.dtype).tiny
