@@ -1,0 +1,326 @@
+"""Activations, normalisation and the training-only regularisers of the Zipformer.
+
+Shapes: N batch, T frames, C channels; `(..., C)` means any leading dimensions.
+
+The maths is that of the Zipformer paper (arXiv:2310.11230): SwooshR and SwooshL (eq. 4, 5), BiasNorm
+(eq. 3), and the Balancer and Whitener of its appendix. Balancers and whiteners are the identity in
+the forward pass; they only nudge gradients, in training mode, on the fraction of steps on which they
+fire.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SWOOSH_SLOPE = 0.08
+SWOOSH_R = (1.0, 0.313261687)  # shift and offset: SwooshR(0) = 0
+SWOOSH_L = (4.0, 0.035)
+
+
+def is_exporting() -> bool:
+    """True while a graph is being recorded: custom gradients must then give way to plain ops."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()
+
+
+class ScheduledFloat(nn.Module):
+    """A number that follows the count of training batches along straight lines.
+
+    Args:
+        points: (batch count, value) pairs in rising order; flat before the first and after the last.
+    """
+
+    def __init__(self, *points: tuple[float, float]) -> None:
+        super().__init__()
+        self.points = points
+        self.value = points[0][1]
+
+    def set_batch_count(self, count: float) -> None:
+        """Move to the value that belongs to `count` batches of training."""
+        points = self.points
+        if count <= points[0][0]:
+            self.value = points[0][1]
+            return
+        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+            if count < x1:
+                self.value = y0 + (y1 - y0) * (count - x0) / (x1 - x0)
+                return
+        self.value = points[-1][1]
+
+    def extra_repr(self) -> str:
+        """Show the schedule when the module is printed."""
+        return ", ".join(f"{x:g}: {y:g}" for x, y in self.points)
+
+
+def set_batch_count(model: nn.Module, count: float) -> None:
+    """Tell every scheduled regulariser in `model` how many batches have been trained on.
+
+    A fine-tuning run that starts from trained weights passes a large count (say, 50000) to begin with
+    the mild values at the schedules' ends.
+    """
+    for module in model.modules():
+        if isinstance(module, ScheduledFloat):
+            module.set_batch_count(count)
+
+
+class _Swoosh(torch.autograd.Function):
+    """log(1 + exp(x - shift)) - 0.08 x - offset, keeping only its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
+        shifted = x - shift
+        out = F.softplus(shifted)
+        out.sub_(shifted, alpha=SWOOSH_SLOPE).sub_(offset + SWOOSH_SLOPE * shift)
+        ctx.save_for_backward(shifted)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (shifted,) = ctx.saved_tensors
+        grad_x = torch.ops.aten.softplus_backward(grad, shifted, 1, 20)
+        return grad_x.sub_(grad, alpha=SWOOSH_SLOPE), None, None
+
+
+def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
+    """Swoosh activation, log(1 + exp(x - shift)) - 0.08 x - offset (paper, eq. 4 and 5)."""
+    if is_exporting():
+        return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
+    return _Swoosh.apply(x, shift, offset)
+
+
+class SwooshR(nn.Module):
+    """SwooshR: zero at zero; for modules whose input may rest at zero (convolution, front end)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return swoosh(x, *SWOOSH_R)
+
+
+class SwooshL(nn.Module):
+    """SwooshL: flat around zero, for "normally off" modules (feed-forward, ConvNeXt)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return swoosh(x, *SWOOSH_L)
+
+
+class _KeepInside(torch.autograd.Function):
+    """Identity whose gradient never pushes a parameter further outside [low, high]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limits = (low, high)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.limits
+        # Descent lowers x where grad > 0. Below the range only falling gradients are turned round.
+        grad = torch.where(x < low, -grad.abs(), grad)
+        return torch.where(x > high, grad.abs(), grad), None, None
+
+
+def keep_inside(x: Tensor, low: float, high: float) -> Tensor:
+    """Return `x`; in the backward pass send values outside [low, high] back towards it."""
+    return _KeepInside.apply(x, low, high)
+
+
+class BiasNorm(nn.Module):
+    """BiasNorm (paper, eq. 3): x / RMS(x - bias) * exp(log_scale) over the channel dimension.
+
+    Args:
+        channels: C.
+    """
+
+    LOG_SCALE_LIMITS = (-1.5, 1.5)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.full((channels,), 1.0e-4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., C)."""
+        log_scale = self.log_scale
+        if self.training:
+            log_scale = keep_inside(log_scale, *self.LOG_SCALE_LIMITS)
+        if is_exporting():
+            mean_square = (x - self.bias).square().mean(dim=-1, keepdim=True)
+            return x * (mean_square.rsqrt() * log_scale.exp())
+        return _BiasNorm.apply(x, self.bias, log_scale)
+
+
+class _BiasNorm(torch.autograd.Function):
+    """BiasNorm that keeps its input and one number a frame."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x - bias, dim=-1, keepdim=True)
+        scale = norm.reciprocal_().mul_(x.size(-1) ** 0.5 * log_scale.exp())
+        ctx.save_for_backward(x, bias, log_scale, scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, bias, log_scale, scale = ctx.saved_tensors
+        # With r = RMS(x - b) and s = exp(l) / r: ds/d(x - b) = -s^3 exp(-2 l) (x - b) / C.
+        dot = (grad * x).sum(dim=-1, keepdim=True)
+        pull = dot * scale.pow(3) * (-torch.exp(-2 * log_scale) / x.size(-1))
+        through_norm = (x - bias).mul_(pull)
+        grad_bias = -through_norm.sum(dim=tuple(range(x.dim() - 1)))
+        grad_log_scale = (dot * scale).sum()
+        return through_norm.addcmul_(grad, scale), grad_bias, grad_log_scale
+
+
+class _BalancerGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, balancer: Balancer, channel_dim: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.balancer = balancer
+        ctx.channel_dim = channel_dim
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.balancer.adjust(x, grad, ctx.channel_dim), None, None
+
+
+class Balancer(nn.Module):
+    """Keeps channel statistics in a healthy range by small changes of the gradient.
+
+    A channel that is positive too rarely or too often, or too small or too large in mean absolute
+    value, gets a push in the right direction, proportional to the size of its gradient (the idea of
+    the paper's appendix on the Balancer, in a simple form).
+
+    Args:
+        min_positive: least fraction of positive values.
+        max_positive: greatest fraction of positive values.
+        min_abs: least mean absolute value.
+        max_abs: greatest mean absolute value.
+        channel_dim: the dimension that holds the channels.
+        prob: fraction of the training steps on which it acts, on average.
+    """
+
+    GRAD_SHARE = 0.04  # size of the push, relative to the mean absolute gradient of the channel
+
+    def __init__(
+        self,
+        min_positive: float = 0.05,
+        max_positive: float = 0.95,
+        min_abs: float = 0.2,
+        max_abs: float = 100.0,
+        channel_dim: int = -1,
+        prob: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.min_positive, self.max_positive = min_positive, max_positive
+        self.min_abs, self.max_abs = min_abs, max_abs
+        self.channel_dim = channel_dim
+        self.prob = ScheduledFloat((0.0, 2.5 * prob), (8000.0, prob))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` itself; sometimes with a gradient hook in training."""
+        if not (self.training and x.requires_grad) or not fires(self.prob.value):
+            return x
+        return _BalancerGrad.apply(x, self, self.channel_dim)
+
+    def adjust(self, x: Tensor, grad: Tensor, channel_dim: int) -> Tensor:
+        """Add the pushes for `x` to `grad`, both with channels at `channel_dim`."""
+        dims = [d for d in range(x.dim()) if d != channel_dim % x.dim()]
+        positive = (x > 0).float().mean(dim=dims, keepdim=True)
+        mean_abs = x.abs().mean(dim=dims, keepdim=True)
+        # +1 asks for larger values, -1 for smaller ones (descent moves against the gradient).
+        shift = (positive < self.min_positive).float() - (positive > self.max_positive).float()
+        grow = (mean_abs < self.min_abs).float() - (mean_abs > self.max_abs).float()
+        if not bool((shift.abs() + grow.abs()).any()):
+            return grad
+        size = self.GRAD_SHARE * grad.abs().mean(dim=dims, keepdim=True)
+        return grad - size * (shift + grow * x.sign())
+
+
+class _WhitenGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, whiten: Whiten) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.whiten = whiten
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.whiten.adjust(x, grad), None
+
+
+class Whiten(nn.Module):
+    """Discourages a covariance with few large eigenvalues (the paper's appendix on the Whitener).
+
+    The measure is C tr(S^2) / tr(S)^2 for the covariance S of the channels: 1 for a multiple of the
+    identity, C when one direction holds everything. Beyond `limit` its gradient is added, scaled to a
+    small share of the size of the incoming one.
+
+    Args:
+        limit: the measure above which it acts.
+        prob: fraction of the training steps on which it looks, on average.
+    """
+
+    GRAD_SHARE = 0.02
+
+    def __init__(self, limit: float, prob: float = 0.1) -> None:
+        super().__init__()
+        self.limit = limit
+        self.prob = prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` (..., C) itself; sometimes with a gradient hook in training."""
+        if not (self.training and x.requires_grad) or not fires(self.prob):
+            return x
+        return _WhitenGrad.apply(x, self)
+
+    def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Add the gradient of the whitening measure of `x` (..., C) to `grad` where it is too high."""
+        with torch.enable_grad():
+            flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
+            measure = whitening_measure(flat)
+            if float(measure) <= self.limit:
+                return grad
+            (penalty,) = torch.autograd.grad(measure, flat)
+        scale = self.GRAD_SHARE * grad.norm() / (penalty.norm() + 1.0e-20)
+        return grad + (penalty * scale).view_as(grad)
+
+
+def whitening_measure(x: Tensor) -> Tensor:
+    """C tr(S^2) / tr(S)^2 for the covariance S of `x` (frames, C); 1 is perfectly white."""
+    x = x - x.mean(dim=0)
+    covariance = x.t() @ x
+    return covariance.square().sum() * x.size(1) / (covariance.trace().square() + 1.0e-20)
+
+
+def fires(prob: float) -> bool:
+    """Draw from torch's generator whether an event of probability `prob` happens."""
+    return prob > 0.0 and torch.rand(()).item() < prob
+
+
+def time_shared_dropout(x: Tensor, rate: float) -> Tensor:
+    """Drop whole channels of a sequence: `x` (N, T, C) times a scaled 0/1 mask (N, 1, C)."""
+    if rate <= 0.0:
+        return x
+    keep = (torch.rand(x.size(0), 1, x.size(2), device=x.device) >= rate).to(x.dtype)
+    return x * keep.mul_(1.0 / (1.0 - rate))
+
+
+def scaled_linear(
+    in_features: int, out_features: int, scale: float, bias: bool = True
+) -> nn.Linear:
+    """A Linear whose initial weight is `scale` times torch's own, with a small initial bias."""
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+        if bias:
+            linear.bias.uniform_(-0.1 * scale, 0.1 * scale)
+    return linear
