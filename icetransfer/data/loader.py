@@ -1,0 +1,242 @@
+"""Batches of training features and tokens, in an order that only the data and the seed decide.
+
+Legend: N batch, T feature frames (10 ms), S tokens.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset.sampling import DynamicBucketingSampler, SimpleCutSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from icetransfer.data.features import PADDING, read_manifest
+from icetransfer.data.subset import order_key, read_subset, subset_path
+from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import Experiment, log
+
+MAX_BUCKETS = 30
+BATCHES_PER_BUCKET = 5  # fewer than this in an epoch, and buckets would leave mostly stumps
+SEED_STRIDE = 100_000  # seeds stay apart for so many epochs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch; lengths and token arrays are int64.
+
+    Attributes:
+        features: (N, T, 80) float32, padded with log(1e-10).
+        feature_lens: (N,).
+        tokens: (N, S), padded with 0.
+        token_lens: (N,).
+        ids: names of the N cuts.
+        seconds: audio in the batch, padding not counted.
+    """
+
+    features: Tensor
+    feature_lens: Tensor
+    tokens: Tensor
+    token_lens: Tensor
+    ids: tuple[str, ...]
+    seconds: float
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with features and tokens on the device; lengths stay on the CPU."""
+        if device.type == "cpu":
+            return self
+        return replace(
+            self,
+            features=self.features.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+        )
+
+
+def encoder_frames(num_frames: int) -> int:
+    """Encoder output frames (40 ms) of so many feature frames."""
+    return ((num_frames - 7) // 2 + 1) // 2
+
+
+def train_cuts(experiment: Experiment) -> list[Cut]:
+    """The experiment's training cuts, at every speed."""
+    subset = read_subset(subset_path(experiment))
+    return [
+        cut
+        for corpus in experiment.config.data.corpora
+        for cut in read_manifest(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz")
+        if (corpus, cut.source_id) in subset
+    ]
+
+
+def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
+    """Up to `max_seconds` of the pooled dev splits, the same ones in every run, longest first."""
+    data = experiment.config.data
+    named = [
+        (order_key(corpus, cut.id), cut)
+        for corpus in data.corpora
+        for cut in read_manifest(experiment.manifests_dir / f"{corpus}_dev_fbank.jsonl.gz")
+        if cut.duration <= data.max_seconds
+    ]
+    taken, seconds = [], 0.0
+    for _, cut in sorted(named, key=lambda pair: pair[0]):
+        if seconds >= max_seconds:
+            break
+        taken.append(cut)
+        seconds += cut.duration
+    return sorted(taken, key=lambda cut: (-cut.duration, cut.id))
+
+
+class Collator:
+    """Turns cuts into a `Batch`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, cuts: Sequence[Cut]) -> Batch:
+        """Loads the features and encodes the text of some cuts."""
+        features = [torch.from_numpy(cut.load_features()) for cut in cuts]
+        tokens = [torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts]
+        return Batch(
+            features=torch.nn.utils.rnn.pad_sequence(features, True, padding_value=PADDING),
+            feature_lens=torch.tensor([len(matrix) for matrix in features]),
+            tokens=torch.nn.utils.rnn.pad_sequence(tokens, True),
+            token_lens=torch.tensor([len(ids) for ids in tokens]),
+            ids=tuple(cut.id for cut in cuts),
+            seconds=sum(cut.duration for cut in cuts),
+        )
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, batches: list[Sequence[Cut]], collate: Collator) -> None:
+        self.batches, self.collate = batches, collate
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.collate(self.batches[index])
+
+
+class TrainLoader:
+    """Endless training batches, shuffled anew each epoch; resumes exactly.
+
+    The order is a function of the cuts, `batch_seconds` and the seed: runs that differ in their
+    init alone see the same batches.
+    """
+
+    def __init__(
+        self, cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float, seed: int
+    ) -> None:
+        """Keeps the cuts that can be trained on; says how many are left out and why.
+
+        Args:
+            cuts: with features; the order given does not matter.
+            tokenizer: encodes their text.
+            batch_seconds: audio in a batch, padding included.
+            seed: of the shuffles.
+
+        Raises:
+            ValueError: no cut can be trained on.
+        """
+        usable = usable_cuts(sorted(cuts, key=lambda cut: cut.id), tokenizer)
+        self._cuts = usable
+        self._collate = Collator(tokenizer)
+        self._batch_seconds = batch_seconds
+        self._seed = seed * SEED_STRIDE
+        self.epoch = 0
+        self.batch = 0  # batches of the epoch already given out
+        self.seconds = sum(cut.duration for cut in usable)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Goes on from `epoch` and `batch`, without end."""
+        while True:
+            batches = self._epoch_batches()
+            dataset = _Batches(batches[self.batch :], self._collate)
+            for batch in DataLoader(dataset, batch_size=None):
+                self.batch += 1
+                yield batch
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, for `load_state_dict`."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes back to a saved place; takes effect at the next `iter`."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def _epoch_batches(self) -> list[Sequence[Cut]]:
+        cuts = list(self._cuts)
+        random.Random(self._seed + self.epoch).shuffle(cuts)
+        buckets = min(MAX_BUCKETS, int(self.seconds / self._batch_seconds / BATCHES_PER_BUCKET))
+        longest = max(cut.duration for cut in cuts)
+        settings: dict[str, Any] = {
+            "max_duration": max(self._batch_seconds, longest),
+            "shuffle": True,
+            "seed": self._seed,
+            "world_size": 1,
+            "rank": 0,
+        }
+        sampler: DynamicBucketingSampler | SimpleCutSampler
+        if buckets >= 2:
+            sampler = DynamicBucketingSampler(
+                CutSet.from_cuts(cuts), num_buckets=buckets, sync_buckets=False, **settings
+            )
+        else:
+            sampler = SimpleCutSampler(CutSet.from_cuts(cuts), **settings)
+        sampler.set_epoch(self.epoch)
+        return [list(batch) for batch in sampler]
+
+
+def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float) -> list[Batch]:
+    """All batches of the dev cuts, in their order."""
+    usable = usable_cuts(cuts, tokenizer)
+    longest = max(cut.duration for cut in usable)
+    sampler = SimpleCutSampler(
+        CutSet.from_cuts(usable),
+        max_duration=max(batch_seconds, longest),
+        world_size=1,
+        rank=0,
+    )
+    collate = Collator(tokenizer)
+    return [collate(list(batch)) for batch in sampler]
+
+
+def text_of(cut: Cut) -> str:
+    """The cut's transcript."""
+    return " ".join(supervision.text or "" for supervision in cut.supervisions)
+
+
+def usable_cuts(cuts: Sequence[Cut], tokenizer: Tokenizer) -> list[Cut]:
+    """The cuts that have text which fits their length; says how many are left out and why.
+
+    Raises:
+        ValueError: none is left.
+    """
+    usable, reasons, unknown = [], Counter[str](), Counter[str]()
+    example: dict[str, str] = {}
+    for cut in cuts:
+        text = text_of(cut)
+        tokens = tokenizer.encode(text)
+        unknown.update(tokenizer.unknown_characters(text))
+        if not tokens:
+            reason = "an empty transcript"
+        elif len(tokens) > encoder_frames(cut.num_frames):
+            reason = "more tokens than encoder frames"
+        else:
+            usable.append(cut)
+            continue
+        reasons[reason] += 1
+        example.setdefault(reason, cut.id)
+    for reason, count in reasons.items():
+        log.warning("left out %d cuts with %s, such as %s", count, reason, example[reason])
+    if unknown:
+        log.warning("characters outside the vocabulary, read as <unk>: %s", dict(unknown))
+    if not usable:
+        raise ValueError(f"none of the {len(cuts)} cuts can be trained on: {dict(reasons)}")
+    return usable

@@ -1,0 +1,168 @@
+"""Stage 2: sentencepiece BPE over the training text of every corpus -> lang/bpe.model, tokens.txt.
+
+The first ids are icefall's and sherpa-onnx's convention: `<blk>` 0, `<sos/eos>` 1, `<unk>` 2.
+"""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from icetransfer import atomic
+from icetransfer.experiment import Experiment, log, run_stage, write_provenance
+
+BLANK_ID = 0
+UNK_ID = 2
+SPECIAL_SYMBOLS = ("<blk>", "<sos/eos>")  # before <unk>
+
+
+class Tokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, model: Path | bytes) -> None:
+        """Reads a sentencepiece model whose first ids are `<blk>`, `<sos/eos>`, `<unk>`.
+
+        Args:
+            model: a `bpe.model` file, or its bytes.
+
+        Raises:
+            ValueError: the file is missing or its special ids are others.
+        """
+        where = "bytes"
+        if isinstance(model, Path):
+            if not model.is_file():
+                raise ValueError(f"{model} does not exist: run stage 2, which trains the tokenizer")
+            where, model = str(model), model.read_bytes()
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        first = [self._processor.id_to_piece(i) for i in range(UNK_ID)]
+        if tuple(first) != SPECIAL_SYMBOLS or self._processor.unk_id() != UNK_ID:
+            raise ValueError(
+                f"{where}: the first tokens are {first} and <unk> is {self._processor.unk_id()}; "
+                f"expected {list(SPECIAL_SYMBOLS)} and {UNK_ID}"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, blank and the other special ones included."""
+        return int(self._processor.vocab_size())
+
+    @property
+    def tokens(self) -> list[str]:
+        """The pieces in the order of their ids."""
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of normalised text; a character outside the vocabulary becomes `<unk>`."""
+        ids: list[int] = self._processor.encode(text, out_type=int)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids; special symbols are left out, `<unk>` is written as `⁇`."""
+        text: str = self._processor.decode([i for i in ids if i >= len(SPECIAL_SYMBOLS)])
+        return re.sub(r"\s+", " ", text).strip()
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of `text` that the vocabulary lacks, each once, in order."""
+        if UNK_ID not in self.encode(text):
+            return ""
+        return "".join(
+            character
+            for character in dict.fromkeys(text)
+            if not character.isspace() and UNK_ID in self.encode(character)
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a BPE model; the same text gives the same bytes.
+
+    Args:
+        texts: normalised sentences.
+        vocab_size: tokens wanted, special ones included.  When the text does not hold that many
+            pieces, the largest possible number is taken and a warning says so.
+
+    Returns:
+        The sentencepiece model.
+
+    Raises:
+        ValueError: there is no text, or `vocab_size` is below what its characters alone need.
+    """
+    sentences = [text for text in texts if text.strip()]
+    if not sentences:
+        raise ValueError("no text to train the tokenizer on: every training transcript is empty")
+    characters = len(Counter("".join(sentences)) - Counter(" "))
+    least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
+    if vocab_size < least:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is too small: the {characters} characters of the "
+            f"training text and the special tokens need at least {least}"
+        )
+    try:
+        return _train(sentences, vocab_size)
+    except RuntimeError as error:
+        largest = re.search(r"value <= (\d+)", str(error))
+        if largest is None:
+            raise
+    log.warning(
+        "data.vocab_size=%d is more than the training text supports; using the largest possible, %s",
+        vocab_size,
+        largest[1],
+    )
+    return _train(sentences, int(largest[1]))
+
+
+def _train(sentences: list[str], vocab_size: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        normalization_rule_name="identity",  # the text is normalised already
+        user_defined_symbols=list(SPECIAL_SYMBOLS),
+        unk_id=UNK_ID,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def write_tokens(tokenizer: Tokenizer, path: Path) -> None:
+    """Writes `tokens.txt`, one "token id" a line, as sherpa-onnx reads it."""
+    lines = [f"{token} {i}" for i, token in enumerate(tokenizer.tokens)]
+    atomic.write_text(path, "\n".join(lines) + "\n")
+
+
+def _run(experiment: Experiment) -> None:
+    from lhotse import CutSet
+
+    model_path, tokens_path = experiment.lang_dir / "bpe.model", experiment.lang_dir / "tokens.txt"
+    if model_path.is_file() and tokens_path.is_file():
+        log.info("skip: %s is complete", experiment.lang_dir)
+        return
+    texts: list[str] = []
+    for corpus in experiment.config.data.corpora:
+        manifest = experiment.manifests_dir / f"{corpus}_train.jsonl.gz"
+        if not manifest.is_file():
+            raise ValueError(f"{manifest} does not exist: run stage 1, which makes it")
+        texts += [
+            supervision.text or ""
+            for cut in CutSet.from_jsonl_lazy(manifest)
+            for supervision in cut.supervisions
+        ]
+    model = train_tokenizer(texts, experiment.config.data.vocab_size)
+    with atomic.atomic_path(model_path) as temporary:
+        temporary.write_bytes(model)
+    tokenizer = Tokenizer(model)
+    write_tokens(tokenizer, tokens_path)
+    write_provenance(experiment, "tokenizer", vocab_size=tokenizer.vocab_size)
+    log.info("%d tokens from %d sentences -> %s", tokenizer.vocab_size, len(texts), tokens_path)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, _run)
