@@ -84,6 +84,7 @@ class ScaledAdam(Optimizer):
             "size_update_period": size_update_period,
             "clipping_update_period": clipping_update_period,
         }
+        self._stacks: list[list[list[Tensor]]] = []  # by group, made at its first step
         super().__init__(params, defaults)
 
     @overload
@@ -107,13 +108,14 @@ class ScaledAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
+        for group in self.param_groups[len(self._stacks) :]:
+            self._stacks.append(_stacks(group["params"]))
+        for group, stacks in zip(self.param_groups, self._stacks, strict=True):
+            self._step_group(group, stacks)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: dict[str, Any], stacks: list[list[Tensor]]) -> None:
         """Update one group; `torch._foreach_*` runs one operation over all of its stacks."""
-        stacks = _stacks(group["params"])
         values = [torch.stack(tensors) for tensors in stacks]
         grads = [_stacked_grad(tensors) for tensors in stacks]
         states = [self.state[tensors[0]] for tensors in stacks]
