@@ -113,8 +113,8 @@ def transducer_loss(
     # Sums over hundreds of frames: always in full precision.
     with torch.autocast(encoder_out.device.type, enabled=False):
         simple, (px_grad, py_grad) = functions.rnnt_loss_smoothed(
-            lm=lm.float(),
-            am=am.float(),
+            lm=rnnt.full_precision(lm),
+            am=rnnt.full_precision(am),
             symbols=tokens,
             termination_symbol=BLANK,
             lm_only_scale=lm_scale,
@@ -138,7 +138,7 @@ def transducer_loss(
     logits = model.joiner(am_pruned, lm_pruned, project_input=False)  # (N, T, R, V)
     with torch.autocast(encoder_out.device.type, enabled=False):
         pruned = functions.rnnt_loss_pruned(
-            logits=logits.float(),
+            logits=rnnt.full_precision(logits),
             symbols=tokens,
             ranges=ranges,
             termination_symbol=BLANK,
@@ -160,7 +160,7 @@ def _ctc_loss(
     """Summed CTC loss; an utterance with too few frames for its tokens counts as zero."""
     if model.ctc_output is None:
         return None
-    log_probs: Tensor = model.ctc_output(encoder_out.float())
+    log_probs: Tensor = model.ctc_output(rnnt.full_precision(encoder_out))
     return torch.nn.functional.ctc_loss(
         log_probs.transpose(0, 1),
         tokens,

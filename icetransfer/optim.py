@@ -310,8 +310,8 @@ class Eden:
 
     def factor(self) -> float:
         """What the base rate is multiplied with at the current batch and epoch."""
-        decay = ((self.batch / self.lr_batches) ** 2 + 1) ** -0.25
-        decay *= ((self.epoch / self.lr_epochs) ** 2 + 1) ** -0.25
+        batches, epochs = self.batch / self.lr_batches, self.epoch / self.lr_epochs
+        decay: float = ((batches**2 + 1) * (epochs**2 + 1)) ** -0.25
         return decay * _warmup(self.batch, self.warmup_batches, self.warmup_start)
 
     def step_batch(self, batch: int) -> None:

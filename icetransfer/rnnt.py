@@ -17,11 +17,11 @@ sequence n. None means that every sequence fills it.
 """
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 RnntType = Literal["regular", "modified"]
 Reduction = Literal["none", "mean", "sum"]
@@ -222,7 +222,7 @@ def rnnt_loss_pruned(
     # Position S has no symbol to emit; the blank stands in and is cut off below.
     padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
     targets = padded.unsqueeze(1).expand(-1, logits.shape[1], -1).gather(2, ranges)
-    symbol, blank = _PickLogProbs.apply(_full_precision(logits), targets, termination_symbol)
+    symbol, blank = _PickLogProbs.apply(full_precision(logits), targets, termination_symbol)
 
     outside = symbol.new_full((*symbol.shape[:2], S + 1), NEG_INF)
     px = outside.scatter(2, ranges, symbol)[:, :, :S].transpose(1, 2)
@@ -273,8 +273,8 @@ class _LatticeScore(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx,
+    def forward(
+        ctx: Any,
         px: Tensor,
         py: Tensor,
         boundary: Tensor,
@@ -288,7 +288,7 @@ class _LatticeScore(torch.autograd.Function):
             `rnnt_loss_smoothed` returns them, else None.
         """
         N, S, T = px.shape
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]  # type: ignore[attr-defined]
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         emitted, frames = boundary[:, 2], boundary[:, 3]
         # No symbol after the last frame: there the regular lattice has only its end.
         over = torch.arange(T, device=px.device) >= frames.view(N, 1, 1)
@@ -313,12 +313,10 @@ class _LatticeScore(torch.autograd.Function):
         return scores, px_grad_out, py_grad_out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad_scores: Tensor, *_: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, grad_scores: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the occupation probabilities."""
-        px_grad, py_grad = ctx.saved_tensors  # type: ignore[attr-defined]
+        px_grad, py_grad = ctx.saved_tensors
         scale = grad_scores.view(-1, 1, 1)
         return px_grad * scale, py_grad * scale, None, None, None
 
@@ -383,12 +381,10 @@ class _PickLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, logits: Tensor, targets: Tensor, blank: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
         """Take logits (N, T, R, V) and targets (N, T, R); return two (N, T, R)."""
         ctx.save_for_backward(logits, targets)
-        ctx.blank = blank  # type: ignore[attr-defined]
+        ctx.blank = blank
         picked, blanks = torch.empty((2, *targets.shape), dtype=logits.dtype, device=logits.device)
         for n in range(len(logits)):
             log_probs = logits[n].log_softmax(dim=-1)
@@ -397,18 +393,16 @@ class _PickLogProbs(torch.autograd.Function):
         return picked, blanks
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad_target: Tensor, grad_blank: Tensor
-    ) -> tuple[Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad_target: Tensor, grad_blank: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of log softmax, the two picks at once."""
-        logits, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        logits, targets = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
         total = -(grad_target + grad_blank).unsqueeze(-1)
         for n in range(len(logits)):
             torch.mul(logits[n].softmax(dim=-1), total[n], out=grad[n])
         grad.scatter_add_(-1, targets.unsqueeze(-1), grad_target.unsqueeze(-1))
-        grad[..., ctx.blank] += grad_blank  # type: ignore[attr-defined]
+        grad[..., ctx.blank] += grad_blank
         return grad, None, None
 
 
@@ -426,7 +420,7 @@ def _additive_log_probs(
     (arXiv:2206.13236, eq. 9), so that no (N, T, S, V) tensor is built.
     """
     S = symbols.shape[1]
-    lm, am = _full_precision(lm).log_softmax(dim=-1), _full_precision(am).log_softmax(dim=-1)
+    lm, am = full_precision(lm).log_softmax(dim=-1), full_precision(am).log_softmax(dim=-1)
     lm_probs, am_probs = lm.exp(), am.exp()
     tiny = torch.finfo(lm.dtype).tiny
 
@@ -486,7 +480,7 @@ def _minimum_of_the_rest(values: Tensor) -> Tensor:
     return values.flip(1).cummin(dim=1).values.flip(1)
 
 
-def _full_precision(x: Tensor) -> Tensor:
+def full_precision(x: Tensor) -> Tensor:
     """Losses are summed over hundreds of frames: half precision is widened to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
