@@ -382,7 +382,7 @@ def build_transducer(dims: TransducerDims, seed: int = 0) -> TransducerModel:
 SIZES: dict[str, TransducerDims] = {
     # For the mini preset: trains within minutes on one core.
     "tiny": TransducerDims(
-        num_encoder_layers=(1, 1, 2, 2, 1),
+        num_encoder_layers=(1, 1, 1, 1, 1),
         downsampling_factor=(1, 2, 4, 8, 4),
         encoder_dim=(48, 64, 80, 96, 80),
         feedforward_dim=(96, 128, 192, 256, 192),
@@ -392,8 +392,8 @@ SIZES: dict[str, TransducerDims] = {
         pos_head_dim=(4, 4, 4, 4, 4),
         cnn_module_kernel=(15, 15, 15, 15, 15),
         vocab_size=500,
-        decoder_dim=96,
-        joiner_dim=96,
+        decoder_dim=64,
+        joiner_dim=64,
         pos_dim=24,
         subsampling_channels=(4, 16, 32),
         use_ctc=True,
