@@ -42,31 +42,35 @@ def update_averaged_model(
 def average_range(start: Mapping[str, Any], end: Mapping[str, Any]) -> StateDict:
     """The average of the weights between two checkpoints, from their running averages.
 
-    With a the running average after n steps, n_end * a_end - n_start * a_start is the sum over
-    the steps between.
+    With a_n the running average after n steps, n * a_n is the sum of the models seen until then
+    (times the period), so that the difference of two such sums is the sum over the steps between.
 
     Args:
-        start: a checkpoint with `model_avg` and `batch_idx_train`; itself not in the range.
+        start: a checkpoint with `model_avg`, `batch_idx_train` and `average_period`; itself not in
+            the range.
         end: a later one of the same run.
 
     Returns:
         The average in the types of `end`'s model_avg.
 
     Raises:
-        ValueError: a key is absent, the models differ, or `end` is not later than `start`.
+        ValueError: a key is absent, the models differ, or no model was seen between the two.
     """
     for which, checkpoint in (("first", start), ("last", end)):
-        for key in ("model_avg", "batch_idx_train"):
+        for key in ("model_avg", "batch_idx_train", "average_period"):
             if checkpoint.get(key) is None:
                 raise ValueError(
-                    f"averaging over a range: the {which} checkpoint has no {key}; take checkpoints "
+                    f"averaging over a range: the {which} checkpoint has no {key}; take files "
                     f"written while training, or average several `model`s instead"
                 )
-    start_step, end_step = start["batch_idx_train"], end["batch_idx_train"]
+    period = end["average_period"]
+    # The running average changes every `period` steps only.
+    start_step, end_step = (c["batch_idx_train"] // period * period for c in (start, end))
     if not end_step > start_step:
         raise ValueError(
-            f"averaging over a range: the last checkpoint is of step {end_step}, the first of step "
-            f"{start_step}; expected a later one"
+            f"averaging over a range: no model was averaged between step "
+            f"{start['batch_idx_train']} of the first checkpoint and {end['batch_idx_train']} of "
+            f"the last (one in {period} steps is); expected a later last checkpoint"
         )
     weight = end_step / (end_step - start_step)
     return _average([(start["model_avg"], 1 - weight), (end["model_avg"], weight)])
