@@ -47,13 +47,13 @@ class Batch:
     seconds: float
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with features and tokens on the device; lengths stay on the CPU."""
-        if device.type == "cpu":
-            return self
+        """The batch with all tensors on the device."""
         return replace(
             self,
             features=self.features.to(device, non_blocking=True),
+            feature_lens=self.feature_lens.to(device, non_blocking=True),
             tokens=self.tokens.to(device, non_blocking=True),
+            token_lens=self.token_lens.to(device, non_blocking=True),
         )
 
 
@@ -100,7 +100,9 @@ class Collator:
     def __call__(self, cuts: Sequence[Cut]) -> Batch:
         """Loads the features and encodes the text of some cuts."""
         features = [torch.from_numpy(cut.load_features()) for cut in cuts]
-        tokens = [torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts]
+        tokens = [
+            torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts
+        ]
         return Batch(
             features=torch.nn.utils.rnn.pad_sequence(features, True, padding_value=PADDING),
             feature_lens=torch.tensor([len(matrix) for matrix in features]),

@@ -1,0 +1,195 @@
+"""Stage 5: the model that training starts from -> exp/init.pt and exp/transfer.json.
+
+The encoder and its front end come from an EN or ML checkpoint; decoder, joiner and the other
+projections start anew for the new vocabulary.  `transfer.json` says for every parameter whether it
+was loaded or re-initialised, and what of the base checkpoint was left out.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from icetransfer import atomic
+from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.config import Config
+from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BASE_MODELS = Path(__file__).with_name("base_models.yaml")
+
+LOADED, REINITIALISED = "loaded", "reinitialised"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A checkpoint to start from."""
+
+    name: str
+    path: Path
+    facts: dict[str, Any]
+
+
+def find_base_model(config: Config, key: str) -> BaseModel:
+    """The checkpoint that the config names for "en" or "ml": an entry of the list, or a .pt file.
+
+    Raises:
+        ValueError: nothing is named, the name is unknown, or the file is not there.
+    """
+    where = f"transfer.base_models.{key}"
+    name = dict(config.transfer.base_models).get(key)  # type: ignore[call-overload]
+    if name is None:
+        raise ValueError(f"{where} is not set: name a base model or a path to a .pt file")
+    known: dict[str, dict[str, Any]] = yaml.safe_load(BASE_MODELS.read_text(encoding="utf-8"))
+    if name in known:
+        base = BaseModel(name, REPOSITORY / known[name]["path"], known[name])
+    elif name.endswith(".pt"):
+        base = BaseModel(Path(name).stem, Path(name), {})
+    else:
+        raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
+    if not base.path.is_file():
+        get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
+        raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+    return base
+
+
+def transfer(
+    model: TransducerModel, base: Mapping[str, Tensor], parts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Copies the parts of a base checkpoint into a fresh model.
+
+    Args:
+        model: changed in place.
+        base: the base checkpoint's state_dict.
+        parts: names of the submodules to load; all of each must fit.
+
+    Returns:
+        The account of `transfer.json`: `groups` (submodule -> fate -> tensors and parameters),
+        `parameters` (name -> fate, count, shape) and `left_out` (base entries not used).
+
+    Raises:
+        ValueError: an entry inside the parts is missing, superfluous or of another shape.
+    """
+    own = model.state_dict()
+    wanted = {name for name in own if name.split(".")[0] in parts}
+    offered = {name for name in base if name.split(".")[0] in parts}
+    if problems := _mismatches(own, base, wanted, offered):
+        raise ValueError(
+            f"the base checkpoint does not fit the parts {list(parts)}, {len(problems)} entries, "
+            f"such as: {'; '.join(problems[:3])}. Is it another model family or another size?"
+        )
+    if not wanted or any(not any(n.startswith(f"{part}.") for n in wanted) for part in parts):
+        raise ValueError(f"nothing to load: transfer.parts={list(parts)} matches no parameter")
+    model.load_state_dict({name: base[name] for name in wanted}, strict=False)
+    return account(model, wanted, base)
+
+
+def _mismatches(
+    own: Mapping[str, Tensor], base: Mapping[str, Tensor], wanted: set[str], offered: set[str]
+) -> list[str]:
+    missing = [f"{name} is missing" for name in sorted(wanted - offered)]
+    extra = [f"{name} has no place in the model" for name in sorted(offered - wanted)]
+    shapes = [
+        f"{name} is {tuple(base[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(wanted & offered)
+        if base[name].shape != own[name].shape
+    ]
+    return missing + extra + shapes
+
+
+def account(model: TransducerModel, loaded: set[str], base: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What became of every parameter of the model and every entry of the base checkpoint."""
+    own = model.state_dict()
+    fates = {name: LOADED if name in loaded else REINITIALISED for name in own}
+    left_out = {name: list(base[name].shape) for name in base if name not in loaded}
+    groups: dict[str, dict[str, dict[str, int]]] = {}
+    entries = [(name, fates[name], own[name].numel()) for name in own]
+    entries += [(name, "left_out", base[name].numel()) for name in left_out]
+    for name, fate, count in entries:
+        group = groups.setdefault(name.split(".")[0], {})
+        totals = group.setdefault(fate, {"tensors": 0, "parameters": 0})
+        totals["tensors"] += 1
+        totals["parameters"] += count
+    return {
+        "groups": groups,
+        "parameters": {
+            name: {"fate": fates[name], "count": own[name].numel(), "shape": list(own[name].shape)}
+            for name in own
+        },
+        "left_out": left_out,
+    }
+
+
+def make_init(config: Config, vocab_size: int) -> tuple[TransducerModel, dict[str, Any]]:
+    """Builds the model of `init=` and the account of where its weights came from.
+
+    Raises:
+        ValueError: the base model is not there or does not fit.
+    """
+    section = config.transfer
+    facts: dict[str, Any] | None = None
+    base: dict[str, Tensor] = {}
+    if config.init == "random" and section.size is not None:
+        if section.size not in SIZES:
+            raise ValueError(f"transfer.size={section.size} is not one of {sorted(SIZES)}")
+        dims = SIZES[section.size]
+    else:
+        source = find_base_model(config, "en" if config.init == "random" else config.init)
+        dims, base, _ = read_checkpoint(source.path)
+        facts = {
+            "name": source.name,
+            "path": str(source.path),
+            "sha256": sha256(source.path),
+            **{key: value for key, value in source.facts.items() if key != "path"},
+        }
+    model = build_transducer(_adapted(dims, config, vocab_size), seed=config.seed)
+    if config.init == "random":
+        report = account(model, set(), {})
+    else:
+        report = transfer(model, base, section.parts)
+    what = "dimensions only" if config.init == "random" else "weights and dimensions"
+    return model, {
+        "init": config.init,
+        "seed": config.seed,
+        "base_model": facts and {**facts, "used_for": what},
+        "parts": [] if config.init == "random" else list(section.parts),
+        "vocab_size": vocab_size,
+        **report,
+    }
+
+
+def _adapted(dims: TransducerDims, config: Config, vocab_size: int) -> TransducerDims:
+    return dataclasses.replace(
+        dims,
+        vocab_size=vocab_size,
+        use_ctc=config.transfer.ctc,
+        chunk_sizes=config.train.chunk_sizes,
+        left_context_frames=config.train.left_context_frames,
+    )
+
+
+def _run(experiment: Experiment) -> None:
+    report_path = experiment.dir / "transfer.json"
+    if experiment.init_checkpoint.is_file() and report_path.is_file():
+        log.info("skip: %s is complete", experiment.init_checkpoint)
+        return
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    model, report = make_init(experiment.config, tokenizer.vocab_size)
+    save_checkpoint(experiment.init_checkpoint, model)
+    atomic.write_text(report_path, json.dumps(report, indent=1) + "\n")
+    write_provenance(experiment, "transfer", init_sha256=sha256(experiment.init_checkpoint))
+    for group, fates in report["groups"].items():
+        for fate, totals in fates.items():
+            log.info("%-16s %-14s %9d parameters", group, fate, totals["parameters"])
+    log.info("-> %s", experiment.init_checkpoint)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, _run)
