@@ -27,6 +27,7 @@ RnntType = Literal["regular", "modified"]
 Reduction = Literal["none", "mean", "sum"]
 
 NEG_INF = float("-inf")
+LEAST_PROB = 1e-30  # its reciprocal, a gradient, can still be summed in float32
 
 
 def rnnt_loss_smoothed(
@@ -422,13 +423,12 @@ def _additive_log_probs(
     S = symbols.shape[1]
     lm, am = full_precision(lm).log_softmax(dim=-1), full_precision(am).log_softmax(dim=-1)
     lm_probs, am_probs = lm.exp(), am.exp()
-    tiny = torch.finfo(lm.dtype).tiny
 
     lm_symbol = lm[:, :S].gather(2, symbols.unsqueeze(2))  # (N, S, 1)
     am_symbol = am.gather(2, symbols.unsqueeze(1).expand(-1, am.shape[1], -1)).transpose(1, 2)
     lm_blank, am_blank = lm[:, :, blank].unsqueeze(2), am[:, :, blank].unsqueeze(1)
 
-    both = (lm_probs @ am_probs.transpose(1, 2) + tiny).log()  # (N, S+1, T)
+    both = _safe_log(lm_probs @ am_probs.transpose(1, 2))  # (N, S+1, T)
     both_scale = 1.0 - lm_only_scale - am_only_scale
     px = both_scale * (am_symbol + lm_symbol - both[:, :S])
     py = both_scale * (am_blank + lm_blank - both)
@@ -436,12 +436,17 @@ def _additive_log_probs(
         px = px + lm_only_scale * lm_symbol
         py = py + lm_only_scale * lm_blank
     if am_only_scale != 0.0:
-        unigram = lm_probs.mean(dim=(0, 1)) + tiny  # (V,), padding included as in k2
-        normaliser = (am_probs @ unigram).log().unsqueeze(1)  # (N, 1, T)
-        log_unigram = unigram.log()
+        unigram = lm_probs.mean(dim=(0, 1))  # (V,), padding included as in k2
+        normaliser = _safe_log(am_probs @ unigram).unsqueeze(1)  # (N, 1, T)
+        log_unigram = _safe_log(unigram)
         px = px + am_only_scale * (am_symbol + log_unigram[symbols].unsqueeze(2) - normaliser)
         py = py + am_only_scale * (am_blank + log_unigram[blank] - normaliser)
     return px, py
+
+
+def _safe_log(probs: Tensor) -> Tensor:
+    """The logarithm, with a floor below which the gradient is zero rather than infinite."""
+    return probs.clamp(min=LEAST_PROB).log()
 
 
 def _penalise_delay(px: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor:
