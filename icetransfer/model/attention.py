@@ -24,8 +24,8 @@ MASKED_SCORE = -1000.0
 class CompactRelPositionalEncoding(nn.Module):
     """Encoding of relative positions with most of its resolution near zero.
 
-    The offset is squeezed by a signed logarithm and then by an arc tangent into (-pi/2, pi/2), and a
-    Fourier basis of that angle is returned; the last channel is 1, so that the projection has a bias.
+    The offset is squeezed by a signed logarithm and then by an arc tangent into (-pi/2, pi/2), and
+    a Fourier basis of that angle is returned; the last channel is 1, as a bias for the projection.
 
     Args:
         dim: E.

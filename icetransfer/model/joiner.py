@@ -1,7 +1,7 @@
 """The joiner: adds encoder and decoder in a common space and scores the vocabulary.
 
-Shapes: `(..., C)` any leading dimensions (in training N, T4 and the pruned range), C encoder channels,
-D decoder channels, J joiner channels, V vocabulary.
+Shapes: `(..., C)` any leading dimensions (in training N, T4 and the pruned range), C encoder
+channels, D decoder channels, J joiner channels, V vocabulary.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 Shapes: N batch, T frames, C channels; `(..., C)` means any leading dimensions.
 
-The maths is that of the Zipformer paper (arXiv:2310.11230): SwooshR and SwooshL (eq. 4, 5), BiasNorm
-(eq. 3), and the Balancer and Whitener of its appendix. Balancers and whiteners are the identity in
-the forward pass; they only nudge gradients, in training mode, on the fraction of steps on which they
-fire.
+The maths is that of the Zipformer paper (arXiv:2310.11230): SwooshR and SwooshL (eq. 4 and 5),
+BiasNorm (eq. 3), and the Balancer and Whitener of its appendix. Balancers and whiteners are the
+identity in the forward pass; they only nudge gradients, in training mode, on the fraction of steps
+on which they fire.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 SWOOSH_SLOPE = 0.08
 SWOOSH_R = (1.0, 0.313261687)  # shift and offset: SwooshR(0) = 0
 SWOOSH_L = (4.0, 0.035)
+SWOOSH_MAX = 80.0  # exp() of this is still a float32
+SWOOSH_BLOCK = 131072  # values (512 KB) that a core's cache holds with their results
 
 
 def is_exporting() -> bool:
@@ -30,7 +34,7 @@ class ScheduledFloat(nn.Module):
     """A number that follows the count of training batches along straight lines.
 
     Args:
-        points: (batch count, value) pairs in rising order; flat before the first and after the last.
+        points: (batch count, value) pairs in rising order; flat beyond both ends.
     """
 
     def __init__(self, *points: tuple[float, float]) -> None:
@@ -44,7 +48,7 @@ class ScheduledFloat(nn.Module):
         if count <= points[0][0]:
             self.value = points[0][1]
             return
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
             if count < x1:
                 self.value = y0 + (y1 - y0) * (count - x0) / (x1 - x0)
                 return
@@ -58,37 +62,78 @@ class ScheduledFloat(nn.Module):
 def set_batch_count(model: nn.Module, count: float) -> None:
     """Tell every scheduled regulariser in `model` how many batches have been trained on.
 
-    A fine-tuning run that starts from trained weights passes a large count (say, 50000) to begin with
-    the mild values at the schedules' ends.
+    A fine-tuning run that starts from trained weights passes a large count (say, 50000) to begin
+    with the mild values at the schedules' ends.
     """
     for module in model.modules():
         if isinstance(module, ScheduledFloat):
             module.set_batch_count(count)
 
 
-class _Swoosh(torch.autograd.Function):
-    """log(1 + exp(x - shift)) - 0.08 x - offset, keeping only its input for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
-        shifted = x - shift
-        out = F.softplus(shifted)
-        out.sub_(shifted, alpha=SWOOSH_SLOPE).sub_(offset + SWOOSH_SLOPE * shift)
-        ctx.save_for_backward(shifted)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (shifted,) = ctx.saved_tensors
-        grad_x = torch.ops.aten.softplus_backward(grad, shifted, 1, 20)
-        return grad_x.sub_(grad, alpha=SWOOSH_SLOPE), None, None
-
-
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """Swoosh activation, log(1 + exp(x - shift)) - 0.08 x - offset (paper, eq. 4 and 5)."""
     if is_exporting():
         return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
-    return _Swoosh.apply(x, shift, offset)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Swoosh.apply(x, shift, offset)
+    return _swoosh_and_slope(x, shift, offset, with_slope=False)[0]
+
+
+class _Swoosh(torch.autograd.Function):
+    """Swoosh that keeps its derivative, so that the backward pass is one multiplication."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
+        out, slope = _swoosh_and_slope(x, shift, offset, with_slope=True)
+        ctx.save_for_backward(slope)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
+
+
+def _swoosh_and_slope(
+    x: Tensor, shift: float, offset: float, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Swoosh of `x` and its derivative, in few passes over blocks that stay in the cache.
+
+    One exponential, e = exp(x), gives both: with k = exp(-offset), log(k + k exp(-shift) e) is
+    softplus(x - shift) - offset, and the reciprocal of the argument gives the derivative. Where
+    exp(x) would overflow, softplus is linear; the part of x above the limit is added back as it is.
+    The error is that of a few roundings of x, below what softplus itself costs three times as much
+    to avoid.
+    """
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    x = x if channels_last else x.contiguous()
+    flat = _flat(x)
+    out = torch.empty_like(x)
+    slope = torch.empty_like(x) if with_slope else out
+    block = SWOOSH_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else flat.numel()
+    block = max(1, min(block, flat.numel()))
+    scratch = [flat.new_empty(block), flat.new_empty(0 if with_slope else block)]
+    k = math.exp(-offset)
+    one = torch.tensor(k, dtype=x.dtype, device=x.device)
+    high_slope = torch.full_like(one, 1.0 - SWOOSH_SLOPE)
+    for x_part, out_part, slope_part in zip(
+        flat.split(block), _flat(out).split(block), _flat(slope).split(block), strict=True
+    ):
+        size = x_part.numel()
+        low, e = scratch[0][:size], slope_part if with_slope else scratch[1][:size]
+        torch.clamp_max(x_part, SWOOSH_MAX, out=low)
+        torch.exp(low, out=e)
+        torch.add(one, e, alpha=k * math.exp(-shift), out=e)
+        torch.log(e, out=out_part)
+        out_part.add_(x_part, alpha=1.0 - SWOOSH_SLOPE).sub_(low)
+        if with_slope:
+            torch.sub(high_slope, e.reciprocal_(), alpha=k, out=e)
+    return out, slope
+
+
+def _flat(x: Tensor) -> Tensor:
+    """View dense `x` as one row in memory order."""
+    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
 
 
 class SwooshR(nn.Module):
@@ -179,16 +224,17 @@ class _BiasNorm(torch.autograd.Function):
 
 class _BalancerGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, balancer: Balancer, channel_dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, balancer: Balancer) -> Tensor:
         ctx.save_for_backward(x)
         ctx.balancer = balancer
-        ctx.channel_dim = channel_dim
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return ctx.balancer.adjust(x, grad, ctx.channel_dim), None, None
+        dim = ctx.balancer.channel_dim
+        adjusted = ctx.balancer.adjust(x.movedim(dim, -1), grad.movedim(dim, -1))
+        return adjusted.movedim(-1, dim), None
 
 
 class Balancer(nn.Module):
@@ -208,6 +254,7 @@ class Balancer(nn.Module):
     """
 
     GRAD_SHARE = 0.04  # size of the push, relative to the mean absolute gradient of the channel
+    SAMPLED_FRAMES = 4096
 
     def __init__(
         self,
@@ -228,20 +275,27 @@ class Balancer(nn.Module):
         """Return `x` itself; sometimes with a gradient hook in training."""
         if not (self.training and x.requires_grad) or not fires(self.prob.value):
             return x
-        return _BalancerGrad.apply(x, self, self.channel_dim)
+        return _BalancerGrad.apply(x, self)
 
-    def adjust(self, x: Tensor, grad: Tensor, channel_dim: int) -> Tensor:
-        """Add the pushes for `x` to `grad`, both with channels at `channel_dim`."""
-        dims = [d for d in range(x.dim()) if d != channel_dim % x.dim()]
-        positive = (x > 0).float().mean(dim=dims, keepdim=True)
-        mean_abs = x.abs().mean(dim=dims, keepdim=True)
+    def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Add the pushes for `x` (..., C) to `grad` of the same shape."""
+        # A sample of the frames tells enough about a channel.
+        step = max(1, x.numel() // x.size(-1) // self.SAMPLED_FRAMES)
+        sample = x.reshape(-1, x.size(-1))[::step]
+        positive = (sample > 0).to(x.dtype).mean(dim=0)
+        mean_abs = sample.abs().mean(dim=0)
         # +1 asks for larger values, -1 for smaller ones (descent moves against the gradient).
-        shift = (positive < self.min_positive).float() - (positive > self.max_positive).float()
-        grow = (mean_abs < self.min_abs).float() - (mean_abs > self.max_abs).float()
-        if not bool((shift.abs() + grow.abs()).any()):
-            return grad
-        size = self.GRAD_SHARE * grad.abs().mean(dim=dims, keepdim=True)
-        return grad - size * (shift + grow * x.sign())
+        shift = _beyond(positive, self.min_positive, self.max_positive)
+        grow = _beyond(mean_abs, self.min_abs, self.max_abs)
+        size = self.GRAD_SHARE * grad.reshape(-1, x.size(-1))[::step].abs().mean(dim=0)
+        if grow.any():
+            grad = torch.addcmul(grad, x.sign(), size * grow, value=-1.0)
+        return grad - size * shift if shift.any() else grad
+
+
+def _beyond(x: Tensor, low: float, high: float) -> Tensor:
+    """1 where `x` is below `low`, -1 where it is above `high`, else 0."""
+    return (x < low).to(x.dtype) - (x > high).to(x.dtype)
 
 
 class _WhitenGrad(torch.autograd.Function):
@@ -261,8 +315,8 @@ class Whiten(nn.Module):
     """Discourages a covariance with few large eigenvalues (the paper's appendix on the Whitener).
 
     The measure is C tr(S^2) / tr(S)^2 for the covariance S of the channels: 1 for a multiple of the
-    identity, C when one direction holds everything. Beyond `limit` its gradient is added, scaled to a
-    small share of the size of the incoming one.
+    identity, C when one direction holds everything. Beyond `limit` its gradient is added, scaled to
+    a small share of the size of the incoming one.
 
     Args:
         limit: the measure above which it acts.
@@ -283,11 +337,11 @@ class Whiten(nn.Module):
         return _WhitenGrad.apply(x, self)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Add the gradient of the whitening measure of `x` (..., C) to `grad` where it is too high."""
+        """Add the gradient of the measure of `x` (..., C) to `grad` if it is too high."""
         with torch.enable_grad():
             flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
             measure = whitening_measure(flat)
-            if float(measure) <= self.limit:
+            if measure.item() <= self.limit:
                 return grad
             (penalty,) = torch.autograd.grad(measure, flat)
         scale = self.GRAD_SHARE * grad.norm() / (penalty.norm() + 1.0e-20)

@@ -1,6 +1,10 @@
 """The convolutional front end: 100 Hz features to 50 Hz embeddings.
 
-Shapes: N batch, T feature frames (10 ms), T2 = (T-7)//2 (20 ms), F = 80 mel bins, C channels, D output.
+Shapes: N batch, T feature frames (10 ms), T2 = (T-7)//2 (20 ms), F = 80 mel bins, F' = 19 after
+the convolutions, C channels, D output channels.
+
+Images are kept channels-last in memory: torch's depthwise and strided convolutions are then several
+times faster on a CPU, above all backwards, and pointwise ones are plain matrix products.
 """
 
 from __future__ import annotations
@@ -9,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model.scaling import Balancer, BiasNorm, ScheduledFloat, SwooshL, SwooshR, Whiten
+from icetransfer.model.scaling import (
+    Balancer,
+    BiasNorm,
+    ScheduledFloat,
+    SwooshL,
+    SwooshR,
+    Whiten,
+    is_exporting,
+)
 
 FEATURE_DIM = 80
 # A chunk of c embeddings needs 2c + WINDOW_EXTRA features: 7 lost to the first convolutions and 3
@@ -72,7 +84,7 @@ class ConvNeXt(nn.Module):
 
 
 class Conv2dSubsampling(nn.Module):
-    """Three 3x3 convolutions (time / 2, frequency / 4), a ConvNeXt block, a linear map and BiasNorm.
+    """Three 3x3 convolutions (time / 2, frequency / 4), ConvNeXt, a linear map and BiasNorm.
 
     The front end does not know lengths: the last embeddings of a short utterance see its padding.
 
@@ -105,7 +117,7 @@ class Conv2dSubsampling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (N, T, F) to embeddings (N, T2, D)."""
-        x = self.convnext(self.conv(features.unsqueeze(1)))
+        x = self.convnext(self._convolve(features))
         return F.dropout(self._project(x), self.dropout.value, self.training)
 
     def streaming_forward(self, features: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +130,7 @@ class Conv2dSubsampling(nn.Module):
         Returns:
             Embeddings (N, c, D) and the next cache.
         """
-        x, cache = self.convnext.streaming_forward(self.conv(features.unsqueeze(1)), cache)
+        x, cache = self.convnext.streaming_forward(self._convolve(features), cache)
         return self._project(x), cache
 
     def initial_cache(self, batch_size: int) -> Tensor:
@@ -127,6 +139,18 @@ class Conv2dSubsampling(nn.Module):
         weight = self.out.weight
         return weight.new_zeros(batch_size, channels, CONVNEXT_SIDE, self.out_freq)
 
+    def _convolve(self, features: Tensor) -> Tensor:
+        image = features.unsqueeze(1)
+        if not is_exporting():
+            image = image.to(memory_format=torch.channels_last)
+        return self.conv(image)
+
     def _project(self, x: Tensor) -> Tensor:
-        x = self.out(x.transpose(1, 2).flatten(2))
+        """Map (N, C, T2, F') to (N, T2, D)."""
+        if is_exporting():
+            x = self.out(x.transpose(1, 2).flatten(2))
+        else:
+            # The checkpoint's weight runs over (C, F'), the image in memory over (F', C).
+            weight = self.out.weight.unflatten(1, (-1, self.out_freq)).transpose(1, 2).flatten(1)
+            x = F.linear(x.permute(0, 2, 3, 1).flatten(2), weight, self.out.bias)
         return self.out_norm(self.out_whiten(x))

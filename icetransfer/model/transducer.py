@@ -46,7 +46,7 @@ class TransducerDims:
     """Everything that fixes the architecture, in the words of icefall's flags.
 
     The per-stack fields are tuples of one length, the number of stacks. `chunk_sizes` and
-    `left_context_frames` (50 Hz frames, -1 for all) are what training draws from; they fix no shape.
+    `left_context_frames` (50 Hz frames, -1 for all) are what training draws from, not shapes.
     """
 
     num_encoder_layers: tuple[int, ...]
@@ -126,10 +126,10 @@ class TransducerDims:
         below = max(chunk_size // step, 1) * step
         near = ", ".join(f"{c} ({c * FRAME_MS} ms)" for c in (below, below + step))
         raise ValueError(
-            f"chunk_size={chunk_size} ({chunk_size * FRAME_MS} ms) does not fit this model: it must "
-            f"be a multiple of {step} frames of {FRAME_MS} ms ({step * FRAME_MS} ms), the common "
-            f"multiple of its downsampling factors {self.downsampling_factor}, or -1 for offline; "
-            f"use for example {near}"
+            f"chunk_size={chunk_size} ({chunk_size * FRAME_MS} ms) does not fit this model: it "
+            f"must be a multiple of {step} frames of {FRAME_MS} ms ({step * FRAME_MS} ms), the "
+            f"common multiple of its downsampling factors {self.downsampling_factor}, or -1 for "
+            f"offline; use for example {near}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -330,8 +330,9 @@ class TransducerModel(nn.Module):
         expected = (state.batch_size, 2 * state.chunk_size + WINDOW_EXTRA, FEATURE_DIM)
         if tuple(features.shape) != expected:
             raise ValueError(
-                f"features have shape {tuple(features.shape)}; a chunk of {state.chunk_size} frames "
-                f"for {state.batch_size} streams reads {expected}: pad the end with log(1e-10)"
+                f"features have shape {tuple(features.shape)}; a chunk of {state.chunk_size} "
+                f"frames for {state.batch_size} streams reads {expected}; "
+                "pad the end with log(1e-10)"
             )
         out, tensors = self.streaming_forward(features, state.tensors(), feature_lens)
         return out, state.with_tensors(tensors)

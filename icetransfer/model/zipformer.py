@@ -148,31 +148,47 @@ class ChunkCausalDepthwiseConv(nn.Module):
         Returns:
             (N, T, C).
         """
-        x = x.transpose(1, 2)
-        frames = x.size(2)
-        causal = self.causal_conv(F.pad(x, (self.left, 0)))
+        frames = x.size(1)
+        causal = self._causal(F.pad(x, (0, 0, self.left, 0)))
         if chunk_size < 0 or chunk_size >= frames:
-            return (causal + self._chunkwise(x, frames)).transpose(1, 2)
-        chunks = F.pad(x, (0, -frames % chunk_size)).unflatten(2, (-1, chunk_size))
-        chunks = chunks.transpose(1, 2).flatten(0, 1)
-        chunks = self._chunkwise(chunks, chunk_size)
-        chunks = chunks.unflatten(0, (x.size(0), -1)).transpose(1, 2).flatten(2)
-        return (causal + chunks[:, :, :frames]).transpose(1, 2)
+            return causal + self._chunkwise(x.unsqueeze(1)).squeeze(1)
+        chunks = F.pad(x, (0, 0, 0, -frames % chunk_size)).unflatten(1, (-1, chunk_size))
+        return causal + self._chunkwise(chunks).flatten(1, 2)[:, :frames]
 
     def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve one chunk (N, T, C) after the cache (N, C, K // 2)."""
-        x = x.transpose(1, 2)
-        joined = torch.cat([cache, x], dim=2)
-        out = self.causal_conv(joined) + self._chunkwise(x, x.size(2))
-        return out.transpose(1, 2), joined[:, :, joined.size(2) - self.left :]
+        joined = torch.cat([cache.transpose(1, 2), x], dim=1)
+        out = self._causal(joined) + self._chunkwise(x.unsqueeze(1)).squeeze(1)
+        return out, joined[:, joined.size(1) - self.left :].transpose(1, 2)
 
-    def _chunkwise(self, chunks: Tensor, frames: int) -> Tensor:
-        """Symmetric convolution of (N, C, T) chunks, scaled near both edges."""
-        before, after = self.chunkwise_conv_scale
-        kernel = before.size(1)
-        # Padding and slicing rather than a choice by length, so that a traced graph fits any length.
-        edges = F.pad(before, (0, frames))[:, :frames] + F.pad(after, (frames, 0))[:, kernel:]
-        return self.chunkwise_conv(chunks) * (1.0 + edges)
+    def _causal(self, x: Tensor) -> Tensor:
+        """Convolve (N, K // 2 + T, C) to (N, T, C)."""
+        return depthwise_conv(x.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
+
+    def _chunkwise(self, chunks: Tensor) -> Tensor:
+        """Symmetric convolution of chunks (N, number, frames, C), scaled near both edges."""
+        frames = chunks.size(2)
+        before, after = self.chunkwise_conv_scale.transpose(1, 2)
+        kernel = before.size(0)
+        # Padding and slicing rather than a choice by length: a traced graph then fits any length.
+        edges = F.pad(before, (0, 0, 0, frames))[:frames] + F.pad(after, (0, 0, frames, 0))[kernel:]
+        return depthwise_conv(chunks, self.chunkwise_conv, padding=self.left) * (1.0 + edges)
+
+
+def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
+    """Run `conv` along the third dimension of (N, number, T, C).
+
+    As a 2-D convolution over an image that is channels-last in memory: no transposition, and
+    several times faster on a CPU than the 1-D one.
+    """
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        conv.weight.unsqueeze(2),
+        conv.bias,
+        padding=(0, padding),
+        groups=conv.groups,
+    )
+    return y.permute(0, 2, 3, 1)
 
 
 class ConvolutionModule(nn.Module):
