@@ -8,7 +8,7 @@ from icetransfer.config import SpecAugment
 
 
 def make_transform(section: SpecAugment) -> Transform | None:
-    """lhotse's transform with the config's settings, None when it is off."""
+    """The transform of lhotse with the config's settings, None when it is off."""
     if not section.enabled:
         return None
     return Transform(**section.model_dump(exclude={"enabled"}))

@@ -260,7 +260,9 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
     if cuts and not kept:
         raise ValueError(f"{corpus} {split}: none of its {len(cuts)} recordings can be read")
     write_manifest(kept, target)
-    log.info("%s %s: %d of %d cuts -> %s", corpus, split, len(kept), len(cuts) * len(speeds), target)
+    log.info(
+        "%s %s: %d of %d cuts -> %s", corpus, split, len(kept), len(cuts) * len(speeds), target
+    )
 
 
 def _run(experiment: Experiment) -> None:
