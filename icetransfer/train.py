@@ -95,8 +95,9 @@ class Meter:
         if not all(finite):
             step, ids, _ = self.steps[finite.index(False)]
             raise ValueError(
-                f"the loss is not finite at step {step}, on the batch of the cuts {', '.join(ids)}: "
-                f"look at these recordings, or lower train.lr; the checkpoints are from before"
+                f"the loss is not finite at step {step}, on the batch of the cuts "
+                f"{', '.join(ids)}: look at these recordings, or lower train.lr; the checkpoints "
+                f"are from before"
             )
 
     def means(self) -> dict[str, float]:
@@ -125,9 +126,12 @@ class Reporter:
         self._first, self._start = run.step, time.perf_counter()
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[now]}"),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._bar.add_task("train", total=self._total, completed=run.step, now="")
         self._bar.start()
 

@@ -80,7 +80,7 @@ class StreamingFbankConfig:
 
 
 @register_extractor
-class StreamingFbank(FeatureExtractor):
+class StreamingFbank(FeatureExtractor):  # type: ignore[misc]  # lhotse is untyped
     """`fbank` as a lhotse extractor."""
 
     name = "icetransfer-fbank"
@@ -113,7 +113,7 @@ def _open_shard(path: str) -> NDArray[np.float16]:
 
 
 @register_reader
-class ShardReader(FeaturesReader):
+class ShardReader(FeaturesReader):  # type: ignore[misc]
     """Reads a cut's rows from a shard, one array of many cuts' frames; the key is "first:last"."""
 
     name = "icetransfer-shard"

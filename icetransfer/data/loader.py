@@ -4,6 +4,7 @@ Legend: N batch, T feature frames (10 ms), S tokens.
 """
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -186,9 +187,11 @@ class TrainLoader:
         }
         sampler: DynamicBucketingSampler | SimpleCutSampler
         if buckets >= 2:
-            sampler = DynamicBucketingSampler(
-                CutSet.from_cuts(cuts), num_buckets=buckets, sync_buckets=False, **settings
-            )
+            with warnings.catch_warnings():  # that the cuts are in memory
+                warnings.simplefilter("ignore", UserWarning)
+                sampler = DynamicBucketingSampler(
+                    CutSet.from_cuts(cuts), num_buckets=buckets, sync_buckets=False, **settings
+                )
         else:
             sampler = SimpleCutSampler(CutSet.from_cuts(cuts), **settings)
         sampler.set_epoch(self.epoch)

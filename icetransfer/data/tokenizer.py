@@ -106,7 +106,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         if largest is None:
             raise
     log.warning(
-        "data.vocab_size=%d is more than the training text supports; using the largest possible, %s",
+        "data.vocab_size=%d is more than the training text supports; using the most it does, %s",
         vocab_size,
         largest[1],
     )
