@@ -378,30 +378,35 @@ class _PickLogProbs(torch.autograd.Function):
     """log softmax(logits) at one target and at the blank.
 
     Goes sequence by sequence, so that what is as large as the vocabulary stays in the cache, and
-    keeps nothing of that size for the backward pass but the logits themselves.
+    takes each exponential once.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, targets: Tensor, blank: int
+    ) -> tuple[Tensor, Tensor]:
         """Take logits (N, T, R, V) and targets (N, T, R); return two (N, T, R)."""
-        ctx.save_for_backward(logits, targets)
-        ctx.blank = blank
-        picked, blanks = torch.empty((2, *targets.shape), dtype=logits.dtype, device=logits.device)
+        exps = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        largest, sums = logits.new_empty((2, *logits.shape[:-1], 1))
         for n in range(len(logits)):
-            log_probs = logits[n].log_softmax(dim=-1)
-            picked[n] = log_probs.gather(-1, targets[n].unsqueeze(-1)).squeeze(-1)
-            blanks[n] = log_probs[..., blank]
-        return picked, blanks
+            torch.amax(logits[n], dim=-1, keepdim=True, out=largest[n])
+            torch.sub(logits[n], largest[n], out=exps[n]).exp_()
+            torch.sum(exps[n], dim=-1, keepdim=True, out=sums[n])
+        ctx.save_for_backward(exps, sums, targets)
+        ctx.blank = blank
+        normaliser = largest + sums.log()
+        picked = logits.gather(-1, targets.unsqueeze(-1)) - normaliser
+        blanks = logits[..., blank : blank + 1] - normaliser
+        return picked.squeeze(-1), blanks.squeeze(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_target: Tensor, grad_blank: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_target: Tensor, grad_blank: Tensor
+    ) -> tuple[Tensor, None, None]:
         """The gradient of log softmax, the two picks at once."""
-        logits, targets = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        total = -(grad_target + grad_blank).unsqueeze(-1)
-        for n in range(len(logits)):
-            torch.mul(logits[n].softmax(dim=-1), total[n], out=grad[n])
+        exps, sums, targets = ctx.saved_tensors
+        grad = exps * ((grad_target + grad_blank).unsqueeze(-1) / -sums)
         grad.scatter_add_(-1, targets.unsqueeze(-1), grad_target.unsqueeze(-1))
         grad[..., ctx.blank] += grad_blank
         return grad, None, None
@@ -420,24 +425,28 @@ def _additive_log_probs(
     The normaliser of am[t] + lm[s] over V is a matrix product of the two softmaxes
     (arXiv:2206.13236, eq. 9), so that no (N, T, S, V) tensor is built.
     """
-    S = symbols.shape[1]
-    lm, am = full_precision(lm).log_softmax(dim=-1), full_precision(am).log_softmax(dim=-1)
-    lm_probs, am_probs = lm.exp(), am.exp()
+    S, T = symbols.shape[1], am.shape[1]
+    lm, am = full_precision(lm), full_precision(am)
+    lm_max, am_max = (x.detach().amax(dim=-1, keepdim=True) for x in (lm, am))
+    lm_probs, am_probs = (lm - lm_max).exp(), (am - am_max).exp()  # up to a factor
 
     lm_symbol = lm[:, :S].gather(2, symbols.unsqueeze(2))  # (N, S, 1)
-    am_symbol = am.gather(2, symbols.unsqueeze(1).expand(-1, am.shape[1], -1)).transpose(1, 2)
-    lm_blank, am_blank = lm[:, :, blank].unsqueeze(2), am[:, :, blank].unsqueeze(1)
+    lm_blank = lm[:, :, blank].unsqueeze(2)
+    with_blank = torch.nn.functional.pad(symbols, (0, 1), value=blank)
+    am_token = am.gather(2, with_blank.unsqueeze(1).expand(-1, T, -1)).transpose(1, 2)
+    am_symbol, am_blank = am_token[:, :S], am_token[:, S:]
 
-    both = _safe_log(lm_probs @ am_probs.transpose(1, 2))  # (N, S+1, T)
+    both = _safe_log(lm_probs @ am_probs.transpose(1, 2)) + lm_max + am_max.transpose(1, 2)
     both_scale = 1.0 - lm_only_scale - am_only_scale
     px = both_scale * (am_symbol + lm_symbol - both[:, :S])
     py = both_scale * (am_blank + lm_blank - both)
     if lm_only_scale != 0.0:
-        px = px + lm_only_scale * lm_symbol
-        py = py + lm_only_scale * lm_blank
+        normaliser = lm.logsumexp(dim=-1, keepdim=True)  # (N, S+1, 1)
+        px = px + lm_only_scale * (lm_symbol - normaliser[:, :S])
+        py = py + lm_only_scale * (lm_blank - normaliser)
     if am_only_scale != 0.0:
-        unigram = lm_probs.mean(dim=(0, 1))  # (V,), padding included as in k2
-        normaliser = _safe_log(am_probs @ unigram).unsqueeze(1)  # (N, 1, T)
+        unigram = lm.softmax(dim=-1).mean(dim=(0, 1))  # (V,), padding included as in k2
+        normaliser = _safe_log(am_probs @ unigram).unsqueeze(1) + am_max.transpose(1, 2)
         log_unigram = _safe_log(unigram)
         px = px + am_only_scale * (am_symbol + log_unigram[symbols].unsqueeze(2) - normaliser)
         py = py + am_only_scale * (am_blank + log_unigram[blank] - normaliser)
