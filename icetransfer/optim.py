@@ -24,13 +24,13 @@ EARLY_THRESHOLD_STEPS = (10, 20, 40)
 class ScaledAdam(Optimizer):
     """Adam whose step is relative to the size of each parameter tensor.
 
-    Tensors of equal shape are updated as one stack. The state of a stack of B tensors lies under
-    the first of them: `step`, `delta` and `exp_avg_sq` (B, *shape), and for tensors with more
-    than one element `param_rms` and `scale_exp_avg_sq` (B, 1...), `scale_grads`
-    (size_update_period, B, 1...). The first stack of a group also holds what clipping needs:
-    `model_norms` (clipping_update_period,), `model_norm_threshold`, `num_clipped`.
+    The state of the B tensors of one shape lies, stacked, under the first of them: `step`, `delta`
+    and `exp_avg_sq` (B, *shape), and for tensors with more than one element `param_rms` and
+    `scale_exp_avg_sq` (B, 1...), `scale_grads` (size_update_period, B, 1...). The first such stack
+    of a group also holds what clipping needs: `model_norms` (clipping_update_period,),
+    `model_norm_threshold`, `num_clipped`.
 
-    A tensor without a gradient is updated as if its gradient were zero, as one stack has to be.
+    A tensor without a gradient is updated as if its gradient were zero.
 
     Args:
         params: tensors or parameter groups; a group may have its own value of any setting below.
@@ -84,8 +84,13 @@ class ScaledAdam(Optimizer):
             "size_update_period": size_update_period,
             "clipping_update_period": clipping_update_period,
         }
-        self._stacks: list[list[list[Tensor]]] = []  # by group, made at its first step
+        self._flat: list[_FlatGroup] = []  # by group, made at its first step
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a loaded or unpickled state; the flat tensors are made from it at the next step."""
+        super().__setstate__(state)
+        self._flat = []
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -108,39 +113,207 @@ class ScaledAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups[len(self._stacks) :]:
-            self._stacks.append(_stacks(group["params"]))
-        for group, stacks in zip(self.param_groups, self._stacks, strict=True):
-            self._step_group(group, stacks)
+        for group in self.param_groups[len(self._flat) :]:
+            self._flat.append(_FlatGroup(group, self.state))
+        for flat in self._flat:
+            flat.step()
         return loss
 
-    def _step_group(self, group: dict[str, Any], stacks: list[list[Tensor]]) -> None:
-        """Update one group; `torch._foreach_*` runs one operation over all of its stacks."""
-        values = [torch.stack(tensors) for tensors in stacks]
-        grads = [_stacked_grad(tensors) for tensors in stacks]
-        states = [self.state[tensors[0]] for tensors in stacks]
-        for state, value in zip(states, values, strict=True):
-            if not state:
-                _init_state(state, value, group)
-        factor = _clipping_factor(group, states, grads)
+
+class _FlatGroup:
+    """One parameter group as flat tensors, so that a step is a few large operations.
+
+    E elements in all, n tensors; the optimiser's state holds views of what is kept here. A
+    one-element tensor has no rms of its own: `scalar_lr_scale` stands in its place.
+
+    Raises:
+        ValueError: parameters of several types or devices in the group.
+    """
+
+    def __init__(self, group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
+        self.group = group
+        stacks = _stacks(group["params"])
+        self.params = [param for tensors in stacks for param in tensors]
+        first = self.params[0]
+        kinds = {(param.dtype, param.device) for param in self.params}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"ScaledAdam: the parameters of one group are of {sorted(map(str, kinds))}; "
+                f"expected one type and device, so make a group of each"
+            )
+        self.states = [states[tensors[0]] for tensors in stacks]
+        sizes = [param.numel() for param in self.params]
+        self.sizes = torch.tensor(sizes, device=first.device)
+        self.is_scalar = self.sizes == 1
+        total, count = sum(sizes), len(sizes)
+
+        # Copies of parameters and gradients, and their views: by parameter, by stack (B, numel).
+        self.values, self.grads = first.detach().new_zeros(2, total).unbind(0)
+        views = zip(self.params, torch.split_with_sizes(self.values, sizes), strict=True)
+        self.param_values = [view.view_as(param) for param, view in views]
+        shapes = [(len(tensors), tensors[0].numel()) for tensors in stacks]
+        lengths = [rows * columns for rows, columns in shapes]
+        self.value_stacks, self.grad_stacks = (
+            [
+                part.view(shape)
+                for part, shape in zip(torch.split_with_sizes(flat, lengths), shapes, strict=True)
+            ]
+            for flat in (self.values, self.grads)
+        )
+        self._gather()
+
+        self.delta, self.exp_avg_sq = (torch.zeros_like(self.values) for _ in range(2))
+        self.rms = self._stack_rms()
+        self.scale_exp_avg_sq = torch.zeros_like(self.rms)
+        self.scale_grads = self.rms.new_zeros(group["size_update_period"], count)
+        self._share_state(stacks)
+        self._spread_rms()
+
+    def _share_state(self, stacks: list[list[Tensor]]) -> None:
+        """Make the optimiser's state views of the flat tensors, which take over what it held."""
+        element = row = 0
+        for tensors, state in zip(stacks, self.states, strict=True):
+            B, shape = len(tensors), tensors[0].shape
+            numel = tensors[0].numel()
+            elements, rows = slice(element, element + B * numel), slice(row, row + B)
+            element, row = elements.stop, rows.stop
+            views = {
+                "delta": self.delta[elements].view(B, *shape),
+                "exp_avg_sq": self.exp_avg_sq[elements].view(B, *shape),
+            }
+            if numel > 1:
+                ones = [1] * len(shape)
+                views["param_rms"] = self.rms[rows].view(B, *ones)
+                views["scale_exp_avg_sq"] = self.scale_exp_avg_sq[rows].view(B, *ones)
+                views["scale_grads"] = self.scale_grads[:, rows].view(-1, B, *ones)
+            state.setdefault("step", 0)
+            for name, view in views.items():
+                if name in state:
+                    view.copy_(state[name])
+                state[name] = view
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        group, step = self.group, self.states[0]["step"]
+        beta1, beta2 = group["betas"]
+        self._gather()
+        factor = self._clipping_factor(step)
         if factor == 0.0:  # the gradient holds an inf or a NaN
-            torch._foreach_zero_(grads)
+            self.grads.zero_()
         elif factor != 1.0:
-            torch._foreach_mul_(grads, factor)
+            self.grads.mul_(factor)
+        self.delta.mul_(beta1)
+        self._update_scale(step)
 
-        deltas = [state["delta"] for state in states]
-        torch._foreach_mul_(deltas, group["betas"][0])
-        for state, value, grad in zip(states, values, grads, strict=True):
-            if "param_rms" in state:
-                _update_scale(value, grad, state, group)
-            else:
-                value.clamp_(-group["scalar_max"], group["scalar_max"])
-        _add_direction(deltas, grads, states, group)
-        torch._foreach_add_(values, deltas)
+        # Adam's direction, relative to each tensor's rms. The bias correction of exp_avg_sq goes
+        # to eps and the step size.
+        self.exp_avg_sq.mul_(beta2).addcmul_(self.grads, self.grads, value=1 - beta2)
+        correction = math.sqrt(1 - beta2 ** (step + 1))
+        denominator = self.exp_avg_sq.sqrt().add_(group["eps"] * correction)
+        step_size = -(1 - beta1) * group["lr"] * correction
+        self.delta.addcdiv_(self.grads.mul_(self.spread_rms), denominator, value=step_size)
+        for stack in self.value_stacks:
+            if stack.shape[1] == 1:
+                stack.clamp_(-group["scalar_max"], group["scalar_max"])
+        self.values.add_(self.delta)
+        torch._foreach_copy_(self.params, self.param_values)
+        for state in self.states:
+            state["step"] = step + 1
 
-        for state, tensors, value in zip(states, stacks, values, strict=True):
-            state["step"] += 1
-            torch._foreach_copy_(tensors, list(value.unbind(0)))
+    def _gather(self) -> None:
+        """Copy the parameters and gradients in."""
+        torch.cat([param.reshape(-1) for param in self.params], out=self.values)
+        parts = [
+            torch.zeros_like(param).view(-1) if param.grad is None else param.grad.reshape(-1)
+            for param in self.params
+        ]
+        torch.cat(parts, out=self.grads)
+
+    def _stack_rms(self) -> Tensor:
+        """The rms of each tensor, (n,)."""
+        norms = [torch.linalg.vector_norm(stack, dim=1) for stack in self.value_stacks]
+        rms = torch.cat(norms).div_(self.sizes.sqrt())
+        return rms.masked_fill_(self.is_scalar, self.group["scalar_lr_scale"])
+
+    def _spread_rms(self) -> None:
+        """Repeat each tensor's rms over its elements, (E,)."""
+        self.spread_rms = self._spread(self.rms.clamp(min=self.group["param_min_rms"]))
+
+    def _spread(self, of_tensors: Tensor) -> Tensor:
+        """(n,) to (E,)."""
+        spread = torch.empty_like(self.values)
+        parts = torch.split_with_sizes(spread, [s.numel() for s in self.value_stacks])
+        rows = torch.split_with_sizes(of_tensors, [len(s) for s in self.value_stacks])
+        for stack, part, row in zip(self.value_stacks, parts, rows, strict=True):
+            part.view_as(stack).copy_(row.unsqueeze(1))
+        return spread
+
+    def _update_scale(self, step: int) -> None:
+        """Collect the gradients of the log scales; once a period add their Adam step to delta."""
+        group = self.group
+        beta1, beta2 = group["betas"]
+        period = len(self.scale_grads)
+        along = map(torch.linalg.vecdot, self.value_stacks, self.grad_stacks)
+        torch.cat(list(along), out=self.scale_grads[step % period])
+        if step % period != period - 1:
+            return
+        self.rms.copy_(self._stack_rms())
+        self._spread_rms()
+        # One update stands for `period` steps.
+        period_beta = beta2**period
+        self.scale_exp_avg_sq.mul_(period_beta)
+        self.scale_exp_avg_sq.add_(self.scale_grads.square().mean(dim=0), alpha=1 - period_beta)
+        bias_correction = 1 - period_beta ** ((step + 1) // period)
+        size_lr = group["lr"] * group["scalar_lr_scale"]
+        scale_step = self.scale_grads.sum(dim=0).mul_(-size_lr * math.sqrt(bias_correction))
+        scale_step.div_(self.scale_exp_avg_sq.sqrt().add_(group["eps"]))
+        # Do not shrink what is too small already, nor let anything grow beyond the largest rms.
+        scale_step.masked_fill_(self.rms < group["param_min_rms"], 0.0)
+        scale_step = torch.minimum(scale_step, (group["param_max_rms"] - self.rms) / self.rms)
+        scale_step.masked_fill_(self.is_scalar, 0.0)
+        self.delta.addcmul_(self.values, self._spread(scale_step), value=1 - beta1)
+
+    def _clipping_factor(self, step: int) -> float:
+        """What to multiply the gradients with; also keeps the record of recent norms.
+
+        Raises:
+            FloatingPointError: the median of the recent norms is not finite.
+        """
+        clipping_scale, period = self.group["clipping_scale"], self.group["clipping_update_period"]
+        if clipping_scale is None or step == 0:
+            return 1.0
+        norm = torch.linalg.vector_norm(self.grads * self.spread_rms)
+        first = self.states[0]
+        if "model_norms" not in first:
+            first["model_norms"] = torch.zeros(period, device=norm.device)
+        norms = first["model_norms"]
+        norms[step % period] = norm
+        early = step in EARLY_THRESHOLD_STEPS and step < period
+        if early or step % period == 0:
+            recent = norms.sort().values
+            if early:
+                recent = recent[-step:]
+            median = recent[len(recent) // 4 * 2].item()
+            if not math.isfinite(median):
+                raise FloatingPointError(
+                    f"ScaledAdam: at step {step} most recent gradient norms are not finite; lower "
+                    f"the learning rate or look for a bad batch (median {median})"
+                )
+            # While the norm still changes fast, twice the room.
+            first["model_norm_threshold"] = (2.0 if early else 1.0) * clipping_scale * median
+            first["num_clipped"] = 0
+        size = norm.item()
+        if not math.isfinite(size):
+            logger.warning("step %d: gradient of norm %s taken as zero", step, size)
+            return 0.0
+        if "model_norm_threshold" not in first:
+            return 1.0
+        factor = min(1.0, first["model_norm_threshold"] / (size + 1e-20))
+        if factor < 1.0:
+            first["num_clipped"] += 1
+        if factor < 0.1:
+            logger.warning("step %d: gradient of norm %.3g scaled by %.3g", step, size, factor)
+        return float(factor)
 
 
 def _stacks(params: list[Tensor]) -> list[list[Tensor]]:
@@ -150,129 +323,6 @@ def _stacks(params: list[Tensor]) -> list[list[Tensor]]:
         key = "_".join([str(param.dtype), *map(str, param.shape)])
         groups.setdefault(key, []).append(param)
     return [groups[key] for key in sorted(groups)]
-
-
-def _stacked_grad(tensors: list[Tensor]) -> Tensor:
-    """The gradients of one stack, (B, *shape), as a copy; zero where there is none."""
-    return torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in tensors])
-
-
-def _init_state(state: dict[str, Any], values: Tensor, group: dict[str, Any]) -> None:
-    """Fill the state of a stack of tensors `values` (B, *shape)."""
-    state["step"] = 0
-    state["delta"] = torch.zeros_like(values)
-    state["exp_avg_sq"] = torch.zeros_like(values)
-    if values[0].numel() > 1:
-        state["param_rms"] = _rms(values)
-        state["scale_exp_avg_sq"] = torch.zeros_like(state["param_rms"])
-        periods = (group["size_update_period"], *state["param_rms"].shape)
-        state["scale_grads"] = values.new_zeros(periods)
-
-
-def _rms(values: Tensor) -> Tensor:
-    """Root mean square of each tensor of a stack: (B, *shape) to (B, 1...)."""
-    return values.square().mean(dim=tuple(range(1, values.ndim)), keepdim=True).sqrt_()
-
-
-def _add_direction(
-    deltas: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
-) -> None:
-    """Add Adam's direction, made relative to each tensor's rms, to the deltas (B, *shape)."""
-    beta1, beta2 = group["betas"]
-    exp_avg_sq = [state["exp_avg_sq"] for state in states]
-    torch._foreach_mul_(exp_avg_sq, beta2)
-    torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-    # Bias correction divides exp_avg_sq by its square; here it goes to eps and the step size.
-    correction = math.sqrt(1 - beta2 ** (states[0]["step"] + 1))
-    denominators = torch._foreach_sqrt(exp_avg_sq)
-    torch._foreach_add_(denominators, group["eps"] * correction)
-    step_size = -(1 - beta1) * group["lr"] * correction
-    sizes = [
-        state["param_rms"].clamp(min=group["param_min_rms"]).mul_(step_size)
-        if "param_rms" in state
-        else torch.full_like(delta, group["scalar_lr_scale"] * step_size)
-        for state, delta in zip(states, deltas, strict=True)
-    ]
-    torch._foreach_mul_(grads, sizes)
-    torch._foreach_addcdiv_(deltas, grads, denominators)
-
-
-def _update_scale(
-    values: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
-) -> None:
-    """Collect the gradient of the log scale and, once a period, add its Adam step to the delta."""
-    beta1, beta2 = group["betas"]
-    step, period = state["step"], group["size_update_period"]
-    along = torch.linalg.vecdot(values.flatten(1), grad.flatten(1))
-    state["scale_grads"][step % period] = along.view_as(state["param_rms"])
-    if step % period != period - 1:
-        return
-    state["param_rms"] = rms = _rms(values)
-    scale_grads, scale_exp_avg_sq = state["scale_grads"], state["scale_exp_avg_sq"]
-    # One update stands for `period` steps.
-    period_beta = beta2**period
-    scale_exp_avg_sq.mul_(period_beta)
-    scale_exp_avg_sq.add_(scale_grads.square().mean(dim=0), alpha=1 - period_beta)
-    bias_correction = 1 - period_beta ** ((step + 1) // period)
-    lr = group["lr"] * group["scalar_lr_scale"]
-    scale_step = scale_grads.sum(dim=0).mul_(-lr * math.sqrt(bias_correction))
-    scale_step.div_(scale_exp_avg_sq.sqrt().add_(group["eps"]))
-    scale_step.masked_fill_(rms < group["param_min_rms"], 0.0)
-    # Never beyond the largest rms.
-    scale_step = torch.minimum(scale_step, (group["param_max_rms"] - rms) / rms)
-    state["delta"].addcmul_(values, scale_step, value=1 - beta1)
-
-
-def _clipping_factor(
-    group: dict[str, Any], states: list[dict[str, Any]], grads: list[Tensor]
-) -> float:
-    """What to multiply the gradients with; also keeps the record of recent norms.
-
-    Raises:
-        FloatingPointError: the median of the recent norms is not finite.
-    """
-    first = states[0]
-    step: int = first["step"]
-    if group["clipping_scale"] is None or step == 0:
-        return 1.0
-    weighted = []
-    for state, grad in zip(states, grads, strict=True):
-        size = torch.linalg.vector_norm(grad.flatten(1) if grad.ndim > 1 else grad, dim=-1)
-        weight = state["param_rms"].flatten() if "param_rms" in state else group["scalar_lr_scale"]
-        weighted.append((size * weight).flatten())
-    norm = torch.cat(weighted).norm()
-
-    period = group["clipping_update_period"]
-    if "model_norms" not in first:
-        first["model_norms"] = torch.zeros(period, device=norm.device)
-    norms = first["model_norms"]
-    norms[step % period] = norm
-    early = step in EARLY_THRESHOLD_STEPS and step < period
-    if early or step % period == 0:
-        recent = norms.sort().values
-        if early:
-            recent = recent[-step:]
-        median = recent[len(recent) // 4 * 2].item()
-        if not math.isfinite(median):
-            raise FloatingPointError(
-                f"ScaledAdam: at step {step} most recent gradient norms are not finite; lower the "
-                f"learning rate or look for a bad batch (median {median})"
-            )
-        # While the norm still changes fast, twice the room.
-        first["model_norm_threshold"] = (2.0 if early else 1.0) * group["clipping_scale"] * median
-        first["num_clipped"] = 0
-    size = norm.item()
-    if not math.isfinite(size):
-        logger.warning("step %d: gradient of norm %s taken as zero", step, size)
-        return 0.0
-    if "model_norm_threshold" not in first:
-        return 1.0
-    factor = min(1.0, first["model_norm_threshold"] / (size + 1e-20))
-    if factor < 1.0:
-        first["num_clipped"] += 1
-    if factor < 0.1:
-        logger.warning("step %d: gradient of norm %.3g scaled by %.3g", step, size, factor)
-    return float(factor)
 
 
 class Eden:

@@ -382,9 +382,7 @@ class _PickLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, logits: Tensor, targets: Tensor, blank: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
         """Take logits (N, T, R, V) and targets (N, T, R); return two (N, T, R)."""
         exps = torch.empty_like(logits, memory_format=torch.contiguous_format)
         largest, sums = logits.new_empty((2, *logits.shape[:-1], 1))
@@ -401,9 +399,7 @@ class _PickLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_target: Tensor, grad_blank: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_target: Tensor, grad_blank: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of log softmax, the two picks at once."""
         exps, sums, targets = ctx.saved_tensors
         grad = exps * ((grad_target + grad_blank).unsqueeze(-1) / -sums)

@@ -180,3 +180,12 @@ def test_no_cooldown_is_constant() -> None:
 def test_bad_cooldown(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Cooldown"):
         Cooldown(ScaledAdam(params((2,)), lr=0.04), **({"max_steps": 10} | settings))
+
+
+def test_one_type_per_group() -> None:
+    a, b = params((3, 2), (4,))
+    b.data = b.data.double()
+    a.grad, b.grad = torch.ones(3, 2), torch.ones(4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"float32.*float64"):
+        ScaledAdam([a, b], lr=0.01).step()
+    ScaledAdam([{"params": [a]}, {"params": [b]}], lr=0.01).step()
