@@ -175,7 +175,8 @@ def _adapted(dims: TransducerDims, config: Config, vocab_size: int) -> Transduce
     )
 
 
-def _run(experiment: Experiment) -> None:
+def make_start(experiment: Experiment) -> None:
+    """Writes init.pt and transfer.json, unless they are there."""
     report_path = experiment.dir / "transfer.json"
     if experiment.init_checkpoint.is_file() and report_path.is_file():
         log.info("skip: %s is complete", experiment.init_checkpoint)
@@ -192,4 +193,4 @@ def _run(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    run_stage(__doc__, make_start)

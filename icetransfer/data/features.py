@@ -265,7 +265,8 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
     )
 
 
-def _run(experiment: Experiment) -> None:
+def compute_features(experiment: Experiment) -> None:
+    """Computes what is missing of every corpus and split."""
     for corpus in experiment.config.data.corpora:
         for split in SPLITS:
             compute_split(experiment, corpus, split)
@@ -273,4 +274,4 @@ def _run(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    run_stage(__doc__, compute_features)

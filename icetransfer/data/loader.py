@@ -3,8 +3,6 @@
 Legend: N batch, T feature frames (10 ms), S tokens.
 """
 
-import random
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset.sampling import DynamicBucketingSampler, SimpleCutSampler
+from lhotse.dataset.sampling import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -150,7 +148,7 @@ class TrainLoader:
         self._cuts = usable
         self._collate = Collator(tokenizer)
         self._batch_seconds = batch_seconds
-        self._seed = seed * SEED_STRIDE
+        self._seed = seed
         self.epoch = 0
         self.batch = 0  # batches of the epoch already given out
         self.seconds = sum(cut.duration for cut in usable)
@@ -174,27 +172,22 @@ class TrainLoader:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
     def _epoch_batches(self) -> list[Sequence[Cut]]:
-        cuts = list(self._cuts)
-        random.Random(self._seed + self.epoch).shuffle(cuts)
+        cuts = CutSet.from_cuts(self._cuts)
         buckets = min(MAX_BUCKETS, int(self.seconds / self._batch_seconds / BATCHES_PER_BUCKET))
-        longest = max(cut.duration for cut in cuts)
         settings: dict[str, Any] = {
-            "max_duration": max(self._batch_seconds, longest),
+            "max_duration": max(self._batch_seconds, max(cut.duration for cut in cuts)),
             "shuffle": True,
-            "seed": self._seed,
             "world_size": 1,
             "rank": 0,
         }
-        sampler: DynamicBucketingSampler | SimpleCutSampler
+        sampler: BucketingSampler | SimpleCutSampler
         if buckets >= 2:
-            with warnings.catch_warnings():  # that the cuts are in memory
-                warnings.simplefilter("ignore", UserWarning)
-                sampler = DynamicBucketingSampler(
-                    CutSet.from_cuts(cuts), num_buckets=buckets, sync_buckets=False, **settings
-                )
+            # Not the dynamic one: it loses some cuts in every epoch.
+            sampler = BucketingSampler(cuts, num_buckets=buckets, **settings)
         else:
-            sampler = SimpleCutSampler(CutSet.from_cuts(cuts), **settings)
-        sampler.set_epoch(self.epoch)
+            sampler = SimpleCutSampler(cuts, **settings)
+        # The seed goes in by the epoch, because a bucket's own shuffle knows no other.
+        sampler.set_epoch(self._seed * SEED_STRIDE + self.epoch)
         return [list(batch) for batch in sampler]
 
 

@@ -84,7 +84,8 @@ def _durations(experiment: Experiment, corpora: Iterable[str]) -> dict[tuple[str
     return durations
 
 
-def _run(experiment: Experiment) -> None:
+def make_subset(experiment: Experiment) -> None:
+    """Writes the list of the experiment's training cuts, unless it is there."""
     path = subset_path(experiment)
     if path.is_file():
         log.info("skip: %s is complete", path)
@@ -97,4 +98,4 @@ def _run(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    run_stage(__doc__, make_subset)

@@ -138,7 +138,8 @@ def write_tokens(tokenizer: Tokenizer, path: Path) -> None:
     atomic.write_text(path, "\n".join(lines) + "\n")
 
 
-def _run(experiment: Experiment) -> None:
+def make_tokenizer(experiment: Experiment) -> None:
+    """Trains the tokenizer of the recipe, unless it is there."""
     from lhotse import CutSet
 
     model_path, tokens_path = experiment.lang_dir / "bpe.model", experiment.lang_dir / "tokens.txt"
@@ -165,4 +166,4 @@ def _run(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    run_stage(__doc__, make_tokenizer)

@@ -1,0 +1,109 @@
+"""A recipe of tones: words are chords, so that data, transfer and training are tested in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+
+from icetransfer.config import load_config
+from icetransfer.data import features, tokenizer
+from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.model.transducer import TransducerDims
+
+WORDS = ("een", "twee", "drie", "vier", "vijf", "zes")
+CORPUS = "tones"
+SIZES = {"train": 36, "dev": 6, "test": 4}
+
+MakeExperiment = Callable[..., Experiment]
+
+
+def speak(words: list[str], rng: np.random.Generator) -> np.ndarray:
+    """A chord of 0.3 s for each word, in noise; float32, 16 kHz."""
+    time = np.arange(4800) / 16000
+    tones = [np.sin(2 * np.pi * 300 * (WORDS.index(word) + 1) * time) for word in words]
+    samples = 0.2 * np.concatenate(tones)
+    return (samples + 0.01 * rng.standard_normal(len(samples))).astype(np.float32)
+
+
+def make_cut(path: Path, text: str, samples: np.ndarray) -> MonoCut:
+    """Writes the audio and describes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, 16000)
+    recording = Recording.from_file(path, recording_id=path.stem)
+    segment = SupervisionSegment(path.stem, path.stem, 0, recording.duration, text=text)
+    return MonoCut(path.stem, 0, recording.duration, 0, recording=recording, supervisions=[segment])
+
+
+def write_split(folder: Path, split: str, cuts: list[MonoCut]) -> None:
+    """Writes the manifest that stage 1 would."""
+    features.write_manifest(cuts, folder / "manifests" / f"{CORPUS}_{split}.jsonl.gz")
+
+
+@pytest.fixture(scope="session")
+def tone_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder as stage 1 leaves it: 36, 6 and 4 recordings of 2 to 6 words."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(7)
+    for split, count in SIZES.items():
+        cuts = []
+        for number in range(count):
+            words = [str(word) for word in rng.choice(WORDS, size=rng.integers(2, 7))]
+            path = folder / "audio" / f"{split}-{number:02d}.flac"
+            cuts.append(make_cut(path, " ".join(words), speak(words, rng)))
+        write_split(folder, split, cuts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tone_recipe(tone_data: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeExperiment:
+    """Makes experiments on the tones, whose tokenizer and features are there.
+
+    The fixture's value is called with the experiment's name and config overrides.
+    """
+
+    def make(name: str, *overrides: str) -> Experiment:
+        folder = tmp_path_factory.mktemp(name)
+        return create_experiment(folder, load_config([], [*base_overrides(tone_data), *overrides]))
+
+    prepared = make("prepare")
+    tokenizer.make_tokenizer(prepared)
+    features.compute_features(prepared)
+    return make
+
+
+def base_overrides(data: Path) -> list[str]:
+    """The config of a recipe of tones."""
+    corpora: dict[str, Any] = {CORPUS: {"kind": "folder", "path": "unused"}}
+    return [
+        "language=nl",
+        f"data.dir={data}",
+        f"data.corpora={corpora}",
+        "data.vocab_size=30",
+        "data.features.jobs=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def nano_dims() -> TransducerDims:
+    """Two stacks of one layer: a step takes milliseconds."""
+    return TransducerDims(
+        num_encoder_layers=(1, 1),
+        downsampling_factor=(1, 2),
+        encoder_dim=(16, 24),
+        feedforward_dim=(32, 48),
+        num_heads=(2, 2),
+        query_head_dim=(8, 8),
+        value_head_dim=(4, 4),
+        pos_head_dim=(4, 4),
+        cnn_module_kernel=(7, 7),
+        vocab_size=20,
+        decoder_dim=16,
+        joiner_dim=16,
+        pos_dim=8,
+        subsampling_channels=(2, 4, 8),
+        use_ctc=True,
+    )

@@ -1,0 +1,130 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from lhotse import Recording, SupervisionSegment
+from lhotse.cut import MonoCut
+
+from icetransfer.data import features
+from icetransfer.data.features import compute_split, fbank, read_manifest
+
+
+def test_frames_are_one_for_each_10_ms():
+    rng = np.random.default_rng(0)
+    for samples in (80, 400, 1599, 1600, 1679, 1680, 16000, 16081):
+        matrix = fbank(rng.standard_normal(samples).astype(np.float32) * 0.1)
+        assert matrix.shape == ((samples + 80) // 160, 80)
+        assert matrix.dtype == np.float32 and np.isfinite(matrix).all()
+
+
+def test_a_tone_lights_its_bin_and_silence_is_the_floor():
+    time = np.arange(16000) / 16000
+    low, high = (
+        fbank(np.sin(2 * np.pi * f * time).astype(np.float32))[50].argmax() for f in (300, 3000)
+    )
+    assert low < 20 < 50 < high
+    assert np.allclose(
+        fbank(np.zeros(16000, np.float32)), np.log(np.finfo(np.float32).eps), atol=1e-3
+    )
+
+
+def test_too_short_or_stereo_audio_is_refused():
+    for samples in (np.zeros(79, np.float32), np.zeros((2, 16000), np.float32)):
+        with pytest.raises(ValueError, match="one channel"):
+            fbank(samples)
+
+
+def test_the_extractor_refuses_another_sampling_rate():
+    with pytest.raises(ValueError, match="8000 Hz"):
+        features.StreamingFbank().extract(np.zeros((1, 8000), np.float32), 8000)
+
+
+def test_train_has_every_speed_under_its_own_name(tone_recipe):
+    experiment = tone_recipe("speeds")
+    sources = read_manifest(experiment.manifests_dir / "tones_train.jsonl.gz")
+    cuts = read_manifest(experiment.manifests_dir / "tones_train_fbank.jsonl.gz")
+    assert len({cut.id for cut in cuts}) == len(cuts) == 3 * len(sources)
+    by_source = {cut.id: cut.duration for cut in sources}
+    for cut in cuts:
+        speed = by_source[cut.source_id] / cut.duration
+        assert min(abs(speed - known) for known in (0.9, 1.0, 1.1)) < 1e-3
+        assert cut.load_features().shape == (cut.num_frames, 80)
+    dev = read_manifest(experiment.manifests_dir / "tones_dev_fbank.jsonl.gz")
+    assert [cut.id for cut in dev] == [f"dev-{i:02d}" for i in range(6)]
+
+
+def test_stored_features_are_those_of_the_audio(tone_recipe):
+    experiment = tone_recipe("stored")
+    cuts = read_manifest(experiment.manifests_dir / "tones_dev_fbank.jsonl.gz")
+    for cut in cuts:
+        np.testing.assert_allclose(cut.load_features(), fbank(cut.load_audio()[0]), atol=0.005)
+        half = cut.truncate(offset=0.1, duration=0.2)
+        np.testing.assert_array_equal(half.load_features(), cut.load_features()[10:30])
+
+
+def make_small(folder, tone_recipe, name):
+    """An experiment with a data folder of its own, of the tones' test split."""
+    source = tone_recipe(name)
+    data = source.config.data.model_copy(update={"dir": folder})
+    experiment = dataclasses.replace(source, config=source.config.model_copy(update={"data": data}))
+    cuts = read_manifest(source.manifests_dir / "tones_test.jsonl.gz")
+    return experiment, cuts
+
+
+def test_corrupt_audio_is_named_and_costs_no_other(tone_recipe, tmp_path, caplog):
+    experiment, cuts = make_small(tmp_path, tone_recipe, "corrupt")
+    (tmp_path / "broken.flac").write_bytes(b"fLaC this is not audio")
+    bad = []
+    for number, path in enumerate(("broken.flac", "absent.flac")):
+        source = json.loads(json.dumps(cuts[0].recording.to_dict()))
+        source["sources"][0]["source"] = str(tmp_path / path)
+        recording = Recording.from_dict({**source, "id": f"bad-{number}"})
+        segment = SupervisionSegment(f"bad-{number}", f"bad-{number}", 0, 0.5, text="een")
+        bad.append(MonoCut(f"bad-{number}", 0, cuts[0].duration, 0, [segment], recording=recording))
+    mixed = [bad[0], *cuts[:2], bad[1], *cuts[2:]]
+    features.write_manifest(mixed, experiment.manifests_dir / "tones_test.jsonl.gz")
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        compute_split(experiment, "tones", "test")
+    kept = read_manifest(experiment.manifests_dir / "tones_test_fbank.jsonl.gz")
+    assert [cut.id for cut in kept] == [cut.id for cut in cuts]
+    for number, path in enumerate(("broken.flac", "absent.flac")):
+        assert f"cut bad-{number}: {tmp_path / path}" in caplog.text
+
+    features.write_manifest(bad, experiment.manifests_dir / "tones_dev.jsonl.gz")
+    with pytest.raises(ValueError, match="none of its 2 recordings"):
+        compute_split(experiment, "tones", "dev")
+
+
+def test_a_killed_run_keeps_its_finished_shards(tone_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_SECONDS", 1)
+    experiment, cuts = make_small(tmp_path, tone_recipe, "killed")
+    features.write_manifest(cuts, experiment.manifests_dir / "tones_test.jsonl.gz")
+    compute_split(experiment, "tones", "test")
+    target = experiment.manifests_dir / "tones_test_fbank.jsonl.gz"
+    first = [cut.load_features() for cut in read_manifest(target)]
+    shards = sorted((tmp_path / "fbank" / "tones_test").glob("*.npy"))
+    assert len(shards) > 1
+    written = [shard.stat().st_mtime_ns for shard in shards]
+
+    target.unlink()
+    (shards[0].parent / (shards[0].stem + ".jsonl.gz")).unlink()  # killed before this was written
+    compute_split(experiment, "tones", "test")
+    again = [shard.stat().st_mtime_ns for shard in shards]
+    assert again[0] != written[0] and again[1:] == written[1:]
+    cuts_again = read_manifest(target)
+    for before, cut in zip(first, cuts_again, strict=True):
+        np.testing.assert_array_equal(before, cut.load_features())
+
+
+def test_an_empty_split_is_an_empty_manifest(tone_recipe, tmp_path):
+    experiment, _ = make_small(tmp_path, tone_recipe, "empty")
+    features.write_manifest([], experiment.manifests_dir / "tones_dev.jsonl.gz")
+    compute_split(experiment, "tones", "dev")
+    assert read_manifest(experiment.manifests_dir / "tones_dev_fbank.jsonl.gz") == []
+
+
+def test_a_missing_manifest_says_what_to_run(tone_recipe, tmp_path):
+    experiment, _ = make_small(tmp_path, tone_recipe, "missing")
+    with pytest.raises(ValueError, match="tones_dev"):
+        compute_split(experiment, "tones", "dev")

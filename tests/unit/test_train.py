@@ -1,0 +1,243 @@
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from icetransfer import train, transfer
+from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.config import Train
+from icetransfer.data.subset import make_subset
+from icetransfer.model.transducer import build_transducer
+
+SHORT = (
+    "train.max_steps=8",
+    "train.batch_seconds=8",
+    "train.checkpoint_every=3",
+    "train.keep_checkpoints=2",
+    "train.average_period=2",
+    "train.log_every=2",
+    "train.valid_every=4",
+    "train.loss_backend=torch",
+)
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory, nano_dims):
+    path = tmp_path_factory.mktemp("base") / "base.pt"
+    save_checkpoint(path, build_transducer(nano_dims, seed=11))
+    return path
+
+
+@pytest.fixture
+def prepare(tone_recipe, base_path):
+    def make(name, *overrides):
+        base = f"transfer.base_models={{en: {base_path}, ml: {base_path}}}"
+        experiment = tone_recipe(name, base, *SHORT, *overrides)
+        make_subset(experiment)
+        transfer.make_start(experiment)
+        return experiment
+
+    return make
+
+
+def checkpoint(experiment, step):
+    return read_checkpoint(experiment.checkpoints_dir / f"checkpoint-{step}.pt")
+
+
+def saved(experiment):
+    return sorted(int(path.stem.split("-")[1]) for path in experiment.checkpoints_dir.iterdir())
+
+
+def metrics(experiment):
+    return [
+        json.loads(line) for line in (experiment.dir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def assert_equal(one, two, where="checkpoint"):
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_equal(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_equal(a, b, f"{where}.{i}")
+    else:
+        assert one == two, where
+
+
+def test_a_run_writes_what_later_stages_read(prepare):
+    experiment = prepare("whole")
+    train.train(experiment)
+    assert saved(experiment) == [5, 6, 8]  # 5: where the final average begins
+    dims, weights, extra = checkpoint(experiment, 8)
+    init = read_checkpoint(experiment.init_checkpoint)[1]
+    assert weights.keys() == init.keys() == extra["model_avg"].keys()
+    moved = [name for name in init if not torch.equal(weights[name], init[name])]
+    assert {"encoder_embed.out.weight", "joiner.output_linear.weight"} < set(moved)
+    assert extra["batch_idx_train"] == 8 and dims.vocab_size == 30
+    assert list((experiment.dir / "tensorboard").iterdir())
+    records = metrics(experiment)
+    assert [r["step"] for r in records if r["kind"] == "train"] == [2, 4, 6, 8]
+    assert [r["step"] for r in records if r["kind"] == "dev"] == [4, 8]
+    assert all(0 < r["loss"] < 100 and r["ctc_loss"] > 0 for r in records)
+    provenance = json.loads((experiment.dir / "provenance.json").read_text())
+    assert provenance["train"]["steps"] == [0, 8]
+
+
+def test_the_running_average_is_the_mean_of_the_models(prepare, monkeypatch):
+    experiment = prepare("average", "train.max_steps=4", "train.checkpoint_every=2")
+    assert train.average_period(experiment.config.train) == 1  # a tenth of the run at most
+    seen = []
+    update = train.update_averaged_model
+
+    def spy(step, period, model, averaged):
+        seen.append({name: value.double().clone() for name, value in model.state_dict().items()})
+        update(step, period, model, averaged)
+
+    monkeypatch.setattr(train, "update_averaged_model", spy)
+    train.train(experiment)
+    average = checkpoint(experiment, 4)[2]["model_avg"]
+    for name, value in average.items():
+        mean = torch.stack([model[name] for model in seen]).mean(dim=0)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-9)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(prepare, monkeypatch):
+    undisturbed, killed = prepare("undisturbed"), prepare("killed")
+    train.train(undisturbed)
+
+    def kill(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Reporter, "progress", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(killed)
+    assert saved(killed) == [3]
+    train.train(killed)
+    assert saved(killed) == saved(undisturbed)
+    assert_equal(checkpoint(undisturbed, 8)[1:], checkpoint(killed, 8)[1:])
+    # The means at step 4 begin at the checkpoint of step 3; all others are the same.
+    reported = [
+        [
+            {key: value for key, value in record.items() if key != "audio_per_second"}
+            for record in metrics(run)
+            if (record["step"], record["kind"]) != (4, "train")
+        ]
+        for run in (undisturbed, killed)
+    ]
+    assert reported[0] == reported[1]
+    assert len(metrics(killed)) == len(metrics(undisturbed))
+    provenance = json.loads((killed.dir / "provenance.json").read_text())
+    assert provenance["train"]["steps"] == [3, 8]
+
+    last = killed.checkpoints_dir / "checkpoint-8.pt"
+    written = last.stat().st_mtime_ns
+    train.train(killed)  # complete: nothing to do
+    assert last.stat().st_mtime_ns == written
+
+
+def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
+    seen = {}
+    inner = train._losses
+    for init in ("en", "ml"):
+        batches = seen.setdefault(init, [])
+
+        def spy(run, batch, features, chunk_size, left, batches=batches):
+            batches.append((batch.ids, features.sum().item(), chunk_size, left))
+            return inner(run, batch, features, chunk_size, left)
+
+        monkeypatch.setattr(train, "_losses", spy)
+        train.train(prepare(init, f"init={init}", "train.max_steps=3"))
+    assert seen["en"] == seen["ml"]
+    assert len(seen["en"]) > 3
+
+
+def test_training_learns(prepare):
+    experiment = prepare(
+        "learns", "train.max_steps=40", "train.valid_every=40", "train.log_every=10",
+        "train.schedule.warmup_steps=5", "train.spec_augment.enabled=false",
+    )  # fmt: skip
+    train.train(experiment)
+    losses = [r["pruned_loss"] for r in metrics(experiment) if r["kind"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_names_the_cuts(prepare, monkeypatch):
+    experiment = prepare("nan")
+    inner = train._losses
+
+    def poisoned(run, batch, features, chunk_size, left):
+        losses, frames = inner(run, batch, features, chunk_size, left)
+        if run.step == 4:
+            poisoned.ids = batch.ids
+            frames = frames * float("nan")
+        return losses, frames
+
+    monkeypatch.setattr(train, "_losses", poisoned)
+    with pytest.raises(ValueError, match="not finite at step 4") as error:
+        train.train(experiment)
+    assert all(name in str(error.value) for name in poisoned.ids)
+    assert saved(experiment) == [3]
+
+
+def test_missing_pieces_say_which_stage_makes_them(prepare):
+    experiment = prepare("missing")
+    experiment.init_checkpoint.unlink()
+    with pytest.raises(ValueError, match=r"init\.pt does not exist: run stage 5"):
+        train.train(experiment)
+
+
+def test_a_vocabulary_of_another_size_is_refused(prepare, nano_dims):
+    experiment = prepare("vocabulary")
+    save_checkpoint(experiment.init_checkpoint, build_transducer(nano_dims.with_vocabulary(31)))
+    with pytest.raises(ValueError, match="has 31 tokens"):
+        train.train(experiment)
+
+
+def test_tiers_are_drawn_evenly_and_by_seed_and_step_alone():
+    settings = Train()
+    draws = [train.draw_tier(settings, 1, step) for step in range(2000)]
+    assert draws == [train.draw_tier(settings, 1, step) for step in range(2000)]
+    assert draws != [train.draw_tier(settings, 2, step) for step in range(2000)]
+    chunks = Counter(chunk for chunk, _ in draws)
+    assert set(chunks) == {8, 16, 32, -1}
+    assert all(430 < count < 570 for count in chunks.values())
+    assert {left for chunk, left in draws if chunk == -1} == {-1}
+    assert {left for chunk, left in draws if chunk != -1} == {64, 128, -1}
+    assert train.dev_tier(settings) == (32, 128)
+    assert train.dev_tier(Train(chunk_sizes=(-1,))) == (-1, -1)
+
+
+def test_schedules_end_in_the_first_tenth_from_scratch_and_at_once_from_weights():
+    settings = Train(max_steps=1000)
+    assert train.schedule_count(settings, 1, from_scratch=False) >= 20_000
+    assert train.schedule_count(settings, 0, from_scratch=True) == 0
+    assert train.schedule_count(settings, 50, from_scratch=True) == 10_000
+    assert train.schedule_count(settings, 100, from_scratch=True) == 20_000
+
+
+@pytest.mark.parametrize(
+    "steps, keep, start, expected",
+    [
+        ([10, 20, 30, 40, 50], 2, 20, [10, 30]),
+        ([10, 20], 3, 0, []),
+        ([10, 20, 30, 35, 40], 1, 35, [10, 20, 30]),
+        ([10, 20, 30], 1, 100, [10, 20]),
+    ],
+)
+def test_the_start_of_the_average_is_not_deleted(steps, keep, start, expected):
+    assert train.surplus(steps, keep, start) == expected
+
+
+def test_the_average_begins_on_an_update():
+    assert train.average_start(Train(max_steps=1000, average_fraction=0.3)) == 700
+    assert train.average_start(Train(max_steps=1010, average_period=20)) == 700
+    assert train.average_start(Train(max_steps=1000, average_fraction=1)) == 0

@@ -1,0 +1,155 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from icetransfer import transfer
+from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.experiment import sha256
+from icetransfer.model.transducer import SIZES, build_transducer
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory, nano_dims):
+    path = tmp_path_factory.mktemp("base") / "base.pt"
+    save_checkpoint(path, build_transducer(nano_dims, seed=11))
+    return path
+
+
+def both(path):
+    return f"transfer.base_models={{en: {path}, ml: {path}}}"
+
+
+def start(tone_recipe, name, *overrides):
+    """Runs the stage; returns the experiment, the new model's weights and the report."""
+    experiment = tone_recipe(name, *overrides)
+    transfer.make_start(experiment)
+    dims, weights, _ = read_checkpoint(experiment.init_checkpoint)
+    return dims, weights, json.loads((experiment.dir / "transfer.json").read_text())
+
+
+def part(name):
+    return name.split(".")[0]
+
+
+def test_the_encoder_is_loaded_and_the_rest_is_new(tone_recipe, base_path, nano_dims):
+    dims, weights, report = start(tone_recipe, "ml", "init=ml", both(base_path))
+    _, base, _ = read_checkpoint(base_path)
+    assert dims.vocab_size == 30 != nano_dims.vocab_size
+    assert dims.encoder_dim == nano_dims.encoder_dim
+    assert report["parameters"].keys() == weights.keys()
+    for name, entry in report["parameters"].items():
+        loaded = part(name) in ("encoder_embed", "encoder")
+        assert entry["fate"] == ("loaded" if loaded else "reinitialised")
+        assert entry["count"] == weights[name].numel() and entry["shape"] == [*weights[name].shape]
+        if loaded:
+            assert torch.equal(weights[name], base[name])
+        elif weights[name].dim() > 1 and weights[name].shape == base[name].shape:
+            assert not torch.equal(weights[name], base[name])
+    for group, fates in report["groups"].items():
+        for fate in ("loaded", "reinitialised"):
+            counts = [
+                weights[name].numel()
+                for name, entry in report["parameters"].items()
+                if part(name) == group and entry["fate"] == fate
+            ]
+            expected = {"tensors": len(counts), "parameters": sum(counts)} if counts else None
+            assert fates.get(fate) == expected
+    assert {part(name) for name in report["left_out"]} == {
+        "decoder", "joiner", "simple_am_proj", "simple_lm_proj", "ctc_output"
+    }  # fmt: skip
+    assert report["base_model"]["sha256"] == sha256(base_path)
+    assert report["base_model"]["path"] == str(base_path)
+
+
+def test_a_part_not_asked_for_is_new_and_said_to_be(tone_recipe, base_path):
+    _, weights, report = start(
+        tone_recipe, "half", "init=en", both(base_path), "transfer.parts=[encoder]"
+    )
+    _, base, _ = read_checkpoint(base_path)
+    assert set(report["groups"]["encoder_embed"]) == {"reinitialised", "left_out"}
+    assert set(report["groups"]["encoder"]) == {"loaded"}
+    name = "encoder_embed.out.weight"
+    assert not torch.equal(weights[name], base[name])
+    assert report["parts"] == ["encoder"]
+
+
+def test_random_takes_the_dimensions_of_the_english_model_and_no_weights(tone_recipe, base_path):
+    dims, weights, report = start(tone_recipe, "random", "init=random", both(base_path))
+    _, base, _ = read_checkpoint(base_path)
+    assert {entry["fate"] for entry in report["parameters"].values()} == {"reinitialised"}
+    assert report["left_out"] == {} and report["parts"] == []
+    assert "dimensions only" in report["base_model"]["used_for"]
+    name = "encoder_embed.out.weight"
+    assert weights[name].shape == base[name].shape and not torch.equal(weights[name], base[name])
+
+
+def test_the_seed_decides_what_is_new_and_the_init_does_not(tone_recipe, base_path):
+    one = start(tone_recipe, "s1", "init=ml", "seed=1", both(base_path))[1]
+    same = start(tone_recipe, "s1en", "init=en", "seed=1", both(base_path))[1]
+    two = start(tone_recipe, "s2", "init=ml", "seed=2", both(base_path))[1]
+    name = "joiner.output_linear.weight"
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], two[name])
+
+
+def test_a_named_size_needs_no_base_model(tone_recipe):
+    dims, _, report = start(tone_recipe, "sized", "init=random", "transfer.size=tiny")
+    assert report["base_model"] is None
+    assert dims.encoder_dim == SIZES["tiny"].encoder_dim
+    with pytest.raises(ValueError, match=r"transfer\.size=huge is not one of .*tiny"):
+        start(tone_recipe, "huge", "init=random", "transfer.size=huge")
+
+
+def test_the_ctc_head_and_the_tiers_come_from_the_config(tone_recipe, base_path):
+    dims, weights, _ = start(
+        tone_recipe, "noctc", "init=ml", both(base_path), "transfer.ctc=false",
+        "train.chunk_sizes=[16,-1]", "train.left_context_frames=[32]",
+    )  # fmt: skip
+    assert not any(part(name) == "ctc_output" for name in weights)
+    assert dims.chunk_sizes == (16, -1) and dims.left_context_frames == (32,)
+
+
+def test_a_base_that_does_not_fit_is_an_error(nano_dims):
+    model = build_transducer(nano_dims, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    base = build_transducer(nano_dims, seed=2).state_dict()
+    parts = ("encoder_embed", "encoder")
+    missing = {name: value for name, value in base.items() if name != "encoder_embed.out.weight"}
+    with pytest.raises(ValueError, match=r"encoder_embed\.out\.weight is missing"):
+        transfer.transfer(model, missing, parts)
+    with pytest.raises(ValueError, match=r"encoder\.more has no place"):
+        transfer.transfer(model, {**base, "encoder.more": torch.zeros(1)}, parts)
+    wider = dataclasses.replace(nano_dims, feedforward_dim=(40, 64))
+    with pytest.raises(ValueError, match=r"expected \("):
+        transfer.transfer(model, build_transducer(wider).state_dict(), parts)
+    other = {f"model.{name}": value for name, value in base.items()}
+    with pytest.raises(ValueError, match="is missing"):
+        transfer.transfer(model, other, parts)
+    with pytest.raises(ValueError, match="nothing to load"):
+        transfer.transfer(model, base, ())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path):
+    experiment = tone_recipe("find", both(base_path))
+    assert transfer.find_base_model(experiment.config, "ml").path == base_path
+    for value, message in (
+        ("no-such-model", "neither a path"),
+        (str(tmp_path / "absent.pt"), "does not exist"),
+        ("librispeech-streaming-2023-05-17", "get it from https://huggingface.co/Zengwei"),
+    ):
+        config = tone_recipe("lost", f"transfer.base_models.en={value}").config
+        with pytest.raises(ValueError, match=message):
+            transfer.find_base_model(config, "en")
+    with pytest.raises(ValueError, match=r"transfer\.base_models\.ml is not set"):
+        transfer.find_base_model(config, "ml")
+
+
+def test_a_finished_stage_is_left_alone(tone_recipe, base_path):
+    experiment = tone_recipe("done", "init=ml", both(base_path))
+    transfer.make_start(experiment)
+    written = experiment.init_checkpoint.stat().st_mtime_ns
+    transfer.make_start(experiment)
+    assert experiment.init_checkpoint.stat().st_mtime_ns == written
