@@ -1,4 +1,4 @@
-"""A recipe of tones: words are chords, so that data, transfer and training are tested in seconds."""
+"""A recipe of tones: data, transfer and training are tested in seconds."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -76,7 +76,7 @@ def test_a_part_not_asked_for_is_new_and_said_to_be(tone_recipe, base_path):
 
 
 def test_random_takes_the_dimensions_of_the_english_model_and_no_weights(tone_recipe, base_path):
-    dims, weights, report = start(tone_recipe, "random", "init=random", both(base_path))
+    _, weights, report = start(tone_recipe, "random", "init=random", both(base_path))
     _, base, _ = read_checkpoint(base_path)
     assert {entry["fate"] for entry in report["parameters"].values()} == {"reinitialised"}
     assert report["left_out"] == {} and report["parts"] == []
