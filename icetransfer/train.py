@@ -124,6 +124,7 @@ class Reporter:
         self._board = SummaryWriter(folder / "tensorboard", purge_step=run.step + 1)
         self._total = run.settings.max_steps
         self._first, self._start = run.step, time.perf_counter()
+        self._dev = ""
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.completed}/{task.total}"),
@@ -146,12 +147,14 @@ class Reporter:
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind == "dev":
-            log.info("step %d/%d: dev loss %.4f", step, self._total, numbers["loss"])
+            self._dev = f", dev loss {numbers['loss']:.4f}"
+            if self._bar.disable:
+                log.info("step %d/%d%s", step, self._total, self._dev)
             return
         pace = (time.perf_counter() - self._start) / max(step - self._first, 1)
         left = int(pace * (self._total - step))
         text = (
-            f"loss {numbers['loss']:.4f}, lr {numbers['lr']:.4f}, "
+            f"loss {numbers['loss']:.4f}{self._dev}, lr {numbers['lr']:.4f}, "
             f"{numbers['audio_per_second']:.0f} s of audio/s, {left // 60}:{left % 60:02d} left"
         )
         if self._bar.disable:
