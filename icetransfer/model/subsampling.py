@@ -60,7 +60,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, T2, F') to the same shape, with zeros beyond both ends."""
-        return self.out_balancer(x + self._widen(self.depthwise_conv(x)))
+        return self.out_balancer(x + self._mix(x, padding=(CONVNEXT_SIDE, CONVNEXT_SIDE)))
 
     def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Process one chunk.
@@ -74,13 +74,25 @@ class ConvNeXt(nn.Module):
         """
         chunk = x.size(2) - CONVNEXT_SIDE
         padded = torch.cat([cache, x], dim=2)
-        weight, bias = self.depthwise_conv.weight, self.depthwise_conv.bias
-        y = F.conv2d(padded, weight, bias, padding=(0, CONVNEXT_SIDE), groups=x.size(1))
-        return x[:, :, :chunk] + self._widen(y), padded[:, :, chunk : chunk + CONVNEXT_SIDE]
+        y = self._mix(padded, padding=(0, CONVNEXT_SIDE))
+        return x[:, :, :chunk] + y, padded[:, :, chunk : chunk + CONVNEXT_SIDE]
 
-    def _widen(self, x: Tensor) -> Tensor:
-        x = self.hidden_balancer(self.pointwise_conv1(x))
-        return self.pointwise_conv2(self.activation(x))
+    def _mix(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        first, second = self.pointwise_conv1, self.pointwise_conv2
+        depthwise = self.depthwise_conv
+        # The depthwise bias joins that of the next layer: its gradient alone would cost as much as
+        # all the rest of the depthwise convolution.
+        bias = first.bias + first.weight.flatten(1) @ depthwise.bias
+        x = F.conv2d(x, depthwise.weight, padding=padding, groups=depthwise.groups)
+        x = self.hidden_balancer(pointwise(x, first.weight, bias))
+        return pointwise(self.activation(x), second.weight, second.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution of (N, C, T, F) with weight (D, C, 1, 1)."""
+    if is_exporting():
+        return F.conv2d(x, weight, bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class Conv2dSubsampling(nn.Module):

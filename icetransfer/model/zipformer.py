@@ -22,6 +22,7 @@ from icetransfer.model.attention import (
     CompactRelPositionalEncoding,
     NonlinAttention,
     SelfAttention,
+    score_caps,
 )
 from icetransfer.model.scaling import (
     Balancer,
@@ -267,14 +268,14 @@ class ZipformerLayer(nn.Module):
         self.out_whiten = Whiten(limit=5.0)
 
     def forward(
-        self, x: Tensor, pos_emb: Tensor, mask: Tensor, padding: Tensor, chunk_size: int
+        self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor, chunk_size: int
     ) -> Tensor:
         """Transform a whole sequence.
 
         Args:
             x: (N, T, C).
             pos_emb: (2T - 1, E).
-            mask: True where a key may not be seen, broadcastable to (N, T, T).
+            caps: from `score_caps`, broadcastable to (N, T, T).
             padding: (N, T), True where there is no frame.
             chunk_size: frames of this stack in a chunk, below zero for all.
 
@@ -282,7 +283,7 @@ class ZipformerLayer(nn.Module):
             (N, T, C).
         """
         source = x
-        weights = self.self_attn_weights(x, pos_emb, mask)
+        weights = self.self_attn_weights(x, pos_emb, caps)
         x = x + self.feed_forward1(x)
         x = x + self.nonlin_attention(x, weights[0])
         x = x + self.self_attn1(x, weights)
@@ -296,14 +297,14 @@ class ZipformerLayer(nn.Module):
         return self.out_whiten(self.bypass(source, x))
 
     def streaming_forward(
-        self, x: Tensor, pos_emb: Tensor, mask: Tensor, padding: Tensor, state: LayerState
+        self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         """Transform one chunk.
 
         Args:
             x: (N, T, C).
             pos_emb: (L + 2T - 1, E).
-            mask: (N, 1, S), True where a key may not be seen.
+            caps: (N, 1, S), from `score_caps`.
             padding: (N, T), True where there is no frame.
             state: caches of this layer.
 
@@ -311,7 +312,7 @@ class ZipformerLayer(nn.Module):
             (N, T, C) and the next caches.
         """
         source = x
-        weights, key = self.self_attn_weights.streaming_forward(x, pos_emb, state.key, mask)
+        weights, key = self.self_attn_weights.streaming_forward(x, pos_emb, state.key, caps)
         x = x + self.feed_forward1(x)
         y, nonlin = self.nonlin_attention.streaming_forward(x, weights[0], state.nonlin_attn)
         x = x + y
@@ -356,23 +357,42 @@ class ZipformerStack(nn.Module):
         self.encoder_pos = CompactRelPositionalEncoding(dims.pos_dim)
         self.layers = nn.ModuleList(ZipformerLayer(dims) for _ in range(dims.num_layers))
 
-    def forward(self, x: Tensor, mask: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
-        """Transform a whole sequence; arguments as in `ZipformerLayer.forward`."""
-        pos_emb = self.encoder_pos(x)
+    def forward(self, x: Tensor, hidden: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
+        """Transform a whole sequence.
+
+        Args:
+            x: (N, T, C).
+            hidden: True where a key may not be seen, broadcastable to (N, T, T).
+            padding: (N, T), True where there is no frame.
+            chunk_size: frames of this stack in a chunk, below zero for all.
+
+        Returns:
+            (N, T, C).
+        """
+        pos_emb, caps = self.encoder_pos(x), score_caps(hidden, x.dtype)
         for layer in self.layers:
-            x = layer(x, pos_emb, mask, padding, chunk_size)
+            x = layer(x, pos_emb, caps, padding, chunk_size)
         return x
 
     def streaming_forward(
-        self, x: Tensor, mask: Tensor, states: list[LayerState]
+        self, x: Tensor, hidden: Tensor, states: list[LayerState]
     ) -> tuple[Tensor, list[LayerState]]:
-        """Transform one chunk (N, T, C); mask (N, 1, S); one state for each layer."""
-        left = mask.size(2) - x.size(1)
-        pos_emb = self.encoder_pos(x, left)
-        padding = mask[:, 0, left:]
+        """Transform one chunk.
+
+        Args:
+            x: (N, T, C).
+            hidden: (N, 1, S), True where a key may not be seen.
+            states: of each layer.
+
+        Returns:
+            (N, T, C) and the next states.
+        """
+        left = hidden.size(2) - x.size(1)
+        pos_emb, caps = self.encoder_pos(x, left), score_caps(hidden, x.dtype)
+        padding = hidden[:, 0, left:]
         new_states = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, new_state = layer.streaming_forward(x, pos_emb, mask, padding, state)
+            x, new_state = layer.streaming_forward(x, pos_emb, caps, padding, state)
             new_states.append(new_state)
         return x, new_states
 
@@ -418,19 +438,19 @@ class DownsampledStack(nn.Module):
         self.encoder = ZipformerStack(dims)
         self.out_combiner = Bypass(dims.encoder_dim)
 
-    def forward(self, x: Tensor, mask: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
-        """Transform a whole sequence; arguments at 50 Hz, as in `ZipformerLayer.forward`."""
+    def forward(self, x: Tensor, hidden: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
+        """Transform a whole sequence; arguments as in `ZipformerStack.forward`, at 50 Hz."""
         step = self.factor
         chunk = chunk_size // step if chunk_size > 0 else chunk_size
-        y = self.encoder(self.downsample(x), mask[:, ::step, ::step], padding[:, ::step], chunk)
+        y = self.encoder(self.downsample(x), hidden[:, ::step, ::step], padding[:, ::step], chunk)
         return self.out_combiner(x, upsample(y, step, x.size(1)))
 
     def streaming_forward(
-        self, x: Tensor, mask: Tensor, states: list[LayerState]
+        self, x: Tensor, hidden: Tensor, states: list[LayerState]
     ) -> tuple[Tensor, list[LayerState]]:
-        """Transform one chunk (N, T, C); mask (N, 1, S) at 50 Hz."""
+        """Transform one chunk; `x` and `hidden` as in `ZipformerStack`, at 50 Hz."""
         y, states = self.encoder.streaming_forward(
-            self.downsample(x), mask[:, :, :: self.factor], states
+            self.downsample(x), hidden[:, :, :: self.factor], states
         )
         return self.out_combiner(x, upsample(y, self.factor, x.size(1))), states
 
@@ -472,12 +492,12 @@ class Zipformer(nn.Module):
         """
         frames = torch.arange(x.size(1), device=x.device)
         padding = frames >= lengths.unsqueeze(1)
-        mask = padding.unsqueeze(1)
+        hidden = padding.unsqueeze(1)
         if chunk_size > 0:
-            mask = mask | chunk_mask(frames, chunk_size, left_context_frames)
+            hidden = hidden | chunk_mask(frames, chunk_size, left_context_frames)
         outputs = []
         for dims, stack in zip(self.stacks, self.encoders, strict=True):
-            x = stack(with_channels(x, dims.encoder_dim), mask, padding, chunk_size)
+            x = stack(with_channels(x, dims.encoder_dim), hidden, padding, chunk_size)
             outputs.append(x)
         return self.downsample_output(self._combine(outputs)), (lengths + 1) // 2
 
@@ -504,11 +524,11 @@ class Zipformer(nn.Module):
         else:
             missing = torch.arange(chunk, device=x.device) >= lengths.unsqueeze(1)
             processed_lens = processed_lens + lengths
-        mask = torch.cat([unseen, missing], dim=1).unsqueeze(1)
+        hidden = torch.cat([unseen, missing], dim=1).unsqueeze(1)
         outputs, new_states = [], []
         for dims, stack in zip(self.stacks, self.encoders, strict=True):
             own = states[len(new_states) : len(new_states) + dims.num_layers]
-            x, own = stack.streaming_forward(with_channels(x, dims.encoder_dim), mask, own)
+            x, own = stack.streaming_forward(with_channels(x, dims.encoder_dim), hidden, own)
             outputs.append(x)
             new_states.extend(own)
         return self.downsample_output(self._combine(outputs)), new_states, processed_lens
