@@ -54,9 +54,10 @@ class Convention:
 
 #: The default of the functions here: what the published numbers of a checkpoint were made with.
 ICEFALL = Convention()
-#: sherpa-onnx starts from blanks alone and never prints `<unk>`.  The decode stage uses it with
-#: every engine: what is scored is what a user will run, and the engines' tokens can be compared.
-SHERPA = Convention(start=BLANK_ID, silent=(UNK_ID,))
+#: sherpa-onnx never prints `<unk>`.  The decode stage follows it with every engine: what is scored
+#: is what a user will run, and the engines' tokens can be compared.  The start context is icefall's
+#: in sherpa-onnx 2.0.1 (measured, all its transducer searches); older releases start from blanks.
+SHERPA = Convention(silent=(UNK_ID,))
 
 
 class Hypothesis(NamedTuple):

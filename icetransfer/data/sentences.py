@@ -1,0 +1,226 @@
+"""Sentences for the synthetic corpus, from a small grammar per language.
+
+A grammar is a file `grammars/<language>.yaml`:
+
+    espeak: nl                        # espeak-ng's voice
+    locale: nl                        # Babel's, for the CLDR's names
+    num2words: nl
+    faker: nl_NL
+    letters: {slots: [20, 60], open: [30, 110]}   # shortest and longest sentence
+    forms: {f: {"un$": "une"}}        # regular expressions that turn a cardinal into another form
+    not_words: [...]                  # entries of the libraries' lists to leave out
+    shared: {rule: [template, ...]}   # rules of both domains
+    slots: {S: [...], rule: [...]}
+    open: {S: [...], rule: [...]}
+
+A template is text with `(a|b|)` for a choice and `{...}` for one of
+
+* a rule of the domain or of `shared`;
+* a number in words: `{2..99}`; steps `{100..900 by 100}`; only numbers of a plural category of
+  the CLDR (`{2..99 few}`); in a form that `forms` knows (`{1..99 f}`); `ordinal`, `year`; and
+  `plain`, which leaves out the numbers that end in 1 or 2, whose form depends on the noun;
+* an entry of a list from Babel, Faker or emoji (`LISTS`): `{territory}`, `{month}`, `{word}`...
+
+Everything is drawn from one seeded generator. A sentence belongs to train, dev or test by a hash
+of its normalised text, so the splits are disjoint whatever the seed and the amounts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from icetransfer.data.text import Normalizer
+
+GRAMMAR_FOLDER = Path(__file__).parent / "grammars"
+DOMAINS = ("slots", "open")
+SPLITS = ("train", "dev", "test")
+
+_CHOICE = re.compile(r"\(([^()]*)\)")
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_NUMBER = re.compile(r"(\d+)\.\.(\d+)(.*)")
+_PLURALS = ("zero", "one", "two", "few", "many", "other")
+# How many drawn sentences in a row may be repeats or of the wrong length before we give up.
+_PATIENCE = 20_000
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as it is given to the synthesiser, and as it is written in the transcript."""
+
+    spoken: str
+    text: str
+
+
+def synthetic_languages() -> list[str]:
+    """Return the codes of the languages that have a grammar, sorted."""
+    return sorted(path.stem for path in GRAMMAR_FOLDER.glob("*.yaml"))
+
+
+@cache
+def read_grammar(language: str) -> Mapping[str, Any]:
+    """Read a language's grammar.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = GRAMMAR_FOLDER / f"{language}.yaml"
+    if language not in synthetic_languages():
+        raise ValueError(
+            f"no synthetic sentences for language {language!r}; known: "
+            f"{', '.join(synthetic_languages())}. To add it, write {path}"
+        )
+    grammar: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for part in ("shared", *DOMAINS):
+        for rule, templates in grammar.get(part, {}).items():
+            for template in templates:
+                if not isinstance(template, str):
+                    raise ValueError(f"{path}: {part}.{rule}: {template!r} must be in quotes")
+    return grammar
+
+
+class SentenceSource:
+    """Draws sentences of a language and domain."""
+
+    def __init__(
+        self, language: str, domain: str, is_foreign: Callable[[str], bool] = lambda text: False
+    ) -> None:
+        """Read the grammar.
+
+        Args:
+            language: Code of a language with a grammar.
+            domain: "slots" or "open".
+            is_foreign: Tells whether the synthesiser reads some of a sentence as another
+                language's; such sentences are left out.
+
+        Raises:
+            ValueError: No such language or domain.
+        """
+        if domain not in DOMAINS:
+            raise ValueError(f"no synthetic domain {domain!r}; expected one of {', '.join(DOMAINS)}")
+        self._grammar = read_grammar(language)
+        self._normalizer = Normalizer(language)
+        self._is_foreign = is_foreign
+        self._language, self._domain = language, domain
+        self._rules: Mapping[str, list[str]] = self._grammar.get("shared", {}) | self._grammar[domain]
+        self._lists: dict[str, list[str]] = {}
+        self._numbers: dict[str, list[str]] = {}
+
+    def sentences(self, split: str, seed: int) -> Iterator[Sentence]:
+        """Yield the split's sentences, without repeats, without end.
+
+        Raises:
+            ValueError: The grammar has no more sentences.
+        """
+        generator = random.Random(f"{self._language} {self._domain} {split} {seed}")
+        shortest, longest = self._grammar["letters"][self._domain]
+        seen: set[str] = set()
+        misses = 0
+        while misses < _PATIENCE:
+            spoken = " ".join(self._expand(self._rules["S"], generator).split())
+            text = self._normalizer(spoken)
+            wanted = (
+                shortest <= len(text) <= longest and text not in seen and split_of(text) == split
+            )
+            if not wanted or self._is_foreign(spoken):
+                misses += 1
+                continue
+            misses = 0
+            seen.add(text)
+            yield Sentence(spoken, text)
+        raise ValueError(
+            f"the {self._domain} grammar of {self._language} gave no new {split} sentence in "
+            f"{_PATIENCE} draws after {len(seen)}: ask for fewer minutes or add templates"
+        )
+
+    def _expand(self, templates: list[str], generator: random.Random) -> str:
+        template = generator.choice(templates)
+        while match := _CHOICE.search(template):
+            choice = generator.choice(match[1].split("|"))
+            template = template[: match.start()] + choice + template[match.end() :]
+        return _FIELD.sub(lambda match: self._field(match[1], generator), template)
+
+    def _field(self, field: str, generator: random.Random) -> str:
+        if field in self._rules:
+            return self._expand(self._rules[field], generator)
+        if _NUMBER.fullmatch(field):
+            if field not in self._numbers:
+                self._numbers[field] = self._read_numbers(field)
+            return generator.choice(self._numbers[field])
+        if field not in self._lists:
+            self._lists[field] = self._read_list(field)
+        return generator.choice(self._lists[field])
+
+    def _read_list(self, name: str) -> list[str]:
+        """Return the usable entries of a library's list, sorted."""
+        from icetransfer.data.word_lists import LISTS
+
+        if name not in LISTS:
+            raise ValueError(
+                f"grammar of {self._language}: {{{name}}} is neither a rule nor a list "
+                f"({', '.join(sorted(LISTS))})"
+            )
+        entries = set(LISTS[name](self._grammar["locale"], self._grammar["faker"]))
+        entries -= set(self._grammar.get("not_words", []))
+        usable = [e for e in sorted(entries) if self._is_usable(e)]
+        if not usable:
+            raise ValueError(f"grammar of {self._language}: the list {{{name}}} is empty")
+        return usable
+
+    def _is_usable(self, entry: str) -> bool:
+        """Keep entries of one to three plain words."""
+        words = entry.split()
+        return (
+            1 <= len(words) <= 3
+            and not re.search(r"[\d()\[\]/.,:;&+]|\b[A-Z]{2,}\b|\b[IVX]+\b", entry)
+            and max(map(len, words)) <= 22
+            and not self._normalizer.check(entry)
+        )
+
+    def _read_numbers(self, field: str) -> list[str]:
+        """Return the numbers in words that a field such as "2..99 few" stands for."""
+        match = _NUMBER.fullmatch(field)
+        assert match is not None
+        step = re.search(r"by (\d+)", match[3])
+        flags = [flag for flag in re.sub(r"by \d+", "", match[3]).split()]
+        numbers = range(int(match[1]), int(match[2]) + 1, int(step[1]) if step else 1)
+        words = [self._in_words(n, flags) for n in numbers if self._admits(n, flags)]
+        if not words:
+            raise ValueError(f"grammar of {self._language}: no number in {{{field}}}")
+        return words
+
+    def _admits(self, number: int, flags: list[str]) -> bool:
+        from babel import Locale
+
+        plural = next((flag for flag in flags if flag in _PLURALS), None)
+        category = Locale.parse(self._grammar["locale"]).plural_form(number)
+        return plural in (None, category) and not ("plain" in flags and number % 10 in (1, 2))
+
+    def _in_words(self, number: int, flags: list[str]) -> str:
+        from num2words import num2words
+
+        kind = next((flag for flag in ("ordinal", "year") if flag in flags), "cardinal")
+        words = str(num2words(number, lang=self._grammar["num2words"], to=kind)).replace(",", "")
+        known = {*_PLURALS, "plain", "ordinal", "year", *self._grammar.get("forms", {})}
+        for flag in flags:
+            if flag not in known:
+                raise ValueError(
+                    f"grammar of {self._language}: no number form {flag!r}; known: {sorted(known)}"
+                )
+            for pattern, form in self._grammar.get("forms", {}).get(flag, {}).items():
+                words = re.sub(pattern, form, words)
+        return words
+
+
+def split_of(text: str) -> str:
+    """Return the split that a normalised sentence belongs to: 80 % train, 10 % dev, 10 % test."""
+    bucket = hashlib.sha256(text.encode()).digest()[0] % 10
+    return {0: "dev", 1: "test"}.get(bucket, "train")

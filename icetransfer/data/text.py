@@ -1,0 +1,137 @@
+"""One text normaliser per language, the same for references and hypotheses.
+
+A language is a file `languages/<code>.yaml` beside this module:
+
+    name: Dutch
+    alphabet: "abc..."            # lower-case letters; the space is always allowed
+    apostrophe: keep              # inside words (don't, l'acqua); default: remove
+    apostrophe_clitics: [s, t]    # words that keep a leading apostrophe ('s ochtends)
+    hyphen: keep                  # inside words (s-a); default: a space
+    replace: {ş: ș}               # letters to rewrite, after lower-casing
+
+Numbers are not read out: digits stay, and `Normalizer.check` reports them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Raised whenever any language's normalised text changes; stands in every result.
+VERSION = "1"
+
+LANGUAGE_FOLDER = Path(__file__).parent / "languages"
+
+_APOSTROPHES = "'’‘ʼ`´′"
+_HYPHENS = "-‐‑‒"
+# Symbols that are read aloud: they are not punctuation, and must not vanish from a transcript.
+_SPOKEN_SYMBOLS = frozenset("%‰&@#§")
+_KEYS = {"name", "alphabet", "apostrophe", "apostrophe_clitics", "hyphen", "replace"}
+
+
+def languages() -> list[str]:
+    """Return the codes of the languages that have rules, sorted."""
+    return sorted(path.stem for path in LANGUAGE_FOLDER.glob("*.yaml"))
+
+
+class Normalizer:
+    """Make text comparable: NFC, lower case, no punctuation, one space between words.
+
+    Attributes:
+        language: Code of the language, such as "nl".
+        name: English name of the language.
+        alphabet: The characters that training text may hold, the space among them.
+        version: What identifies these rules in a result, such as "nl-1".
+    """
+
+    def __init__(self, language: str) -> None:
+        """Read the rules of a language.
+
+        Args:
+            language: Code of a language with a file in `languages/`.
+
+        Raises:
+            ValueError: The language has no rules, or its file is wrong.
+        """
+        rules = _read_rules(language)
+        self.language = language
+        self.name = str(rules["name"])
+        self.version = f"{language}-{VERSION}"
+        self._keep_apostrophe = rules.get("apostrophe", "remove") == "keep"
+        self._keep_hyphen = rules.get("hyphen", "space") == "keep"
+        self._replace = str.maketrans(dict(rules.get("replace", {})))
+        clitics = "|".join(map(re.escape, rules.get("apostrophe_clitics", [])))
+        self._clitic = re.compile(rf"(?<!\w)'(?=(?:{clitics})(?!\w))") if clitics else None
+        extra = "'" * self._keep_apostrophe + "-" * self._keep_hyphen
+        self.alphabet = frozenset(str(rules["alphabet"]) + extra + " ")
+
+    def __call__(self, text: str) -> str:
+        """Return the normalised text. Never fails: what has no rule is left as it is.
+
+        Args:
+            text: A transcript or a hypothesis.
+        """
+        text = unicodedata.normalize("NFC", text).lower()
+        # Lower-casing can decompose (İ), so compose again before looking at single characters.
+        text = unicodedata.normalize("NFC", text).translate(self._replace)
+        text = re.sub(f"[{_APOSTROPHES}]", "'", text)
+        text = re.sub(f"[{_HYPHENS}]", "-", text)
+        marked = self._mark_kept(text)
+        kept = "".join(_plain(char) for char in marked)
+        return " ".join(kept.translate(_UNMARK).split())
+
+    def check(self, text: str) -> list[str]:
+        """Return the characters that training text may not hold, sorted; empty when it may.
+
+        Args:
+            text: A transcript, normalised or not.
+        """
+        return sorted(set(self(text)) - self.alphabet)
+
+    def _mark_kept(self, text: str) -> str:
+        """Put private characters for the apostrophes and hyphens that are spelling."""
+        if self._clitic:
+            text = self._clitic.sub(_APOSTROPHE_MARK, text)
+        inside = r"(?<=[^\W\d_]){}(?=[^\W\d_])"
+        mark = _APOSTROPHE_MARK if self._keep_apostrophe else ""
+        text = re.sub(inside.format("'"), mark, text)
+        if self._keep_hyphen:
+            text = re.sub(inside.format("-"), _HYPHEN_MARK, text)
+        return text
+
+
+_APOSTROPHE_MARK = "\ue000"
+_HYPHEN_MARK = "\ue001"
+_UNMARK = {ord(_APOSTROPHE_MARK): "'", ord(_HYPHEN_MARK): "-"}
+
+
+def _plain(char: str) -> str:
+    """Return the character, a space for punctuation, nothing for an invisible mark."""
+    category = unicodedata.category(char)
+    if category == "Cf":
+        return ""
+    if category in ("Cc", "Sk") or (category[0] in "PZ" and char not in _SPOKEN_SYMBOLS):
+        return " "
+    return char
+
+
+def _read_rules(language: str) -> Mapping[str, Any]:
+    """Read and check `languages/<language>.yaml`."""
+    path = LANGUAGE_FOLDER / f"{language}.yaml"
+    if language not in languages():
+        raise ValueError(
+            f"no text rules for language {language!r}; known: {', '.join(languages())}. "
+            f"To add it, write {path} with its name and alphabet (see {Path(__file__).name})"
+        )
+    rules = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(rules, dict) or not {"name", "alphabet"} <= set(rules) <= _KEYS:
+        raise ValueError(f"{path}: expected the keys name and alphabet, and of {sorted(_KEYS)}")
+    for key, default in (("apostrophe", "remove"), ("hyphen", "space")):
+        if rules.get(key, default) not in ("keep", default):
+            raise ValueError(f"{path}: {key} is {rules[key]!r}, expected keep or {default}")
+    return rules

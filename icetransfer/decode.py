@@ -1,0 +1,466 @@
+"""Stage 9: recognises every test set with every engine, precision and latency tier of the config.
+
+    python -m icetransfer.decode --exp DIR
+
+A tier with a chunk size is true streaming: chunks with carried state, many streams in a batch that
+begin and end at different times.  All engines get the same audio with the same silence after it and
+follow the same conventions, so that their tokens agree.
+
+Shapes: N streams, T feature frames (10 ms), c chunk_size (20 ms).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from icetransfer import atomic, score
+from icetransfer.bundle import Bundle
+from icetransfer.checkpoint import load_transducer
+from icetransfer.config import LOOK_AHEAD_MS, Config, chunk_label, chunk_ms
+from icetransfer.data.features import PADDING, SAMPLING_RATE, fbank, read_manifest
+from icetransfer.data.text import Normalizer
+from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
+from icetransfer.model.subsampling import WINDOW_EXTRA
+from icetransfer.model.transducer import StreamingState
+from icetransfer.onnx_model import OnnxTransducer
+from icetransfer.search import SHERPA, Hypothesis, Search, make_search
+from icetransfer.sherpa import SherpaRecognizer
+
+OUTPUT_SECONDS = 0.04  # of an encoder output
+EMISSION_DELAY = 31  # feature frames after the last sample in which a last word may still come out
+OFFLINE_BATCH_SECONDS = 300  # of padded audio: full attention grows with the square of the length
+
+Samples = NDArray[np.float32]
+#: Takes (id, samples) one by one, gives (id, hypothesis) in any order.
+Engine = Callable[[Iterator[tuple[str, Samples]]], Iterator[tuple[str, Hypothesis]]]
+
+
+def tail_seconds(chunk_size: int) -> float:
+    """Silence put after every recording, so that its last word is never lost.
+
+    A chunk is computed when the features of all of it and of the look-ahead are there and at least
+    one more (sherpa-onnx's rule): to come out surely, the last sample and what the model may say
+    within `EMISSION_DELAY` after it need a whole chunk and look-ahead behind them.
+    """
+    chunk = 0 if chunk_size == -1 else 2 * chunk_size
+    return (chunk + WINDOW_EXTRA + EMISSION_DELAY) / 100
+
+
+class Encodes(Protocol):
+    """What decoding needs of a model besides what a search needs."""
+
+    def encode(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole utterances (N, T, 80), (N,)."""
+
+    def initial_state(
+        self, batch_size: int, chunk_size: int, left_context_frames: int
+    ) -> StreamingState:
+        """Streams that have heard nothing."""
+
+    def encode_chunk(
+        self, features: Tensor, state: StreamingState
+    ) -> tuple[Tensor, StreamingState]:
+        """One chunk (N, 2c + 13, 80)."""
+
+
+def _features(samples: Samples, tail: float) -> Tensor:
+    silence = np.zeros(round(tail * SAMPLING_RATE), dtype=np.float32)
+    return torch.from_numpy(fbank(np.concatenate([samples, silence])))
+
+
+def select_streams(state: StreamingState, rows: list[int]) -> StreamingState:
+    """The encoder's state of some of the streams, in that order."""
+    index = torch.tensor(rows, dtype=torch.long)
+    pairs = zip(state.tensors(), state.batch_dims(), strict=True)
+    return state.with_tensors([tensor.index_select(dim, index) for tensor, dim in pairs])
+
+
+def join_streams(first: StreamingState, second: StreamingState) -> StreamingState:
+    """The streams of one state, then those of another."""
+    pairs = zip(first.tensors(), second.tensors(), first.batch_dims(), strict=True)
+    return first.with_tensors([torch.cat([a, b], dim) for a, b, dim in pairs])
+
+
+@dataclass
+class _Stream:
+    id: str
+    features: Tensor  # (T, 80)
+    position: int = 0  # first frame of the next window
+
+
+@torch.inference_mode()
+def decode_streams(
+    model: Encodes,
+    search: Search[Any],
+    waveforms: Iterator[tuple[str, Samples]],
+    chunk_size: int,
+    left_context_frames: int,
+    batch_streams: int,
+) -> Iterator[tuple[str, Hypothesis]]:
+    """Streaming recognition: a stream that ends makes room for the next one.
+
+    Args:
+        model: torch's or onnxruntime's.
+        search: of the same model.
+        waveforms: (id, samples at 16 kHz).
+        chunk_size: in 50 Hz frames.
+        left_context_frames: in 50 Hz frames.
+        batch_streams: streams at a time.
+
+    Yields:
+        (id, hypothesis), as streams end.
+    """
+    window, step = 2 * chunk_size + WINDOW_EXTRA, 2 * chunk_size
+    live: list[_Stream] = []
+    encoder_state = model.initial_state(0, chunk_size, left_context_frames)
+    search_state = search.initial_state(0)
+    while True:
+        new = [
+            _Stream(key, _features(samples, tail_seconds(chunk_size)))
+            for key, samples in islice(waveforms, batch_streams - len(live))
+        ]
+        if new:
+            fresh = model.initial_state(len(new), chunk_size, left_context_frames)
+            encoder_state = join_streams(encoder_state, fresh)
+            search_state = search_state.extend(search.initial_state(len(new)))
+            live += new
+        if not live:
+            return
+        windows = [s.features[s.position : s.position + window] for s in live]
+        out, encoder_state = model.encode_chunk(torch.stack(windows), encoder_state)
+        search_state = search.advance(search_state, out)
+        for stream in live:
+            stream.position += step
+        going = [row for row, s in enumerate(live) if s.position + window < len(s.features)]
+        if len(going) < len(live):
+            ended = [row for row in range(len(live)) if row not in going]
+            results = search.results(search_state.select(ended))
+            for row, hypothesis in zip(ended, results, strict=True):
+                yield live[row].id, hypothesis
+            encoder_state = select_streams(encoder_state, going)
+            search_state = search_state.select(going)
+            live = [live[row] for row in going]
+
+
+def batches(
+    waveforms: Iterator[tuple[str, Samples]], batch_streams: int, seconds: float
+) -> Iterator[tuple[list[str], list[Samples]]]:
+    """Groups recordings in order; at most `batch_streams` and `seconds` of padded audio a group.
+
+    The front end's last frames see the padding of their batch, so all engines get the same groups.
+    """
+    keys: list[str] = []
+    group: list[Samples] = []
+    longest = 0
+    for key, samples in waveforms:
+        longest = max(longest, len(samples))
+        padded = longest * (len(group) + 1) / SAMPLING_RATE
+        if group and (len(group) == batch_streams or padded > seconds):
+            yield keys, group
+            keys, group, longest = [], [], len(samples)
+        keys.append(key)
+        group.append(samples)
+    if group:
+        yield keys, group
+
+
+@torch.inference_mode()
+def decode_offline(
+    model: Encodes,
+    search: Search[Any],
+    waveforms: Iterator[tuple[str, Samples]],
+    batch_streams: int,
+) -> Iterator[tuple[str, Hypothesis]]:
+    """Recognition with full context.
+
+    Args:
+        model: torch's or onnxruntime's.
+        search: of the same model.
+        waveforms: (id, samples at 16 kHz).
+        batch_streams: recordings at a time, at most.
+
+    Yields:
+        (id, hypothesis), in order.
+    """
+    for keys, group in batches(waveforms, batch_streams, OFFLINE_BATCH_SECONDS):
+        features = [_features(samples, tail_seconds(-1)) for samples in group]
+        lens = torch.tensor([len(f) for f in features])
+        padded = pad_sequence(features, batch_first=True, padding_value=PADDING)
+        yield from zip(keys, search(*model.encode(padded, lens)), strict=True)
+
+
+def make_engine(experiment: Experiment, run: score.Run) -> Engine:
+    """Loads the model of a run.
+
+    Raises:
+        ValueError: a file is missing, or the bundle is of another checkpoint or tier.
+    """
+    decode = experiment.config.decode
+    size, left, streams = run.chunk_size, run.left_context_frames, decode.batch_streams
+    if run.engine == "sherpa":
+        recognizer = SherpaRecognizer(
+            experiment.onnx_dir(size),
+            size,
+            run.precision,
+            run.search,
+            decode.beam,
+            tail_seconds(size),
+        )
+
+        def recognize(waveforms: Iterator[tuple[str, Samples]]) -> Iterator[tuple[str, Hypothesis]]:
+            seconds = OFFLINE_BATCH_SECONDS if size == -1 else np.inf
+            for keys, group in batches(waveforms, streams, seconds):
+                yield from zip(keys, recognizer(group), strict=True)
+
+        return recognize
+    if run.engine == "torch":
+        model: Any = load_transducer(experiment.averaged_checkpoint)
+    else:
+        model = OnnxTransducer(experiment.onnx_dir(size), run.precision)
+    search = make_search(run.search, model, decode.beam, SHERPA)
+    if size == -1:
+        return lambda waveforms: decode_offline(model, search, waveforms, streams)
+    return lambda waveforms: decode_streams(model, search, waveforms, size, left, streams)
+
+
+class Reader:
+    """Reads the recordings of a test set one by one; a bad one is noted and left out.
+
+    Args:
+        cuts: one for each recording.
+
+    Attributes:
+        problems: why a recording could not be read, by the cut's id.
+        seconds: time spent reading so far, which is not recognition.
+    """
+
+    def __init__(self, cuts: Iterable[Cut]) -> None:
+        self._cuts = cuts
+        self.problems: dict[str, str] = {}
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[tuple[str, Samples]]:
+        """Yields (id, samples)."""
+        for cut in self._cuts:
+            begin = time.perf_counter()
+            try:
+                samples = _read(cut)
+            except Exception as error:  # whatever a decoder raises on a broken file
+                reason = " ".join(str(error).split()) or repr(error)
+                self.problems[cut.id] = f"{cut.recording.sources[0].source}: {reason}"
+                log.warning("cut %s cannot be recognised: %s", cut.id, self.problems[cut.id])
+                continue
+            finally:
+                self.seconds += time.perf_counter() - begin
+            yield cut.id, samples
+
+
+def _read(cut: Cut) -> Samples:
+    samples: Samples = np.asarray(cut.load_audio(), dtype=np.float32)
+    if cut.sampling_rate != SAMPLING_RATE or samples.shape[0] != 1:
+        raise ValueError(
+            f"expected one channel at {SAMPLING_RATE} Hz, got {samples.shape[0]} at "
+            f"{cut.sampling_rate} Hz"
+        )
+    if samples.shape[1] == 0 or not np.isfinite(samples).all():
+        raise ValueError("the audio is empty or holds samples that are not numbers")
+    mono: Samples = samples[0]
+    return mono
+
+
+def recognise(
+    engine: Engine, cuts: list[Cut], title: str
+) -> tuple[dict[str, Hypothesis], dict[str, str], float]:
+    """Recognises a test set.
+
+    Args:
+        engine: see `make_engine`.
+        cuts: of the test set; they are read from the shortest to the longest.
+        title: of the progress bar.
+
+    Returns:
+        Hypotheses by cut id, reasons of failure by cut id, and seconds without reading.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    reader = Reader(sorted(cuts, key=lambda cut: (cut.duration, cut.id)))
+    found = {}
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(title, total=len(cuts))
+        begin = time.perf_counter()
+        for key, hypothesis in engine(iter(reader)):
+            found[key] = hypothesis
+            progress.update(bar, completed=len(found) + len(reader.problems))
+        seconds = time.perf_counter() - begin - reader.seconds
+        progress.update(bar, completed=len(cuts))
+    return found, reader.problems, seconds
+
+
+def make_rows(
+    cuts: list[Cut],
+    found: dict[str, Hypothesis],
+    problems: dict[str, str],
+    tokenizer: Tokenizer,
+    normalize: Normalizer,
+) -> list[score.Row]:
+    """The lines of recogs.jsonl, in the order of the cuts."""
+    rows: list[score.Row] = []
+    for cut in cuts:
+        supervision = cut.supervisions[0]
+        text = supervision.text or ""
+        tokens, frames = found.get(cut.id, Hypothesis([], []))
+        rows.append(
+            {
+                "id": cut.id,
+                "speaker": supervision.speaker or "",
+                "ref": normalize(text),
+                "hyp": normalize(tokenizer.decode(tokens)),
+                "raw_ref": (supervision.custom or {}).get("raw_text", text),
+                "audio_seconds": round(cut.duration, 3),
+                "tokens": tokens,
+                "timestamps": [round(frame * OUTPUT_SECONDS, 2) for frame in frames],
+                "failed": problems.get(cut.id),
+            }
+        )
+    return rows
+
+
+def make_result(config: Config, run: score.Run, rows: list[score.Row]) -> dict[str, Any]:
+    """What wer.json holds, but for speed, size and provenance."""
+    words, characters = score.word_errors(rows), score.character_errors(rows)
+    offline = run.chunk_size == -1
+    left = run.left_context_frames
+    return {
+        "language": config.language,
+        "init": config.init,
+        "hours": config.hours,
+        "seed": config.seed,
+        "test_set": run.test_set,
+        "engine": run.engine,
+        "precision": run.precision,
+        "chunk_size": run.chunk_size,
+        "chunk_ms": chunk_ms(run.chunk_size),
+        "lookahead_ms": 0 if offline else LOOK_AHEAD_MS,
+        "left_context_frames": -1 if offline else left,
+        "effective_left_context_frames": -1 if offline else left - left % run.chunk_size,
+        "search": run.search,
+        "wer": words.rate,
+        "errors": words.errors,
+        "words": words.length,
+        "insertions": words.insertions,
+        "deletions": words.deletions,
+        "substitutions": words.substitutions,
+        "cer": characters.rate,
+        "character_errors": characters.errors,
+        "characters": characters.length,
+        "utterances": len(rows),
+        "failed": sum(row["failed"] is not None for row in rows),
+        "audio_seconds": round(sum(row["audio_seconds"] for row in rows), 3),
+    }
+
+
+def decode_run(
+    experiment: Experiment, run: score.Run, cuts: list[Cut], checkpoint_sha256: str
+) -> None:
+    """Decodes one test set in one way, unless that is done for this checkpoint.
+
+    Raises:
+        ValueError: the model's files are missing or are of another checkpoint.
+    """
+    config = experiment.config
+    folder = run.folder(experiment.decode_dir)
+    target = folder / "wer.json"
+    if target.is_file():
+        if json.loads(target.read_text(encoding="utf-8"))["checkpoint_sha256"] == checkpoint_sha256:
+            log.info("skip: %s is complete", target)
+            return
+        log.info("%s is of another checkpoint: decoding again", target)
+    if run.engine == "torch":
+        model_bytes = experiment.averaged_checkpoint.stat().st_size
+    else:
+        model_bytes = _check_bundle(experiment, run, checkpoint_sha256)
+    load = os.getloadavg()[0]
+    title = f"{run.test_set} {run.engine} {run.precision} {chunk_label(run.chunk_size)}"
+    found, problems, seconds = recognise(make_engine(experiment, run), cuts, title)
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    rows = make_rows(cuts, found, problems, tokenizer, Normalizer(config.language))
+    result = make_result(config, run, rows) | {
+        "rtf": seconds / max(sum(cut.duration for cut in cuts if cut.id in found), 1e-9),
+        "batch_streams": config.decode.batch_streams,
+        "threads": 1,
+        "host_load": load,
+        "model_bytes": model_bytes,
+        "checkpoint_sha256": checkpoint_sha256,
+        "normalizer": Normalizer(config.language).version,
+        "provenance": provenance(),
+    }
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    atomic.write_text(folder / "recogs.jsonl", lines)
+    atomic.write_text(folder / "errs.txt", score.errors_text(rows, title))
+    atomic.write_text(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    log.info(
+        "%s: WER %.2f %%, CER %.2f %%, %d failed, RTF %.4f -> %s",
+        title,
+        result["wer"],
+        result["cer"],
+        result["failed"],
+        result["rtf"],
+        folder,
+    )
+
+
+def _check_bundle(experiment: Experiment, run: score.Run, checkpoint_sha256: str) -> int:
+    bundle = Bundle(experiment.onnx_dir(run.chunk_size))
+    bundle.check(run.precision)
+    made_of = {}
+    if bundle.description.is_file():
+        made_of = json.loads(bundle.description.read_text(encoding="utf-8"))["made_of"]
+    if made_of.get("sha256") != checkpoint_sha256:
+        raise ValueError(
+            f"{bundle.dir} was not exported from {experiment.averaged_checkpoint} as it is now: "
+            f"run stage 8 again"
+        )
+    return bundle.size(run.precision)
+
+
+def _read_test_set(path: Path) -> list[Cut]:
+    cuts = read_manifest(path)
+    if not cuts:
+        raise ValueError(f"{path} has no recordings: nothing to decode; see stage 1's log for why")
+    return cuts
+
+
+def _run(experiment: Experiment) -> None:
+    torch.set_num_threads(1)
+    if not experiment.averaged_checkpoint.is_file():
+        raise ValueError(
+            f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it"
+        )
+    checkpoint_sha256 = sha256(experiment.averaged_checkpoint)
+    for test_set in experiment.config.data.corpora:
+        cuts = _read_test_set(experiment.manifests_dir / f"{test_set}_test.jsonl.gz")
+        for run in score.planned_runs(experiment.config):
+            if run.test_set == test_set:
+                decode_run(experiment, run, cuts, checkpoint_sha256)
+    write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, _run)

@@ -1,0 +1,276 @@
+"""Stage 10: what was recognised against what was said; prints every result of the experiment.
+
+    python -m icetransfer.score --exp DIR
+
+WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
+together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
+between words among them.  One normaliser (`data/text.py`) has been over reference and hypothesis.
+A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import kaldialign
+from rich.console import Console
+from rich.table import Table
+
+from icetransfer.config import Config, chunk_label
+from icetransfer.data.text import Normalizer
+from icetransfer.experiment import Experiment, log, run_stage
+
+NO_WORD = "*"  # in alignments; normalised text has no such word
+TOP = 30  # confusions listed in errs.txt
+TORCH_PRECISIONS = ("fp32",)
+
+
+class Row(TypedDict):
+    """A line of recogs.jsonl."""
+
+    id: str
+    speaker: str
+    ref: str
+    hyp: str
+    raw_ref: str
+    audio_seconds: float
+    tokens: list[int]
+    timestamps: list[float]  # seconds
+    failed: str | None  # why there is no hypothesis
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Errors of hypotheses against references, in words or in characters."""
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    length: int  # of the references
+
+    @property
+    def errors(self) -> int:
+        """All errors."""
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def rate(self) -> float:
+        """Errors in percent of the references' length."""
+        return 100 * self.errors / self.length
+
+
+def count_errors(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Counts:
+    """Adds up the errors of (reference, hypothesis) pairs of words or of characters.
+
+    Raises:
+        ValueError: the references hold nothing, so that there is no rate.
+    """
+    insertions = deletions = substitutions = length = 0
+    for ref, hyp in pairs:
+        found = kaldialign.edit_distance(list(ref), list(hyp))
+        insertions += found["ins"]
+        deletions += found["del"]
+        substitutions += found["sub"]
+        length += len(ref)
+    if length == 0:
+        raise ValueError("no error rate: every reference is empty; check the test set's text")
+    return Counts(insertions, deletions, substitutions, length)
+
+
+def word_errors(rows: Sequence[Row]) -> Counts:
+    """Errors in words."""
+    return count_errors((row["ref"].split(), row["hyp"].split()) for row in rows)
+
+
+def character_errors(rows: Sequence[Row]) -> Counts:
+    """Errors in characters, spaces between words included."""
+    return count_errors((row["ref"], row["hyp"]) for row in rows)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of decoding one test set, and the name of its folder."""
+
+    test_set: str
+    engine: str
+    precision: str
+    chunk_size: int
+    left_context_frames: int
+    search: str
+
+    @property
+    def order(self) -> tuple[str, str, str, float, str]:
+        """What results are sorted by; offline is the longest latency."""
+        latency = math.inf if self.chunk_size == -1 else self.chunk_size
+        return self.test_set, self.engine, self.precision, latency, self.search
+
+    def folder(self, decode_dir: Path) -> Path:
+        """Where its recogs.jsonl, errs.txt and wer.json lie."""
+        tier = "offline"
+        if self.chunk_size != -1:
+            tier = f"chunk-{self.chunk_size}-left-{self.left_context_frames}"
+        return decode_dir / self.test_set / f"{self.engine}-{self.precision}-{tier}-{self.search}"
+
+
+def planned_runs(config: Config) -> list[Run]:
+    """All that the config asks to decode; torch decodes fp32 alone."""
+    decode = config.decode
+    return [
+        Run(test_set, engine, precision, size, decode.left_context_frames, decode.search)
+        for test_set in config.data.corpora
+        for engine in decode.engines
+        for precision in decode.precisions
+        if engine != "torch" or precision in TORCH_PRECISIONS
+        for size in decode.chunk_sizes
+    ]
+
+
+def errors_text(rows: Sequence[Row], title: str) -> str:
+    """The readable errs.txt: totals, failures, frequent confusions, every utterance aligned."""
+    words, characters = word_errors(rows), character_errors(rows)
+    lines = [title, "", _summary("WER", words, "words"), _summary("CER", characters, "characters")]
+    failed = [row for row in rows if row["failed"]]
+    lines += ["", f"failed recordings: {len(failed)}"]
+    lines += [f"  {row['id']}: {row['failed']}" for row in failed]
+    aligned = {
+        row["id"]: kaldialign.align(row["ref"].split(), row["hyp"].split(), NO_WORD) for row in rows
+    }
+    confusions = Counter(
+        (ref, hyp) for pairs in aligned.values() for ref, hyp in pairs if ref != hyp
+    )
+    for name, chosen in (
+        ("substitutions", lambda ref, hyp: NO_WORD not in (ref, hyp)),
+        ("deletions", lambda ref, hyp: hyp == NO_WORD),
+        ("insertions", lambda ref, hyp: ref == NO_WORD),
+    ):
+        of_kind = [(pair, count) for pair, count in confusions.most_common() if chosen(*pair)]
+        lines += ["", f"most frequent {name} (of {sum(count for _, count in of_kind)}):"]
+        for (ref, hyp), count in of_kind[:TOP]:
+            word = f"{ref} -> {hyp}" if name == "substitutions" else hyp if ref == NO_WORD else ref
+            lines.append(f"{count:6d}  {word}")
+    lines += ["", f"utterances, most errors first ({NO_WORD}: no word):"]
+    worst = sorted(rows, key=lambda row: (-sum(r != h for r, h in aligned[row["id"]]), row["id"]))
+    for row in worst:
+        errors = sum(ref != hyp for ref, hyp in aligned[row["id"]])
+        lines += ["", f"{row['id']} ({errors} errors)", *_aligned_lines(aligned[row["id"]])]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(name: str, counts: Counts, unit: str) -> str:
+    return (
+        f"{name} {counts.rate:.2f} %: {counts.errors} errors in {counts.length} {unit} "
+        f"({counts.insertions} insertions, {counts.deletions} deletions, "
+        f"{counts.substitutions} substitutions)"
+    )
+
+
+def _aligned_lines(pairs: list[tuple[str, str]]) -> list[str]:
+    """Reference over hypothesis in columns, errors in capitals."""
+    top, bottom = [], []
+    for ref, hyp in pairs:
+        if ref != hyp:
+            ref, hyp = ref.upper(), hyp.upper()
+        width = max(len(ref), len(hyp))
+        top.append(ref.ljust(width))
+        bottom.append(hyp.ljust(width))
+    return [("  ref: " + " ".join(top)).rstrip(), ("  hyp: " + " ".join(bottom)).rstrip()]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads recogs.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def score_files(reference: Path, hypothesis: Path, language: str) -> tuple[Counts, Counts]:
+    """Scores two text files with "utterance-id words" lines, as Kaldi's `text`.
+
+    Args:
+        reference: what was said.
+        hypothesis: what was recognised; an utterance that it lacks counts as deleted.
+        language: whose normaliser goes over both.
+
+    Returns:
+        The errors in words and in characters.
+
+    Raises:
+        ValueError: a file is missing, an id stands twice, or the hypothesis has an unknown one.
+    """
+    refs, hyps = _read_text(reference), _read_text(hypothesis)
+    unknown = sorted(hyps.keys() - refs.keys())
+    if unknown:
+        raise ValueError(
+            f"{hypothesis}: {len(unknown)} utterances, {unknown[0]!r} the first, are not in "
+            f"{reference}; the two files are not of the same test set"
+        )
+    normalize = Normalizer(language)
+    pairs = [(normalize(ref), normalize(hyps.get(key, ""))) for key, ref in refs.items()]
+    return count_errors((ref.split(), hyp.split()) for ref, hyp in pairs), count_errors(pairs)
+
+
+def _read_text(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    texts: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        key, _, text = line.strip().partition(" ")
+        if not key or key in texts:
+            reason = f"utterance {key!r} stands twice" if key else "an empty line"
+            raise ValueError(f'{path}:{number}: {reason}; expected "utterance-id words"')
+        texts[key] = text
+    return texts
+
+
+def results_table(experiment: Experiment) -> tuple[Table, int]:
+    """A table of all results, and how many planned runs have none."""
+    label = f"{experiment.config.language}, {experiment.config.name}"
+    table = Table(title=f"{label} ({experiment.dir})")
+    for column in ("test set", "engine", "precision", "latency", "search"):
+        table.add_column(column)
+    for column in ("WER %", "CER %", "ins", "del", "sub", "words", "failed", "RTF", "MB"):
+        table.add_column(column, justify="right")
+    runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
+    for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
+        runs.setdefault(path.parent, _run_of(json.loads(path.read_text(encoding="utf-8"))))
+    missing = 0
+    for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
+        names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
+        if not (folder / "wer.json").is_file():
+            missing += 1
+            table.add_row(*names, "[red]not decoded[/red]")
+            continue
+        result = json.loads((folder / "wer.json").read_text(encoding="utf-8"))
+        table.add_row(*names, *_numbers(result))
+    return table, missing
+
+
+def _run_of(result: dict[str, Any]) -> Run:
+    return Run(**{key: result[key] for key in Run.__dataclass_fields__})
+
+
+def _numbers(result: dict[str, Any]) -> list[str]:
+    failed = str(result["failed"])
+    return [
+        f"{result['wer']:.2f}",
+        f"{result['cer']:.2f}",
+        *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "words")),
+        f"[red]{failed}[/red]" if result["failed"] else failed,
+        f"{result['rtf']:.4f}",
+        f"{result['model_bytes'] / 1e6:.2f}",
+    ]
+
+
+def _run(experiment: Experiment) -> None:
+    table, missing = results_table(experiment)
+    Console().print(table)
+    if missing:
+        log.warning("%d planned results are missing: run stage 9 to decode them", missing)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, _run)

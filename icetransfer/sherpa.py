@@ -1,0 +1,117 @@
+"""A bundle run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icetransfer.bundle import Bundle, check_vocabulary, read_tokens
+from icetransfer.search import Hypothesis
+
+SAMPLING_RATE = 16000
+FRAME_SECONDS = 0.04  # of an encoder output
+_WORD_MARK = "▁"  # sherpa-onnx prints it as a space
+
+
+class SherpaRecognizer:
+    """sherpa-onnx's online recogniser of a streaming bundle, offline recogniser of another.
+
+    Args:
+        folder: the bundle.
+        chunk_size: -1 if it is a non-streaming one.
+        precision: "fp32", "int8", ...
+        search: "greedy_search" or "modified_beam_search".
+        beam: hypotheses kept by the latter.
+        tail_seconds: silence put after every recording.
+        threads: of the runtime.
+
+    Raises:
+        ValueError: files are missing, broken or do not fit together (sherpa-onnx itself would end
+            the process).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        chunk_size: int,
+        precision: str = "fp32",
+        search: str = "greedy_search",
+        beam: int = 4,
+        tail_seconds: float = 0.0,
+        threads: int = 1,
+    ) -> None:
+        import sherpa_onnx
+
+        bundle = Bundle(folder)
+        bundle.check(precision)
+        names = read_tokens(bundle.tokens)
+        _check_metadata(bundle, precision, chunk_size, names)
+        self._ids = {name.replace(_WORD_MARK, " "): i for i, name in enumerate(names)}
+        self._online = chunk_size != -1
+        self._tail = np.zeros(round(tail_seconds * SAMPLING_RATE), dtype=np.float32)
+        kind = sherpa_onnx.OnlineRecognizer if self._online else sherpa_onnx.OfflineRecognizer
+        self._recognizer: Any = kind.from_transducer(
+            tokens=str(bundle.tokens),
+            **{part: str(path) for part, path in bundle.models(precision).items()},
+            num_threads=threads,
+            decoding_method=search,
+            max_active_paths=beam,
+        )
+
+    def __call__(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
+        """Recognises recordings together, a hypothesis for each.
+
+        Args:
+            batch: mono, 16 kHz, in [-1, 1].
+        """
+        decode = self._decode_online if self._online else self._decode_offline
+        return decode(batch)
+
+    def _decode_online(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
+        streams = []
+        for samples in batch:
+            stream = self._recognizer.create_stream()
+            stream.accept_waveform(SAMPLING_RATE, np.concatenate([samples, self._tail]))
+            stream.input_finished()
+            streams.append(stream)
+        live = streams
+        while live := [stream for stream in live if self._recognizer.is_ready(stream)]:
+            self._recognizer.decode_streams(live)
+        return [self._hypothesis(self._recognizer.get_result_all(stream)) for stream in streams]
+
+    def _decode_offline(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
+        streams = []
+        for samples in batch:
+            stream = self._recognizer.create_stream()
+            stream.accept_waveform(SAMPLING_RATE, np.concatenate([samples, self._tail]))
+            streams.append(stream)
+        self._recognizer.decode_streams(streams)
+        return [self._hypothesis(stream.result) for stream in streams]
+
+    def _hypothesis(self, result: Any) -> Hypothesis:
+        tokens = [self._ids[token.replace(_WORD_MARK, " ")] for token in result.tokens]
+        return Hypothesis(tokens, [round(t / FRAME_SECONDS) for t in result.timestamps])
+
+
+def _check_metadata(bundle: Bundle, precision: str, chunk_size: int, tokens: list[str]) -> None:
+    import onnx
+
+    encoder, decoder = (bundle.model(part, precision) for part in ("encoder", "decoder"))
+    metadata = {}
+    for path in (encoder, decoder):
+        try:
+            proto = onnx.load(str(path), load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError, of one of its several packages
+            raise ValueError(f"{path} is not an ONNX file ({error}); export it again") from error
+        metadata[path] = {item.key: item.value for item in proto.metadata_props}
+    model_type = metadata[encoder].get("model_type")
+    if model_type != "zipformer2":
+        raise ValueError(f"{encoder}: model_type is {model_type!r}, expected 'zipformer2'")
+    found = int(metadata[encoder].get("decode_chunk_len", -2)) // 2
+    if found != chunk_size:
+        raise ValueError(
+            f"{encoder} is for chunk_size={found}, not {chunk_size} (-1 is offline); "
+            "export that tier"
+        )
+    check_vocabulary(tokens, bundle.tokens, int(metadata[decoder]["vocab_size"]), decoder)
