@@ -1,19 +1,16 @@
 #!/usr/bin/env bash
-# All checks, as CI runs them: style, types, shell, tests.  Makes its environment by itself.
-#
-#   tools/check.sh [pytest arguments]
+# All checks, as continuous integration runs them: lint, format, types, shell scripts, tests.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = --help ]; then
-  sed -n '2,4s/^# \{0,1\}//p' tools/check.sh
-  exit
-fi
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
 # shellcheck source=tools/environment.sh
 source tools/environment.sh
+activate_environment "$root"
 
-export OMP_NUM_THREADS=1 # two test processes, one thread each
+export OMP_NUM_THREADS=1 # two test processes share two cores
 ruff check .
 ruff format --check .
 mypy
-shellcheck --external-sources run_all.sh tools/*.sh egs/*/run.sh .ci/run
-python -m pytest -n 2 "$@"
+git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck -x
+python -m pytest -n 2

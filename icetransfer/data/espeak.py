@@ -29,7 +29,9 @@ _SynthCallback = ctypes.CFUNCTYPE(
 @cache
 def variants() -> frozenset[str]:
     """Return the names of the voice variants that the data folder holds."""
-    return frozenset(path.name for path in Path(espeakng_loader.get_data_path(), "voices/!v").iterdir())
+    return frozenset(
+        path.name for path in Path(espeakng_loader.get_data_path(), "voices/!v").iterdir()
+    )
 
 
 def is_loaded() -> bool:
@@ -77,7 +79,8 @@ class Espeak:
         # An unknown variant is not an error to espeak-ng: it would speak with the plain voice.
         if variant is not None and variant not in variants():
             raise ValueError(
-                f"espeak-ng has no voice variant {variant!r}; it has {', '.join(sorted(variants()))}"
+                f"espeak-ng has no voice variant {variant!r}; "
+                f"it has {', '.join(sorted(variants()))}"
             )
         name = voice if variant is None else f"{voice}+{variant}"
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
@@ -100,7 +103,12 @@ class Espeak:
         """
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         # The full volume of 100 clips in some variants.
-        for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_VOLUME, 60)):
+        for parameter, value in (
+            (_RATE, rate),
+            (_PITCH, pitch),
+            (_RANGE, pitch_range),
+            (_VOLUME, 60),
+        ):
             self._library.espeak_SetParameter(parameter, value, 0)
         self._pieces.clear()
         data = text.encode() + b"\0"

@@ -30,15 +30,18 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from babel import Locale
+from num2words import num2words
 
 from icetransfer.data.text import Normalizer
+from icetransfer.data.word_lists import LISTS
 
 GRAMMAR_FOLDER = Path(__file__).parent / "grammars"
 DOMAINS = ("slots", "open")
@@ -47,6 +50,7 @@ SPLITS = ("train", "dev", "test")
 _CHOICE = re.compile(r"\(([^()]*)\)")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _NUMBER = re.compile(r"(\d+)\.\.(\d+)(.*)")
+_KINDS = ("ordinal", "year")
 _PLURALS = ("zero", "one", "two", "few", "many", "other")
 # How many drawn sentences in a row may be repeats or of the wrong length before we give up.
 _PATIENCE = 20_000
@@ -105,14 +109,18 @@ class SentenceSource:
             ValueError: No such language or domain.
         """
         if domain not in DOMAINS:
-            raise ValueError(f"no synthetic domain {domain!r}; expected one of {', '.join(DOMAINS)}")
+            raise ValueError(
+                f"no synthetic domain {domain!r}; expected one of {', '.join(DOMAINS)}"
+            )
         self._grammar = read_grammar(language)
         self._normalizer = Normalizer(language)
         self._is_foreign = is_foreign
         self._language, self._domain = language, domain
-        self._rules: Mapping[str, list[str]] = self._grammar.get("shared", {}) | self._grammar[domain]
+        self._rules: Mapping[str, list[str]] = (
+            self._grammar.get("shared", {}) | self._grammar[domain]
+        )
         self._lists: dict[str, list[str]] = {}
-        self._numbers: dict[str, list[str]] = {}
+        self._numbers: dict[str, _Numbers] = {}
 
     def sentences(self, split: str, seed: int) -> Iterator[Sentence]:
         """Yield the split's sentences, without repeats, without end.
@@ -154,15 +162,13 @@ class SentenceSource:
         if _NUMBER.fullmatch(field):
             if field not in self._numbers:
                 self._numbers[field] = self._read_numbers(field)
-            return generator.choice(self._numbers[field])
+            return self._numbers[field].in_words(generator)
         if field not in self._lists:
             self._lists[field] = self._read_list(field)
         return generator.choice(self._lists[field])
 
     def _read_list(self, name: str) -> list[str]:
         """Return the usable entries of a library's list, sorted."""
-        from icetransfer.data.word_lists import LISTS
-
         if name not in LISTS:
             raise ValueError(
                 f"grammar of {self._language}: {{{name}}} is neither a rule nor a list "
@@ -185,39 +191,50 @@ class SentenceSource:
             and not self._normalizer.check(entry)
         )
 
-    def _read_numbers(self, field: str) -> list[str]:
-        """Return the numbers in words that a field such as "2..99 few" stands for."""
+    def _read_numbers(self, field: str) -> _Numbers:
+        """Return the numbers that a field such as "2..99 few" stands for."""
         match = _NUMBER.fullmatch(field)
         assert match is not None
         step = re.search(r"by (\d+)", match[3])
-        flags = [flag for flag in re.sub(r"by \d+", "", match[3]).split()]
+        flags = set(re.sub(r"by \d+", "", match[3]).split())
+        forms = self._grammar.get("forms", {})
+        unknown = flags - {*_PLURALS, *_KINDS, "plain", *forms}
         numbers = range(int(match[1]), int(match[2]) + 1, int(step[1]) if step else 1)
-        words = [self._in_words(n, flags) for n in numbers if self._admits(n, flags)]
-        if not words:
-            raise ValueError(f"grammar of {self._language}: no number in {{{field}}}")
-        return words
+        if plural := flags.intersection(_PLURALS):
+            category = Locale.parse(self._grammar["locale"]).plural_form
+            numbers = [number for number in numbers if category(number) in plural]
+        if "plain" in flags:
+            numbers = [number for number in numbers if number % 10 not in (1, 2)]
+        if unknown or not numbers:
+            raise ValueError(f"grammar of {self._language}: no numbers {{{field}}}")
+        return _Numbers(
+            numbers,
+            self._grammar["num2words"],
+            next(iter(flags.intersection(_KINDS)), "cardinal"),
+            [change for form in sorted(flags & set(forms)) for change in forms[form].items()],
+        )
 
-    def _admits(self, number: int, flags: list[str]) -> bool:
-        from babel import Locale
 
-        plural = next((flag for flag in flags if flag in _PLURALS), None)
-        category = Locale.parse(self._grammar["locale"]).plural_form(number)
-        return plural in (None, category) and not ("plain" in flags and number % 10 in (1, 2))
+@dataclass
+class _Numbers:
+    """Numbers to draw from, read out in one way."""
 
-    def _in_words(self, number: int, flags: list[str]) -> str:
-        from num2words import num2words
+    numbers: Sequence[int]
+    language: str  # num2words' name
+    kind: str
+    changes: Sequence[tuple[str, str]]  # regular expression, replacement
 
-        kind = next((flag for flag in ("ordinal", "year") if flag in flags), "cardinal")
-        words = str(num2words(number, lang=self._grammar["num2words"], to=kind)).replace(",", "")
-        known = {*_PLURALS, "plain", "ordinal", "year", *self._grammar.get("forms", {})}
-        for flag in flags:
-            if flag not in known:
-                raise ValueError(
-                    f"grammar of {self._language}: no number form {flag!r}; known: {sorted(known)}"
-                )
-            for pattern, form in self._grammar.get("forms", {}).get(flag, {}).items():
+    def __post_init__(self) -> None:
+        self._words: dict[int, str] = {}
+
+    def in_words(self, generator: random.Random) -> str:
+        number = generator.choice(self.numbers)
+        if number not in self._words:
+            words = str(num2words(number, lang=self.language, to=self.kind)).replace(",", "")
+            for pattern, form in self.changes:
                 words = re.sub(pattern, form, words)
-        return words
+            self._words[number] = words
+        return self._words[number]
 
 
 def split_of(text: str) -> str:

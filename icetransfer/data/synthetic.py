@@ -15,6 +15,8 @@ processes; a killed run continues; a longer corpus contains the shorter one.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import gzip
 import hashlib
 import itertools
@@ -26,6 +28,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +57,7 @@ VERSION = 1
 SAMPLE_RATE = 16_000  # Hz
 SENTENCES_PER_CHUNK = 6
 _CHUNKS_AT_A_TIME = 4
+_SPARE_SENTENCES = 2 * _CHUNKS_AT_A_TIME * SENTENCES_PER_CHUNK
 
 #: The intelligible variants (no whispering, croaking or robots); near relatives share a split.
 VOICES: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +79,7 @@ _REVERBERANT = 0.25  # share of the utterances
 _DECAY_SECONDS = (0.1, 0.4)  # time in which the reverberation falls by 60 dB
 _DIRECT_TO_REVERBERANT_DB = (3.0, 15.0)
 _EDGE_SECONDS = (0.1, 0.3)  # silence before and after the speech
-_SHORTEST_SENTENCE_SECONDS = 1.0  # how many sentences are drawn before their audio is made
+_SHORTEST_SENTENCE_SECONDS = 2.0  # how many sentences are drawn before their audio is made
 
 _fork = multiprocessing.get_context("fork")
 
@@ -99,7 +103,9 @@ class _Chunk:
     def variant(self) -> str:
         """The voices in turn, in a new order each round."""
         voices = sorted(VOICES[self.split])
-        order = _generator(self.language, self.domain, self.split, self.seed, self.index // len(voices))
+        order = _generator(
+            self.language, self.domain, self.split, self.seed, self.index // len(voices)
+        )
         return voices[int(order.permutation(len(voices))[self.index % len(voices)])]
 
     def utterances(self) -> list[dict[str, Any]] | None:
@@ -142,8 +148,18 @@ def synthesise(
         raise RuntimeError("synthesise must run in a process where espeak-ng has not been used")
     out_dir.mkdir(parents=True, exist_ok=True)
     _claim(out_dir, language, domain, seed)
+    most = {
+        split: math.ceil(60.0 * wanted / _SHORTEST_SENTENCE_SECONDS) + _SPARE_SENTENCES
+        for split, wanted in minutes.items()
+    }
+
+    @cache
+    def sentences() -> Mapping[str, list[Sentence]]:  # not called when all audio is there
+        return draw_sentences(language, domain, most, seed)
+
     for split, wanted in minutes.items():
-        utterances = _make_split(language, domain, split, 60.0 * wanted, out_dir, seed, jobs)
+        first = _Chunk(language, domain, split, 0, seed, out_dir / "audio" / split / "00000")
+        utterances = _make_split(first, 60.0 * wanted, sentences, jobs)
         _write_manifests(utterances, split, out_dir)
 
 
@@ -169,20 +185,20 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
 
 
 def _make_split(
-    language: str, domain: str, split: str, seconds: float, out_dir: Path, seed: int, jobs: int
+    first: _Chunk, seconds: float, sentences: Callable[[], Mapping[str, list[Sentence]]], jobs: int
 ) -> list[dict[str, Any]]:
     """Make one split's audio; return its utterances, just as many as fill the time."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    folder = out_dir / "audio" / split
+    folder = first.folder.parent
     folder.mkdir(parents=True, exist_ok=True)
-    sentences: list[Sentence] = []
     utterances: list[dict[str, Any]] = []
     chunks = 0
+    title = f"synthesise {first.language} {first.domain} {first.split}"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[minutes]}"))
     # Refreshed by hand: no thread may run while processes are forked.
     with Progress(*columns, TimeRemainingColumn(), auto_refresh=False) as progress:
-        bar = progress.add_task(f"synthesise {language} {domain} {split}", total=seconds, minutes="")
+        bar = progress.add_task(title, total=seconds, minutes="")
 
         def show(made: float) -> None:
             progress.update(bar, completed=made, minutes=f"{made / 60:.1f} min", refresh=True)
@@ -193,13 +209,12 @@ def _make_split(
             mean = made / chunks if chunks else 10.0 * SENTENCES_PER_CHUNK
             count = max(_CHUNKS_AT_A_TIME, math.floor((seconds - made) / mean))
             wave = [
-                _Chunk(language, domain, split, index, seed, folder / f"{index:05d}")
+                dataclasses.replace(first, index=index, folder=folder / f"{index:05d}")
                 for index in range(chunks, chunks + count)
             ]
-            if not sentences and any(chunk.utterances() is None for chunk in wave):
-                most = math.ceil(seconds / _SHORTEST_SENTENCE_SECONDS) + SENTENCES_PER_CHUNK
-                sentences = draw_sentences(language, domain, split, seed, most)
-            _make_chunks(wave, sentences, jobs, lambda new, so_far=made: show(so_far + new))
+            if any(chunk.utterances() is None for chunk in wave):
+                report = functools.partial(lambda so_far, new: show(so_far + new), made)
+                _make_chunks(wave, sentences()[first.split], jobs, report)
             utterances += [utterance for chunk in wave for utterance in chunk.utterances() or []]
             chunks += count
         show(seconds)
@@ -310,7 +325,9 @@ def _reverberate(
     """Convolve with exponentially decaying noise, the usual model of a diffuse room."""
     decay = generator.uniform(*_DECAY_SECONDS)
     times = np.arange(int(decay * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
-    tail = generator.standard_normal(len(times), np.float32) * 10 ** (-3 * times / np.float32(decay))
+    tail = generator.standard_normal(len(times), np.float32) * 10 ** (
+        -3 * times / np.float32(decay)
+    )
     ratio = 10 ** (generator.uniform(*_DIRECT_TO_REVERBERANT_DB) / 20)
     response = tail / np.float32(ratio * np.sqrt(np.sum(tail**2)))
     response[0] = 1.0
@@ -347,39 +364,49 @@ def _generator(*request: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def draw_sentences(language: str, domain: str, split: str, seed: int, count: int) -> list[Sentence]:
-    """Return the first sentences of a split, those that espeak-ng reads as foreign left out.
+def draw_sentences(
+    language: str, domain: str, counts: Mapping[str, int], seed: int
+) -> dict[str, list[Sentence]]:
+    """Return the first sentences of each split, without those that espeak-ng reads as foreign.
 
     They are drawn in a process of their own, which leaves this one free of espeak-ng.
 
+    Args:
+        language: Code of a language with a grammar.
+        domain: "slots" or "open".
+        counts: How many sentences of each split.
+        seed: The same seed gives the same sentences.
+
     Raises:
-        RuntimeError: The drawing failed (too few sentences, mostly); the reason is given.
+        ValueError: The grammar is wrong, or too small for so many sentences.
     """
     receiver, sender = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_draw, args=(language, domain, split, seed, count, sender))
+    process = _fork.Process(target=_draw, args=(language, domain, counts, seed, sender))
     process.start()
     sender.close()
     try:
-        answer = receiver.recv()
+        drawn: dict[str, list[Sentence]] | ValueError = receiver.recv()
     except EOFError:
-        answer = "the process died"
-    process.join()
-    if isinstance(answer, str):
-        raise RuntimeError(answer)
-    return [Sentence(spoken, text) for spoken, text in answer]
+        raise RuntimeError("drawing sentences failed: see the message above") from None
+    finally:
+        process.join()
+    if isinstance(drawn, ValueError):
+        raise drawn
+    return drawn
 
 
 def _draw(
-    language: str, domain: str, split: str, seed: int, count: int, sender: Connection
+    language: str, domain: str, counts: Mapping[str, int], seed: int, sender: Connection
 ) -> None:
-    """Send the first sentences of a split, or why there are none."""
+    """Send the first sentences of each split, or why there are none."""
     try:
         voice = espeak.Espeak(read_grammar(language)["espeak"])
         source = SentenceSource(language, domain, voice.reads_as_foreign)
-        drawn = itertools.islice(source.sentences(split, seed), count)
-        sender.send([(sentence.spoken, sentence.text) for sentence in drawn])
+        sender.send(
+            {s: list(itertools.islice(source.sentences(s, seed), n)) for s, n in counts.items()}
+        )
     except ValueError as error:
-        sender.send(str(error))
+        sender.send(error)
 
 
 def _write_manifests(utterances: Sequence[Mapping[str, Any]], split: str, out_dir: Path) -> None:
@@ -419,7 +446,10 @@ def _write_manifests(utterances: Sequence[Mapping[str, Any]], split: str, out_di
 
 def write_jsonl_gz(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     """Write a manifest atomically, with the same bytes each time (no time stamp, no name)."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-            for item in items:
-                packed.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
+    ):
+        for item in items:
+            packed.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")

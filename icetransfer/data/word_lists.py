@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
+
+from babel import Locale
 
 
 def _cldr(attribute: str) -> Callable[[str, str], Iterable[str]]:
     """Return a list of one of Babel's tables of names."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
-        from babel import Locale
-
         table = getattr(Locale.parse(locale), attribute)
         return [re.sub(r"^\W+", "", name) for key, name in table.items() if not str(key).isdigit()]
 
@@ -23,8 +24,6 @@ def _calendar(attribute: str) -> Callable[[str, str], Iterable[str]]:
     """Return the CLDR's months or days as they stand in a date."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
-        from babel import Locale
-
         names: Iterable[str] = getattr(Locale.parse(locale), attribute)["format"]["wide"].values()
         return names
 
@@ -33,19 +32,23 @@ def _calendar(attribute: str) -> Callable[[str, str], Iterable[str]]:
 
 def _time_zone_city(locale: str, faker_locale: str) -> Iterable[str]:
     """Return the cities for which time zones are named."""
-    from babel import Locale
-
     zones = Locale.parse(locale).time_zones.values()
     return [zone["city"] for zone in zones if "city" in zone]
+
+
+@cache
+def _faker_providers(faker_locale: str) -> dict[str, Any]:
+    """Return Faker's providers by name."""
+    from faker import Faker
+
+    return {type(p).__module__.split(".")[2]: p for p in Faker(faker_locale).get_providers()}
 
 
 def _faker(*places: str) -> Callable[[str, str], Iterable[str]]:
     """Return the first of Faker's lists that is there, named "provider.attribute"."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
-        from faker import Faker
-
-        providers = {type(p).__module__.split(".")[2]: p for p in Faker(faker_locale).get_providers()}
+        providers = _faker_providers(faker_locale)
         for place in places:
             provider, attribute = place.split(".")
             # A provider without the locale falls back to another language's list.

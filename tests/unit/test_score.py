@@ -1,0 +1,115 @@
+"""Error rates, errs.txt and the table of results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from icetransfer import score
+from icetransfer.config import Config
+from icetransfer.experiment import Experiment
+
+
+def row(key: str, ref: str, hyp: str, failed: str | None = None) -> score.Row:
+    return {
+        "id": key,
+        "speaker": "s",
+        "ref": ref,
+        "hyp": hyp,
+        "raw_ref": ref,
+        "audio_seconds": 1.0,
+        "tokens": [],
+        "timestamps": [],
+        "failed": failed,
+    }
+
+
+ROWS = [
+    row("a", "een twee drie", "een drie vier"),
+    row("b", "vijf", "vijf"),
+    row("c", "zes zeven", "", failed="c.flac: not a sound file"),
+]
+
+
+def test_word_and_character_errors() -> None:
+    words = score.word_errors(ROWS)
+    assert (words.insertions, words.deletions, words.substitutions) == (1, 3, 0)
+    assert words.errors == 4 and words.length == 6
+    assert words.rate == pytest.approx(100 * 4 / 6)
+    characters = score.character_errors(ROWS[1:])
+    assert (characters.deletions, characters.length) == (9, 13)
+
+
+def test_no_reference_is_an_error() -> None:
+    with pytest.raises(ValueError, match="every reference is empty"):
+        score.word_errors([row("a", "", "iets")])
+
+
+def test_errors_text_shows_failures_and_alignments() -> None:
+    text = score.errors_text(ROWS, "nl torch")
+    assert text.startswith("nl torch\n")
+    assert "WER 66.67 %: 4 errors in 6 words (1 insertions, 3 deletions" in text
+    assert "failed recordings: 1\n  c: c.flac: not a sound file" in text
+    assert "  ref: een TWEE drie *\n  hyp: een *    drie VIER" in text
+
+
+def test_score_files(tmp_path: Path) -> None:
+    ref, hyp = tmp_path / "ref", tmp_path / "hyp"
+    ref.write_text("a Eén, twee!\nb drie vier\n")
+    hyp.write_text("a eén twee\n")
+    words, characters = score.score_files(ref, hyp, "nl")
+    assert (words.errors, words.length) == (2, 4)
+    assert characters.deletions == len("drie vier")
+    hyp.write_text("z wat\n")
+    with pytest.raises(ValueError, match="'z' the first, are not in"):
+        score.score_files(ref, hyp, "nl")
+    ref.write_text("a x\na y\n")
+    with pytest.raises(ValueError, match="ref:2: utterance 'a' stands twice"):
+        score.score_files(ref, hyp, "nl")
+
+
+def experiment(tmp_path: Path) -> Experiment:
+    tree = {
+        "language": "nl",
+        "data": {"corpora": {"toy": {"kind": "synthetic"}}},
+        "decode": {"engines": ["torch", "sherpa"], "chunk_sizes": [16, -1]},
+    }
+    return Experiment(tmp_path, Config.model_validate(tree))
+
+
+def test_planned_runs_and_their_folders(tmp_path: Path) -> None:
+    runs = score.planned_runs(experiment(tmp_path).config)
+    names = [str(run.folder(Path("decode"))) for run in runs]
+    assert names == [
+        "decode/toy/torch-fp32-chunk-16-left-128-greedy_search",
+        "decode/toy/torch-fp32-offline-greedy_search",
+        "decode/toy/sherpa-fp32-chunk-16-left-128-greedy_search",
+        "decode/toy/sherpa-fp32-offline-greedy_search",
+        "decode/toy/sherpa-int8-chunk-16-left-128-greedy_search",
+        "decode/toy/sherpa-int8-offline-greedy_search",
+    ]
+
+
+def test_the_table_names_what_failed_and_what_is_missing(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    for run in score.planned_runs(toy.config)[1:]:
+        folder = run.folder(toy.decode_dir)
+        folder.mkdir(parents=True)
+        numbers = {"wer": 12.345, "cer": 6.0, "failed": 3, "rtf": 0.01, "model_bytes": 2500000}
+        counts = dict.fromkeys(("insertions", "deletions", "substitutions", "words"), 7)
+        (folder / "wer.json").write_text(json.dumps(run.__dict__ | numbers | counts))
+    table, missing = score.results_table(toy)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(table)
+    text = console.export_text()
+    assert missing == 1 and text.count("not decoded") == 1
+    assert text.count("12.35") + text.count("12.34") == 5
+    assert "320 ms (+130 ms look-ahead)" in text and "offline" in text
+
+
+def test_scoring_starts_without_torch() -> None:
+    code = "import sys, icetransfer.score; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
