@@ -33,12 +33,13 @@ ICEFALL_DEFAULTS = {
 }
 HEAD_FLAGS = ("query_head_dim", "value_head_dim", "pos_head_dim")
 
-# icefall's training checkpoints hold a path; these classes only ever build one.
-SAFE_CLASSES = [
+# icefall's training checkpoints hold paths and a version; these classes only ever build those.
+SAFE_CLASSES: list[Any] = [
     pathlib.PosixPath,
     pathlib.PurePosixPath,
     pathlib.WindowsPath,
     pathlib.PureWindowsPath,
+    torch.torch_version.TorchVersion,
 ]
 
 
@@ -164,7 +165,7 @@ def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
                 f"trusted=True"
             ) from None
         raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # on arbitrary bytes the unpickler raises whatever it stumbles on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a PyTorch checkpoint, or is damaged or cut short ({reason}); fetch or "

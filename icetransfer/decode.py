@@ -447,7 +447,12 @@ def _read_test_set(path: Path) -> list[Cut]:
     return cuts
 
 
-def _run(experiment: Experiment) -> None:
+def decode_all(experiment: Experiment) -> None:
+    """Decodes every test set in every planned way.
+
+    Raises:
+        ValueError: something that an earlier stage makes is missing.
+    """
     torch.set_num_threads(1)
     if not experiment.averaged_checkpoint.is_file():
         raise ValueError(
@@ -463,4 +468,4 @@ def _run(experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    run_stage(__doc__, decode_all)

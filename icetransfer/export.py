@@ -23,6 +23,7 @@ from pathlib import Path
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icetransfer import atomic
@@ -44,8 +45,16 @@ from icetransfer.quantize import METHODS, quantize_bundle, same_file
 
 OPSET = 13  # what sherpa-onnx's oldest runtimes read, and what icefall's exports use
 TOLERANCE = 1e-3  # largest difference from torch, relative to outputs above 1
+EMBED_CHANNELS = 128  # sherpa-onnx 2.0.1 makes embed_states (N, 128, 3, 19) whatever the graph says
 _TRACED_STREAMS = 2  # 1 would be traced as a constant
 _TRACED_FRAMES = 100
+
+
+def widen_embed_states(tensors: list[Tensor]) -> list[Tensor]:
+    """Pads the front end's cache to the number of channels that sherpa-onnx hands in."""
+    *others, embed_states, processed_lens = tensors
+    missing = EMBED_CHANNELS - embed_states.size(1)
+    return [*others, F.pad(embed_states, (0, 0, 0, 0, 0, missing)), processed_lens]
 
 
 class StreamingEncoderGraph(nn.Module):
@@ -57,8 +66,14 @@ class StreamingEncoderGraph(nn.Module):
 
     def forward(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Maps x (N, 2c + 13, 80) and the state's tensors to (N, c // 2, J) and the next ones."""
-        out, new_tensors = self.model.streaming_forward(x, list(tensors))
-        return (self.model.joiner.encoder_proj(out), *new_tensors)
+        *others, embed_states, processed_lens = tensors
+        own = self.model.dims.subsampling_channels[-1]
+        if own < EMBED_CHANNELS:
+            embed_states = embed_states[:, :own]
+        out, new = self.model.streaming_forward(x, [*others, embed_states, processed_lens])
+        if own < EMBED_CHANNELS:
+            new = widen_embed_states(new)
+        return (self.model.joiner.encoder_proj(out), *new)
 
 
 class OfflineEncoderGraph(nn.Module):
@@ -159,9 +174,15 @@ def _streaming_metadata(model: TransducerModel, state: StreamingState) -> dict[s
 def _export_streaming_encoder(
     model: TransducerModel, chunk_size: int, left_context_frames: int, target: Path
 ) -> None:
+    if model.dims.subsampling_channels[-1] > EMBED_CHANNELS:
+        raise ValueError(
+            f"the front end has {model.dims.subsampling_channels[-1]} channels; sherpa-onnx streams "
+            f"models with at most {EMBED_CHANNELS}: choose a smaller subsampling_channels"
+        )
     state = model.initial_state(_TRACED_STREAMS, chunk_size, left_context_frames)
     x = torch.randn(_TRACED_STREAMS, 2 * chunk_size + WINDOW_EXTRA, FEATURE_DIM)
-    inputs = {"x": x, **dict(zip(state.names(), state.tensors(), strict=True))}
+    tensors = widen_embed_states(state.tensors())
+    inputs = {"x": x, **dict(zip(state.names(), tensors, strict=True))}
     new_names = [f"new_{name}" for name in state.names()]
     streams = {"x": {0: "N"}, "encoder_out": {0: "N"}}
     for name, new, dim in zip(state.names(), new_names, state.batch_dims(), strict=True):
@@ -251,7 +272,8 @@ def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> fl
             features = torch.randn(shape, generator=random)
             out, state = model.encode_chunk(features, state)
             ours, our_state = exported.encode_chunk(features, our_state)
-            pairs = zip(our_state.tensors(), state.tensors(), strict=True)
+            tensors = widen_embed_states(state.tensors())
+            pairs = zip(our_state.tensors(), tensors, strict=True)
             worst = max(worst, *(_difference(a, b) for a, b in pairs))
             worst = max(worst, _difference(ours, model.joiner.encoder_proj(out)))
         differences["encoder"] = worst
@@ -280,7 +302,7 @@ class Source:
     sha256: str
 
     @classmethod
-    def load(cls, checkpoint: Path, tokens: Path, **overrides: str) -> "Source":
+    def load(cls, checkpoint: Path, tokens: Path, **overrides: Any) -> "Source":
         """Reads a checkpoint and checks the token list against it.
 
         Raises:
@@ -372,7 +394,12 @@ def _export_tiers(
         heads = bundle
 
 
-def _run(experiment: Experiment) -> None:
+def export_tiers(experiment: Experiment) -> None:
+    """Exports every tier of the config.
+
+    Raises:
+        ValueError: something that an earlier stage makes is missing.
+    """
     torch.set_num_threads(1)
     decode = experiment.config.decode
     source = Source.load(experiment.averaged_checkpoint, experiment.lang_dir / "tokens.txt")
@@ -447,7 +474,7 @@ def _main() -> None:
     if any("=" in word for word in sys.argv[1:]) and "--exp" not in sys.argv:
         main(standalone)
     else:
-        run_stage(__doc__, _run)
+        run_stage(__doc__, export_tiers)
 
 
 if __name__ == "__main__":

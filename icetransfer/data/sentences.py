@@ -199,7 +199,9 @@ class SentenceSource:
         flags = set(re.sub(r"by \d+", "", match[3]).split())
         forms = self._grammar.get("forms", {})
         unknown = flags - {*_PLURALS, *_KINDS, "plain", *forms}
-        numbers = range(int(match[1]), int(match[2]) + 1, int(step[1]) if step else 1)
+        numbers: Sequence[int] = range(
+            int(match[1]), int(match[2]) + 1, int(step[1]) if step else 1
+        )
         if plural := flags.intersection(_PLURALS):
             category = Locale.parse(self._grammar["locale"]).plural_form
             numbers = [number for number in numbers if category(number) in plural]

@@ -249,7 +249,7 @@ def _make_chunks(
                 process.start()
                 running[process.sentinel] = (process, chunk)
             for sentinel in multiprocessing.connection.wait(list(running)):
-                process, chunk = running.pop(sentinel)  # type: ignore[call-overload]
+                process, chunk = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
                 finished = chunk.utterances()
                 if process.exitcode != 0 or finished is None:
@@ -316,7 +316,7 @@ def _degrade(speech: NDArray[np.float32], generator: np.random.Generator) -> NDA
     speech = speech * np.float32(level / _rms(speech))
     noise = _coloured_noise(len(speech), generator.uniform(*_NOISE_SLOPE), generator)
     speech += noise * np.float32(level * 10 ** (-generator.uniform(*_SNR_DB) / 20))
-    return speech * np.float32(min(1.0, 0.98 / np.abs(speech).max()))
+    return np.asarray(speech * np.float32(min(1.0, 0.98 / np.abs(speech).max())))
 
 
 def _reverberate(
@@ -344,7 +344,7 @@ def _coloured_noise(
     frequencies = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(SAMPLE_RATE / size)
     gains = np.maximum(frequencies, np.float32(50.0)) ** np.float32(-slope / 2)
     spectrum = np.fft.rfft(generator.standard_normal(size, np.float32)) * gains
-    noise = np.fft.irfft(spectrum, size)[:length]
+    noise = np.fft.irfft(spectrum, size)[:length].astype(np.float32)
     return np.asarray(noise / _rms(noise))
 
 
@@ -354,8 +354,8 @@ def _fast_size(length: int) -> int:
     return -(-length // step) * step
 
 
-def _rms(samples: NDArray[np.float32]) -> np.float32:
-    return np.float32(np.sqrt(np.mean(np.square(samples))))
+def _rms(samples: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 def _generator(*request: object) -> np.random.Generator:

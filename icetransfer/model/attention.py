@@ -197,7 +197,9 @@ class AttentionWeights(nn.Module):
         offsets = self.linear_pos(pos_emb)  # (R, H * P)
         offsets = offsets.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (H, P, R)
         position = torch.matmul(position.flatten(1, 2), offsets)
-        position = position.reshape(heads, batch, queries, offsets.size(2))
+        position = position.reshape(
+            heads, batch, queries, -1
+        )  # -1: stays dynamic in a traced graph
         if is_exporting():
             scores = content + shift_to_keys(position, keys)
             return torch.softmax(torch.minimum(scores, caps), dim=-1)
