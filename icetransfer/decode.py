@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lhotse import set_current_audio_backend
+from lhotse.audio.backend import LibsndfileBackend
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 from rich.console import Console
@@ -454,6 +456,7 @@ def decode_all(experiment: Experiment) -> None:
         ValueError: something that an earlier stage makes is missing.
     """
     torch.set_num_threads(1)
+    set_current_audio_backend(LibsndfileBackend())  # others try many readers on a broken file
     if not experiment.averaged_checkpoint.is_file():
         raise ValueError(
             f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it"

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -176,8 +177,8 @@ def _export_streaming_encoder(
 ) -> None:
     if model.dims.subsampling_channels[-1] > EMBED_CHANNELS:
         raise ValueError(
-            f"the front end has {model.dims.subsampling_channels[-1]} channels; sherpa-onnx streams "
-            f"models with at most {EMBED_CHANNELS}: choose a smaller subsampling_channels"
+            f"the front end has {model.dims.subsampling_channels[-1]} channels; sherpa-onnx "
+            f"streams models with at most {EMBED_CHANNELS}: choose smaller subsampling_channels"
         )
     state = model.initial_state(_TRACED_STREAMS, chunk_size, left_context_frames)
     x = torch.randn(_TRACED_STREAMS, 2 * chunk_size + WINDOW_EXTRA, FEATURE_DIM)

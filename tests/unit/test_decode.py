@@ -77,7 +77,7 @@ def test_complete_runs_are_skipped_and_stale_bundles_refused(decoded, tmp_path) 
     decode.decode_all(decoded)
     assert target.stat().st_mtime_ns == before
     sherpa = next(r for r in score.planned_runs(decoded.config) if r.engine == "sherpa")
-    with pytest.raises(ValueError, match="was not exported from .* as it is now: run stage 8"):
+    with pytest.raises(ValueError, match=r"was not exported from .* as it is now: run stage 8"):
         decode.decode_run(decoded, sherpa, [], "another sha256")
 
 
