@@ -5,9 +5,12 @@ A checkpoint of ours is icefall's dictionary (`model`, and what training adds) w
 shapes of the parameters; only the split of the attention into heads cannot be, see `_head_dims`.
 """
 
+import dataclasses
 import difflib
 import pathlib
 import pickle
+import re
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,13 @@ from icetransfer.model.transducer import TransducerDims, TransducerModel
 FORMAT = 1
 METADATA = "icetransfer"
 
+# Every flag that shapes the network, in icefall's words.
+ARCHITECTURE_FLAGS = {f.name for f in dataclasses.fields(TransducerDims)} - {"chunk_sizes"}
+ARCHITECTURE_FLAGS |= {"chunk_size"}
+# Flags of icefall's that can have one value here, and one that matters to its training alone.
+FIXED_FLAGS = {"causal": 1, "use_transducer": 1, "feature_dim": 80, "blank_id": 0}
+IGNORED_FLAGS = {"encoder_unmasked_dim"}
+
 # What shapes do not tell, in icefall's flag names, with icefall's defaults.
 ICEFALL_DEFAULTS = {
     "num_heads": "4,4,4,8,4,4",
@@ -33,13 +43,16 @@ ICEFALL_DEFAULTS = {
 }
 HEAD_FLAGS = ("query_head_dim", "value_head_dim", "pos_head_dim")
 
-# icefall's training checkpoints hold paths and a version; these classes only ever build those.
+# icefall's training checkpoints hold paths and a version; these classes only ever wrap strings.
+# Python 3.13 and Windows name the classes of paths differently.
 SAFE_CLASSES: list[Any] = [
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-    pathlib.WindowsPath,
-    pathlib.PureWindowsPath,
     torch.torch_version.TorchVersion,
+    *(
+        (getattr(pathlib, f"Pure{system}Path"), f"{module}.{pure}{system}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system in ("Posix", "Windows")
+    ),
 ]
 
 
@@ -65,9 +78,10 @@ def load_transducer(
     Args:
         path: the .pt file.
         trusted: run whatever code the file's pickle asks for; only for files whose origin you know.
-        overrides: what shapes do not tell, under icefall's flag names (`num_heads`,
+        overrides: under icefall's flag names, what shapes do not tell (`num_heads`,
             `query_head_dim`, `value_head_dim`, `pos_head_dim`, `chunk_size`,
-            `left_context_frames`): comma lists, one number a stack, or one number for all.
+            `left_context_frames`): comma lists, one number a stack, or one number for all.  Other
+            flags of the architecture may be given, and must then agree with the shapes.
 
     Raises:
         ValueError: not a checkpoint, another model family, or dimensions that contradict the
@@ -106,12 +120,12 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Reads a checkpoint without building the model; arguments and errors of `load_transducer`."""
     path = Path(path)
-    if unknown := sorted(set(overrides) - set(ICEFALL_DEFAULTS)):
-        near = difflib.get_close_matches(unknown[0], ICEFALL_DEFAULTS, 1)
+    overrides = {flag: v for flag, v in overrides.items() if flag not in IGNORED_FLAGS}
+    if unknown := sorted(set(overrides) - ARCHITECTURE_FLAGS - set(FIXED_FLAGS)):
+        near = difflib.get_close_matches(unknown[0], ARCHITECTURE_FLAGS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"unknown dimension {unknown[0]}{hint} (expected some of {sorted(ICEFALL_DEFAULTS)}; "
-            f"all others are read from the weights)"
+            f"unknown dimension {unknown[0]}{hint} (expected some of {sorted(ARCHITECTURE_FLAGS)})"
         )
     content = _load_file(path, trusted)
     nested = isinstance(content.get("model"), Mapping)
@@ -121,12 +135,12 @@ def read_checkpoint(
     weights = {n: v for n, v in weights.items() if not n.startswith("attention_decoder.")}
     metadata = extra.pop(METADATA, None)
     if metadata is not None:
-        dims = TransducerDims.from_dict(metadata["dims"])
-        _check_against_metadata(path, dims, overrides)
+        dims = _recorded_dims(path, metadata)
     else:
         recorded = {key: str(extra[key]) for key in ICEFALL_DEFAULTS if extra.get(key) is not None}
-        given = recorded | {key: str(value) for key, value in overrides.items()}
-        dims = infer_dims(path, weights, given)
+        given = {key: str(value) for key, value in overrides.items() if key in ICEFALL_DEFAULTS}
+        dims = infer_dims(path, weights, recorded | given)
+    _check_overrides(path, dims, overrides)
     return Checkpoint(dims, weights, extra)
 
 
@@ -150,21 +164,21 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
 def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist or is not a file")
-    if path.suffix == ".onnx":
-        raise ValueError(f"{path} is an ONNX model: give the PyTorch checkpoint it was made from")
-    if path.suffix == ".nemo":
-        raise ValueError(f"{path} is a NeMo model, another family: expected an icefall Zipformer")
+    _check_kind(path)
     try:
         with torch.serialization.safe_globals(SAFE_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) and "weights_only" in str(error).lower():
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
             raise ValueError(
-                f"{path} holds Python objects besides weights, which could run code when loaded "
-                f"({str(error).splitlines()[0]}); if you know where it comes from, use "
-                f"trusted=True"
+                f"{path} is not a PyTorch checkpoint, or is damaged: fetch or make it again"
             ) from None
-        raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged") from None
+        raise ValueError(
+            f"{path} holds a Python object besides weights ({refused.group(1)}), and loading such "
+            f"objects can run any code; if you know where the file comes from, load it with "
+            f"trusted=True"
+        ) from None
     except Exception as error:  # on arbitrary bytes the unpickler raises whatever it stumbles on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -174,6 +188,23 @@ def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return dict(content)
+
+
+def _check_kind(path: Path) -> None:
+    """Refuses files of other kinds, by their name or content."""
+    found = ""
+    if path.suffix == ".onnx":
+        found = "an ONNX model: give the PyTorch checkpoint that it was made from"
+    elif path.suffix == ".safetensors":
+        found = "a safetensors file: give the .pt checkpoint of an icefall Zipformer"
+    elif path.suffix == ".nemo" or tarfile.is_tarfile(path):
+        found = "a NeMo model or another archive, not an icefall Zipformer"
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                found = "a TorchScript program: give the checkpoint that it was made from"
+    if found:
+        raise ValueError(f"{path} is {found}")
 
 
 def _weights(entries: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -212,22 +243,35 @@ def _check_family(path: Path, weights: Mapping[str, Tensor]) -> None:
     raise ValueError(f"{path} holds {found}; expected a causal Zipformer transducer of icefall's")
 
 
-def _check_against_metadata(
-    path: Path, dims: TransducerDims, overrides: Mapping[str, str | int]
-) -> None:
-    fields = {"chunk_size": "chunk_sizes"}
+def _recorded_dims(path: Path, metadata: Mapping[str, Any]) -> TransducerDims:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of checkpoint format {metadata.get('format')}, expected {FORMAT}: use the "
+            f"version of icetransfer that wrote it"
+        )
+    return TransducerDims.from_dict(metadata["dims"])
+
+
+def _check_overrides(path: Path, dims: TransducerDims, overrides: Mapping[str, str | int]) -> None:
+    """Holds what the user gave against what the file tells."""
     for flag, value in overrides.items():
-        own = getattr(dims, fields.get(flag, flag))
-        if _numbers(path, flag, str(value), len(own)) != own:
-            raise ValueError(f"{flag}={value} contradicts {path}, which records {own}")
+        field = "chunk_sizes" if flag == "chunk_size" else flag
+        own = FIXED_FLAGS[flag] if flag in FIXED_FLAGS else getattr(dims, field)
+        listed = own if isinstance(own, tuple) else (int(own),)
+        if _numbers(path, flag, str(value), len(listed)) != listed:
+            shown = ",".join(map(str, listed))
+            raise ValueError(f"{flag}={value} contradicts {path}, whose {flag} is {shown}")
 
 
 def _numbers(path: Path, flag: str, text: str, count: int) -> tuple[int, ...]:
     """Parses a comma list; one number stands for `count` of them."""
     try:
-        numbers = tuple(int(part) for part in text.replace("(", "").replace(")", "").split(","))
+        listed = text.replace("True", "1").replace("False", "0").strip("()[]").split(",")
+        numbers = tuple(int(part) for part in listed if part.strip())
     except ValueError:
         raise ValueError(f"{flag}={text!r}: expected a comma list of numbers") from None
+    if flag in ("chunk_size", "left_context_frames"):  # lists of their own length
+        return numbers
     if len(numbers) == 1:
         return numbers * count
     if len(numbers) != count:
@@ -265,7 +309,7 @@ def infer_dims(
     conv = "decoder.conv.weight"
     vocab_size, decoder_dim = shape("decoder.embedding.weight")
     lists = {
-        flag: tuple(int(n) for n in given.get(flag, ICEFALL_DEFAULTS[flag]).split(","))
+        flag: _numbers(path, flag, given.get(flag, ICEFALL_DEFAULTS[flag]), 0)
         for flag in ("chunk_size", "left_context_frames")
     }
     return TransducerDims(
