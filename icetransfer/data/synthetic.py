@@ -453,3 +453,9 @@ def write_jsonl_gz(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     ):
         for item in items:
             packed.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+
+
+def read_jsonl_gz(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl_gz` wrote."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
