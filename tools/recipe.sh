@@ -5,7 +5,9 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=10 help=false data=data exp=''
+first_stage=0 last_stage=10 help=false running='' exp=''
+# shellcheck disable=SC2034 # for the titles of run.sh
+data=data
 resolve=(--conf conf/default.yaml)
 settings=()
 
@@ -94,6 +96,13 @@ stage() {
   running=''
 }
 
+# At exit: names the stage that did not come to its end.
+report_failure() {
+  local status=$?
+  [ -z "$running" ] ||
+    printf 'error: %s: %s failed (exit code %d)\n' "$language" "$running" "$status" >&2
+}
+
 say() {
   printf '%(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$language" "$*" | tee -a "$exp/log/run.log"
 }
@@ -104,12 +113,11 @@ if $help; then
 else
   # shellcheck source=tools/environment.sh
   source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-  running=''
-  trap 'status=$?; [ -z "$running" ] || printf "error: %s: %s failed (exit code %d)\n" \
-    "$language" "$running" "$status" >&2' EXIT
-  cd "$recipe"
+  trap report_failure EXIT
+  cd "$recipe" || die "$recipe is gone"
   exp=$(python -m icetransfer.experiment "${resolve[@]}" "language=$language" \
     ${settings[@]+"${settings[@]}"})
+  # shellcheck disable=SC2034
   data=$(python - "$exp/config.yaml" <<'PYTHON'
 import sys, yaml
 print(yaml.safe_load(open(sys.argv[1], encoding="utf-8"))["data"]["dir"])

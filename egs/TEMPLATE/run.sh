@@ -4,6 +4,7 @@
 #   ./run.sh --init ml --hours 8min            the whole way, stages 0 to 10
 #   ./run.sh --init en --hours 8min --stage 5  from stage 5: the data is there
 set -euo pipefail
+# shellcheck source=tools/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
 stage 0 "make or find the corpora -> $data/corpus" py data.download

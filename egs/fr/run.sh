@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# French (fr): a streaming recogniser from an EN or ML encoder, measured at every latency.
+#
+#   ./run.sh --init ml --hours 8min            the whole way, stages 0 to 10
+#   ./run.sh --init en --hours 8min --stage 5  from stage 5: the data is there
+set -euo pipefail
+# shellcheck source=tools/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
+
+stage 0 "make or find the corpora -> $data/corpus" py data.download
+stage 1 "manifests, normalised text -> $data/manifests" py data.corpora
+stage 2 "tokens -> $data/lang" py data.tokenizer
+stage 3 "filter banks -> $data/fbank" py data.features
+stage 4 "the hours to train on -> $data/manifests" py data.subset
+stage 5 "what training starts from -> $exp/init.pt" py transfer
+stage 6 "fine-tune -> $exp/checkpoints" py train
+stage 7 "average -> $exp/averaged.pt" py average
+stage 8 "export to ONNX -> $exp/onnx" py export
+stage 9 "decode -> $exp/decode" py decode
+stage 10 "score" py score
