@@ -1,4 +1,4 @@
-"""The model against icefall's own numbers: encoder, decoder, joiner, projections, per-stack outputs."""
+"""The model against icefall's own numbers: encoder and its stacks, decoder, joiner, projections."""
 
 import json
 from pathlib import Path
