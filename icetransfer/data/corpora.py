@@ -68,7 +68,7 @@ class Prepared:
     rejections: list[Rejection] = field(default_factory=list)
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """A recording cannot be used: the reason, and what to do about it."""
 
     def __init__(self, reason: str, advice: str) -> None:
@@ -109,8 +109,8 @@ def read_transcripts(folder: Path, holdout_every: int) -> tuple[list[Utterance],
         try:
             utterance = _parse_line(line, folder, _split(number, holdout_every))
             if utterance.id in utterances:
-                raise Unusable("duplicate id", f"keep one line of {utterance.id}")
-        except Unusable as error:
+                raise UnusableError("duplicate id", f"keep one line of {utterance.id}")
+        except UnusableError as error:
             name = line.split(b"\t")[0].decode(errors="replace")
             where = f"{_TRANSCRIPTS}:{number + offset + 1}"
             rejections.append(Rejection(where, name, error.reason, error.advice))
@@ -123,14 +123,14 @@ def _parse_line(line: bytes, folder: Path, split: str) -> Utterance:
     try:
         cells = [cell.strip() for cell in line.decode("utf-8").split("\t")]
     except UnicodeDecodeError:
-        raise Unusable("not UTF-8", "save the file as UTF-8") from None
+        raise UnusableError("not UTF-8", "save the file as UTF-8") from None
     if not 2 <= len(cells) <= 4 or not cells[0]:
-        raise Unusable(
+        raise UnusableError(
             f"{len(cells)} tab-separated columns", "write path, text, speaker and perhaps split"
         )
     name, text, speaker, own_split = (*cells, *[""] * (4 - len(cells)))
     if own_split and own_split not in SPLITS:
-        raise Unusable(f"split {own_split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
+        raise UnusableError(f"split {own_split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
     identity = Path(name).with_suffix("").as_posix().replace("/", "-").lstrip("-.")
     return Utterance(identity, folder / name, text, speaker or "unknown", own_split or split)
 
@@ -167,12 +167,14 @@ def prepare_folder(
     prepared = Prepared(rejections=rejections)
     for utterance in utterances:
         limits = (min_seconds, max_seconds)
+        advice = "cut or join it, or change data.min_seconds and data.max_seconds"
+        if utterance.split == "test":
+            limits = (SHORTEST_TEST_SECONDS, float("inf"))
+            advice = "remove the line: that is less than one chunk of 160 ms and its look-ahead"
         try:
-            if utterance.split == "test":
-                limits = (SHORTEST_TEST_SECONDS, float("inf"))
             text = _checked_text(utterance, normalizer)
-            sampling_rate, samples = _checked_audio(utterance.path, *limits)
-        except Unusable as error:
+            sampling_rate, samples = _checked_audio(utterance.path, *limits, advice)
+        except UnusableError as error:
             prepared.rejections.append(
                 Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
             )
@@ -192,31 +194,34 @@ def prepare_folder(
 def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
     text = normalizer(utterance.text)
     if not text:
-        raise Unusable("empty transcript", "write what is said, or remove the line")
+        raise UnusableError("empty transcript", "write what is said, or remove the line")
     offending = normalizer.check(text)
     if offending and utterance.split != "test":
-        raise Unusable(
+        raise UnusableError(
             f"{utterance.split} text outside the {normalizer.name} alphabet: {' '.join(offending)}",
             "write it as it is spoken (numbers in words)",
         )
     return text
 
 
-def _checked_audio(path: Path, min_seconds: float, max_seconds: float) -> tuple[int, int]:
+def _checked_audio(
+    path: Path, min_seconds: float, max_seconds: float, advice: str
+) -> tuple[int, int]:
     """Return the sampling rate and the number of samples of audio that decodes to its end."""
     if not path.is_file():
-        raise Unusable("no such file", "correct the path, or bring the file")
+        raise UnusableError("no such file", "correct the path, or bring the file")
     if path.stat().st_size == 0:
-        raise Unusable("empty file", "copy it again")
+        raise UnusableError("empty file", "copy it again")
     try:
         with soundfile.SoundFile(path) as file:
             rate, channels, promised = file.samplerate, file.channels, file.frames
             seconds = promised / rate
             # Before it is read: a broken header can promise hours.
             if not min_seconds <= seconds <= max_seconds:
-                raise Unusable(
-                    f"{seconds:.2f} s long, expected {min_seconds:g} to {max_seconds:g} s",
-                    "cut or join it, or change data.min_seconds and data.max_seconds",
+                side = "short" if seconds < min_seconds else "long"
+                limit = min_seconds if seconds < min_seconds else max_seconds
+                raise UnusableError(
+                    f"too {side}: {seconds:.3f} s, the limit is {limit:g} s", advice
                 )
             decoded, loudest = 0, 0.0
             for block in file.blocks(blocksize=1 << 16, dtype="float32"):
@@ -224,13 +229,17 @@ def _checked_audio(path: Path, min_seconds: float, max_seconds: float) -> tuple[
                 loudest = max(loudest, float(abs(block).max(initial=0.0)))
     except soundfile.SoundFileError as error:
         reason = str(error).splitlines()[0]
-        raise Unusable(f"not readable as audio ({reason})", "convert it to FLAC or WAV") from None
+        raise UnusableError(
+            f"not readable as audio ({reason})", "convert it to FLAC or WAV"
+        ) from None
     if decoded != promised:
-        raise Unusable(f"truncated: {decoded} of {promised} samples", "copy or convert it again")
+        raise UnusableError(
+            f"truncated: {decoded} of {promised} samples", "copy or convert it again"
+        )
     if channels != 1:
-        raise Unusable(f"{channels} channels", "convert it to mono")
+        raise UnusableError(f"{channels} channels", "convert it to mono")
     if loudest == 0.0:
-        raise Unusable("nothing but digital silence", "record it again, or remove the line")
+        raise UnusableError("nothing but digital silence", "record it again, or remove the line")
     return rate, decoded
 
 
@@ -365,9 +374,7 @@ def _write_rejections(name: str, rejections: Sequence[Rejection], path: Path) ->
 
 def _kind(rejection: Rejection) -> str:
     """Return a reason without its particulars, to count by."""
-    return (
-        re.sub(r"[-\d.]+( s)? long, .*|[:(].*|^\d+ ", "", rejection.reason) or "too short or long"
-    )
+    return re.sub(r"[:(].*|^\d+ ", "", rejection.reason).strip()
 
 
 def prepare(experiment: Experiment) -> None:
