@@ -12,5 +12,5 @@ export OMP_NUM_THREADS=1 # two test processes share two cores
 ruff check .
 ruff format --check .
 mypy
-git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck -x
+git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --external-sources
 python -m pytest -n 2

@@ -113,6 +113,7 @@ if $help; then
 else
   # shellcheck source=tools/environment.sh
   source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+  activate_environment "$(dirname "$(dirname "$recipe")")"
   trap report_failure EXIT
   cd "$recipe" || die "$recipe is gone"
   exp=$(python -m icetransfer.experiment "${resolve[@]}" "language=$language" \
