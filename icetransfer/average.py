@@ -1,4 +1,6 @@
-"""Averages of a model's weights: a running one while training, and of checkpoints afterwards.
+"""Stage 7: the average of the weights over the end of a run -> exp/averaged.pt.
+
+A running average is kept while training; what is decoded is the average between two checkpoints.
 
 All functions work on state dicts (name to tensor) in double precision and never in place, so that
 tied entries, which share their storage, are averaged once like any other. Entries that are not
@@ -10,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.model.transducer import TransducerModel
 
 StateDict = dict[str, Tensor]
 
@@ -127,3 +133,41 @@ def _wide(value: Tensor) -> Tensor:
     """A copy, in float64 where it is floating point."""
     dtype = torch.float64 if value.is_floating_point() else value.dtype
     return value.detach().to(dtype, copy=True)
+
+
+def average_run(experiment: Experiment) -> None:
+    """Averages the last `train.average_fraction` of a finished run.
+
+    Raises:
+        ValueError: training is not finished.
+    """
+    target = experiment.averaged_checkpoint
+    if target.is_file():
+        log.info("skip: %s is complete", target)
+        return
+    settings = experiment.config.train
+    paths = {
+        int(path.stem.partition("-")[2]): path
+        for path in experiment.checkpoints_dir.glob("checkpoint-*.pt")
+    }
+    if settings.max_steps not in paths:
+        raise ValueError(
+            f"{experiment.checkpoints_dir} has no checkpoint of step {settings.max_steps}: run stage "
+            f"6 to its end"
+        )
+    wanted = settings.max_steps * (1 - settings.average_fraction)
+    dims, _, end = read_checkpoint(paths.pop(settings.max_steps))
+    if paths:
+        start_step = min(paths, key=lambda step: abs(step - wanted))
+        weights = average_range(read_checkpoint(paths[start_step]).extra, end)
+    else:
+        start_step, weights = 0, average_models([end["model_avg"]])
+    model = TransducerModel(dims)
+    model.load_state_dict(weights)
+    save_checkpoint(target, model, averaged_steps=[start_step, settings.max_steps])
+    write_provenance(experiment, "average", averaged_sha256=sha256(target))
+    log.info("steps %d to %d -> %s", start_step, settings.max_steps, target)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, average_run)

@@ -428,6 +428,7 @@ def _save(run: Run, start: int) -> None:
         scheduler=run.scheduler.state_dict(),
         sampler=run.loader.state_dict(),
         batch_idx_train=run.step,
+        average_period=average_period(run.settings),
     )
     for step in surplus(_saved_steps(run.experiment), run.settings.keep_checkpoints, start):
         _checkpoint_path(run.experiment, step).unlink()
