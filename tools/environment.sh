@@ -84,7 +84,7 @@ for line in open(sys.argv[1], encoding="utf-8"):
 PYTHON
   ) || exit 2
   [[ -n $missing ]] || return 0
-  echo "installing into the active environment: "$missing >&2
+  echo "installing into the active environment: ${missing//$'\n'/ }" >&2
   # shellcheck disable=SC2086 # an argument for each package
   python -m pip install --quiet $missing >&2 ||
     environment_die "these packages could not be installed; the lines above say why"
