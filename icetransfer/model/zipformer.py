@@ -169,7 +169,7 @@ class ChunkCausalDepthwiseConv(nn.Module):
     def _chunkwise(self, chunks: Tensor) -> Tensor:
         """Symmetric convolution of chunks (N, number, frames, C), scaled near both edges."""
         frames = chunks.size(2)
-        before, after = self.chunkwise_conv_scale.transpose(1, 2)
+        before, after = self.chunkwise_conv_scale[0].t(), self.chunkwise_conv_scale[1].t()
         kernel = before.size(0)
         # Padding and slicing rather than a choice by length: a traced graph then fits any length.
         edges = F.pad(before, (0, 0, 0, frames))[:frames] + F.pad(after, (0, 0, frames, 0))[kernel:]
@@ -496,8 +496,8 @@ class Zipformer(nn.Module):
         if chunk_size > 0:
             hidden = hidden | chunk_mask(frames, chunk_size, left_context_frames)
         outputs = []
-        for dims, stack in zip(self.stacks, self.encoders, strict=True):
-            x = stack(with_channels(x, dims.encoder_dim), hidden, padding, chunk_size)
+        for i, stack in enumerate(self.encoders):
+            x = stack(self._fit(x, i), hidden, padding, chunk_size)
             outputs.append(x)
         return self.downsample_output(self._combine(outputs)), (lengths + 1) // 2
 
@@ -526,9 +526,9 @@ class Zipformer(nn.Module):
             processed_lens = processed_lens + lengths
         hidden = torch.cat([unseen, missing], dim=1).unsqueeze(1)
         outputs, new_states = [], []
-        for dims, stack in zip(self.stacks, self.encoders, strict=True):
-            own = states[len(new_states) : len(new_states) + dims.num_layers]
-            x, own = stack.streaming_forward(with_channels(x, dims.encoder_dim), hidden, own)
+        for i, stack in enumerate(self.encoders):
+            own = states[len(new_states) : len(new_states) + self.stacks[i].num_layers]
+            x, own = stack.streaming_forward(self._fit(x, i), hidden, own)
             outputs.append(x)
             new_states.extend(own)
         return self.downsample_output(self._combine(outputs)), new_states, processed_lens
@@ -541,19 +541,19 @@ class Zipformer(nn.Module):
             for layer in (stack.encoder if dims.downsampling_factor > 1 else stack).layers
         ]
 
+    def _fit(self, x: Tensor, stack: int) -> Tensor:
+        """Cut or zero-pad the channels of the previous output (N, T2, C) for `stack`."""
+        missing = self.stacks[stack].encoder_dim - self.stacks[max(stack - 1, 0)].encoder_dim
+        return F.pad(x, (0, missing)) if missing else x
+
     def _combine(self, outputs: list[Tensor]) -> Tensor:
         """Join the last output with the channels that only wider, earlier stacks have."""
         pieces, have = [], 0
-        for x in reversed(outputs):
-            if x.size(2) > have:
+        for dims, x in zip(reversed(self.stacks), reversed(outputs), strict=True):
+            if dims.encoder_dim > have:
                 pieces.append(x[:, :, have:])
-                have = x.size(2)
-        return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
-
-
-def with_channels(x: Tensor, channels: int) -> Tensor:
-    """Cut or zero-pad the channels of (N, T, C)."""
-    return x if x.size(2) == channels else F.pad(x, (0, channels - x.size(2)))
+                have = dims.encoder_dim
+        return torch.cat(pieces, dim=2)
 
 
 def chunk_mask(frames: Tensor, chunk_size: int, left_context_frames: int) -> Tensor:

@@ -113,7 +113,7 @@ def test_the_future_beyond_the_window_is_not_heard(model: TransducerModel) -> No
         second, _ = model.encode(other, lens, chunk, 16)
     known = 2 * chunk // 2
     torch.testing.assert_close(first[:, :known], second[:, :known], atol=1e-6, rtol=0)
-    assert (first[:, known] - second[:, known]).abs().max() > 1e-3
+    assert (first[:, known:] - second[:, known:]).abs().max() > 1e-3
 
 
 def test_the_batch_does_not_matter(model: TransducerModel) -> None:
@@ -142,12 +142,12 @@ def test_training_lowers_a_loss_with_finite_gradients(nano_dims: TransducerDims)
     torch.manual_seed(0)
     model = build_transducer(nano_dims, seed=2).train()
     set_batch_count(model, 2000)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     x, lens = features(4, 80), torch.tensor([80, 70, 60, 80])
     target = torch.randint(0, nano_dims.vocab_size, (4, 18))
     losses = []
     assert model.ctc_output is not None
-    for step in range(25):
+    for step in range(40):
         out, _ = model.encode(x, lens, chunk_size=(-1, 8, 16)[step % 3], left_context_frames=16)
         log_probs = model.ctc_output(out)[:, :18] + model.simple_am_proj(out)[:, :18]
         loss = torch.nn.functional.cross_entropy(log_probs.transpose(1, 2), target)
