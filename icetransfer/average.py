@@ -152,8 +152,8 @@ def average_run(experiment: Experiment) -> None:
     }
     if settings.max_steps not in paths:
         raise ValueError(
-            f"{experiment.checkpoints_dir} has no checkpoint of step {settings.max_steps}: run stage "
-            f"6 to its end"
+            f"{experiment.checkpoints_dir} has no checkpoint of step {settings.max_steps}: "
+            f"run stage 6 to its end"
         )
     wanted = settings.max_steps * (1 - settings.average_fraction)
     dims, _, end = read_checkpoint(paths.pop(settings.max_steps))

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck shell=bash
 # Sourced: activate_environment gives a `python` with requirements.txt installed.
 #
 # An active virtual or conda environment is used as it is; what is missing in it is installed.
