@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from icetransfer.atomic import atomic_path, write_text
 from icetransfer.data import espeak, text
 from icetransfer.data.sentences import (
-    GRAMMAR_FOLDER,
+    DOMAINS,
     SPLITS,
     Sentence,
     SentenceSource,
@@ -165,13 +165,15 @@ def synthesise(
 
 def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
     """Record what the folder holds; refuse to mix two corpora."""
-    rules = (GRAMMAR_FOLDER / f"{language}.yaml", text.LANGUAGE_FOLDER / f"{language}.yaml")
+    others = {name for name in DOMAINS if name != domain}
+    grammar = {key: value for key, value in read_grammar(language).items() if key not in others}
     corpus = {
         "version": VERSION,
         "language": language,
         "domain": domain,
         "seed": seed,
-        "grammar_sha256": hashlib.sha256(b"".join(p.read_bytes() for p in rules)).hexdigest(),
+        "text": text.Normalizer(language).version,
+        "grammar_sha256": hashlib.sha256(json.dumps(grammar).encode()).hexdigest(),
     }
     path = out_dir / "corpus.json"
     if not path.exists():
