@@ -27,7 +27,7 @@ def latency_order(chunk_ms: int) -> float:
 
 
 def tier_label(chunk_ms: int) -> str:
-    """ "160 ms", or "offline"."""
+    """Names a latency: "160 ms", or "offline"."""
     return "offline" if chunk_ms == -1 else f"{chunk_ms} ms"
 
 
@@ -55,7 +55,7 @@ def gap_table(analysis: Row) -> tuple[list[str], list[list[str]]]:
 
 
 def value(row: Row, name: str, prefix: str) -> str:
-    """ "+1.23 [-0.10, +2.50]"; without an interval where there is none."""
+    """Writes "+1.23 [-0.10, +2.50]", or the number alone where there is no interval."""
     if row.get(name) is None:
         return ""
     text = f"{row[name]:+.2f}"
