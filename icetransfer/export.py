@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icetransfer import atomic
@@ -41,6 +43,7 @@ from icetransfer.experiment import (
 )
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, TransducerModel
+from icetransfer.onnx_graph import simplify
 from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.quantize import METHODS, quantize_bundle, same_file
 
@@ -125,7 +128,16 @@ def _trace(
     metadata: dict[str, str],
     target: Path,
 ) -> None:
-    """Writes a graph with named inputs and outputs and sherpa-onnx's metadata."""
+    """Writes a graph with named inputs and outputs and sherpa-onnx's metadata.
+
+    Args:
+        graph: what to trace.
+        inputs: by name, with `_TRACED_STREAMS` streams.
+        outputs: names.
+        dynamic: the dimensions that change, "N" or "T", by name and position.
+        metadata: of the file.
+        target: the file.
+    """
     with (
         atomic.atomic_path(target) as temporary,
         warnings.catch_warnings(),
@@ -144,8 +156,22 @@ def _trace(
             dynamo=False,
         )
         proto = onnx.load(str(temporary))
+        simplify(proto, [_zeros(inputs, dynamic, n, 41 + 20 * n) for n in (1, 2, 3)])
         onnx.helper.set_model_props(proto, metadata)
         onnx.save(proto, str(temporary))
+
+
+def _zeros(
+    inputs: dict[str, Tensor], dynamic: dict[str, dict[int, str]], streams: int, frames: int
+) -> dict[str, NDArray[np.generic]]:
+    """Inputs of another size than traced."""
+    sizes = {"N": streams, "T": frames}
+    arrays = {}
+    for name, tensor in inputs.items():
+        shape = [sizes.get(dynamic[name].get(d, ""), size) for d, size in enumerate(tensor.shape)]
+        value = frames if name == "x_lens" else 0
+        arrays[name] = torch.full(shape, value, dtype=tensor.dtype).numpy()
+    return arrays
 
 
 def _commas(numbers: list[int]) -> str:

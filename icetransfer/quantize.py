@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
+
 from icetransfer import atomic
 from icetransfer.bundle import PARTS, Bundle
 
@@ -27,6 +29,10 @@ def _int8(source: Path, target: Path) -> None:
         )
     finally:
         root.setLevel(level)
+    proto = onnx.load(str(target))
+    del proto.graph.output[:]  # declared anew on the way: keep what the fp32 graph declares
+    proto.graph.output.extend(onnx.load(str(source)).graph.output)
+    onnx.save(proto, str(target))
 
 
 #: How each precision below fp32 is made of an fp32 graph.

@@ -65,7 +65,7 @@ def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str]]
             result["recogs"] = os.path.relpath(path.with_name("recogs.jsonl"), results)
             result["hours"] = cell["hours"]
             rows.append(result)
-    rows.sort(key=lambda r: tuple(str(r[key]) for key in COLUMNS[:6]) + (r["engine"], r["seed"]))
+    rows.sort(key=lambda r: [str(r[key]) for key in (*COLUMNS[:6], "engine", "seed")])
     return rows, missing
 
 
@@ -82,8 +82,12 @@ def shipped(rows: list[Row]) -> list[Row]:
     """One engine for each measurement, by the same preference as the gap's."""
     best: dict[tuple[Any, ...], Row] = {}
     for row in sorted(rows, key=lambda r: gap.ENGINES.index(r["engine"]), reverse=True):
-        best[tuple(row[key] for key in COLUMNS[:6]) + (row["seed"],)] = row
+        best[_measurement(row)] = row
     return list(best.values())
+
+
+def _measurement(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in (*COLUMNS[:6], "seed"))
 
 
 def error_table(rows: list[Row], precision: str) -> TableData:
@@ -123,7 +127,7 @@ def remarks(rows: list[Row]) -> list[str]:
         lines.append(f"{failed} recordings could not be recognised; each counts as all deleted.")
     full: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
     for row in rows:
-        full[(*(row[key] for key in COLUMNS[:6]), row["seed"])][row["engine"]] = row["wer"]
+        full[_measurement(row)][row["engine"]] = row["wer"]
     spreads = [
         max(found.values()) - min(found.values()) for found in full.values() if len(found) > 1
     ]
@@ -176,7 +180,7 @@ def write(results: Path, root: Path) -> None:
         for precision in precisions
     }
     notes = remarks(rows)
-    analysis, no_gap = None, ""
+    analysis = None
     try:
         analysis = gap.analyse(gap.read_results(results / "results.csv"))
         gap_report.write(analysis, results)
@@ -184,8 +188,7 @@ def write(results: Path, root: Path) -> None:
         tables[title] = gap_report.gap_table(analysis)
         notes.append("Noise. " + gap_report.noise_text(analysis["noise"]).split("\n")[0])
     except ValueError as error:
-        no_gap = f"No gap: {error}"
-        notes.append(no_gap)
+        notes.append(f"No gap: {error}")
     origin = experiment.provenance(sweep=plan["sweep"])
     tree = {"provenance": origin, "missing": missing, "failures": plan["failures"]}
     tree |= {"results": rows, "gap": analysis, "remarks": notes}
@@ -204,9 +207,9 @@ def _markdown(
     has_gap: bool,
 ) -> str:
     parts = [f"# Sweep {plan['sweep']}"]
-    for title, lines in (("Failed", plan["failures"]), ("Missing", missing)):
-        if lines:
-            parts += [f"## {title}", "\n".join(f"* {line}" for line in lines)]
+    for title, found in (("Failed", plan["failures"]), ("Missing", missing)):
+        if found:
+            parts += [f"## {title}", "\n".join(f"* {line}" for line in found)]
     for title, table in tables.items():
         parts += [f"## {title}", markdown_table(*table).rstrip()]
     parts += ["## Remarks", "\n".join(f"* {line}" for line in notes)]

@@ -206,7 +206,7 @@ class Job:
     log: Path
 
 
-class Failure(Exception):
+class JobError(Exception):
     """A job that did not end well: its message is for people."""
 
 
@@ -239,10 +239,10 @@ class Runner:
             The seconds it took.
 
         Raises:
-            Failure: it did not exit with 0; the message has its errors and the log's path.
+            JobError: it did not exit with 0; the message has its errors and the log's path.
         """
         if self._stopping:
-            raise Failure(f"{job.name} was not begun")
+            raise JobError(f"{job.name} was not begun")
         job.log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         with job.log.open("ab") as output:
@@ -264,7 +264,7 @@ class Runner:
             text = job.log.read_bytes()[begin:].decode("utf-8", "replace")
             lines = [line for line in text.splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("error:")] or lines[-3:]
-            raise Failure(f"{job.name} failed: {' | '.join(errors)} (log: {job.log})")
+            raise JobError(f"{job.name} failed: {' | '.join(errors)} (log: {job.log})")
         return time.monotonic() - start
 
     def stop(self) -> None:
@@ -331,7 +331,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, runner: Runner, view: View) -> d
                 job = futures[future]
                 try:
                     view.ended(job, f"done  {job.name} in {future.result():.0f} s")
-                except Failure as failure:
+                except JobError as failure:
                     failures[job] = str(failure)
                     view.ended(job, str(failure))
         except KeyboardInterrupt:
@@ -342,7 +342,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, runner: Runner, view: View) -> d
 
 def jobs_of(sweep: Sweep, cells: Sequence[Cell]) -> tuple[list[Job], list[Job]]:
     """The data job of each language, and the job of each cell."""
-    data, runs = [], []
+    data: list[Job] = []
+    runs: list[Job] = []
     logs = sweep.results / "log"
     for cell in cells:
         arguments = sweep.arguments(cell)

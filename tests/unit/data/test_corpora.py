@@ -1,0 +1,260 @@
+"""The folder corpus: every bad input is named and costs the others nothing."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from icetransfer.data import synthetic
+from icetransfer.data.corpora import (
+    SPLITS,
+    prepare_folder,
+    prepare_manifests,
+    prepare_synthetic,
+    read_transcripts,
+)
+
+Settings = dict[str, Any]
+DUTCH: Settings = {
+    "language": "nl", "holdout_every": 0, "min_seconds": 0.5, "max_seconds": 30.0,
+}  # fmt: skip
+
+
+def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(1).normal(0, 0.1, (round(seconds * rate), channels))
+    soundfile.write(path, noise, rate)
+
+
+def write_transcripts(folder: Path, *lines: str) -> None:
+    (folder / "transcripts.tsv").write_text("".join(line + "\n" for line in lines))
+
+
+def manifest(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def missing(path: Path) -> None:
+    pass
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def not_audio(path: Path) -> None:
+    path.write_text("this is no audio")
+
+
+def truncated(path: Path) -> None:
+    write_audio(path, 3.0)
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+def damaged(path: Path) -> None:
+    write_audio(path, 3.0)
+    data = bytearray(path.read_bytes())
+    data[10000:60000] = bytes(50000)
+    path.write_bytes(data)
+
+
+def silent(path: Path) -> None:
+    soundfile.write(path, np.zeros(16000), 16000)
+
+
+def stereo(path: Path) -> None:
+    write_audio(path, channels=2)
+
+
+def short(path: Path) -> None:
+    write_audio(path, 0.25)
+
+
+def long(path: Path) -> None:
+    write_audio(path, 31.0)
+
+
+def good(path: Path) -> None:
+    write_audio(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "reason"),
+    [
+        (missing, "ja", "no such file"),
+        (empty, "ja", "empty file"),
+        (not_audio, "ja", "not readable as audio"),
+        (truncated, "ja", "truncated|not readable"),
+        (damaged, "ja", "truncated|not readable"),
+        (silent, "ja", "digital silence"),
+        (stereo, "ja", "2 channels"),
+        (short, "ja", "too short: 0.250 s, the limit is 0.5 s"),
+        (long, "ja", "too long: 31.000 s, the limit is 30 s"),
+        (good, "", "empty transcript"),
+        (good, " ... ", "empty transcript"),
+        (good, "kamer 12", "train text outside the Dutch alphabet: 1 2"),
+    ],
+)
+def test_bad_recording_is_named_and_costs_no_other(
+    tmp_path: Path, make: Callable[[Path], None], text: str, reason: str
+) -> None:
+    write_audio(tmp_path / "a.flac")
+    write_audio(tmp_path / "c.flac")
+    make(tmp_path / "b.flac")
+    write_transcripts(tmp_path, "a.flac\tJa.\tx", f"b.flac\t{text}\tx", "c.flac\tnee\tx")
+    prepare_manifests("corpus", tmp_path, DUTCH, tmp_path / "manifests")
+    cuts = manifest(tmp_path / "manifests/corpus_train.jsonl.gz")
+    assert [cut["id"] for cut in cuts] == ["a", "c"]
+    header, line = (tmp_path / "manifests/corpus_rejected.tsv").read_text().splitlines()
+    assert header.split("\t") == ["id", "path", "reason", "advice"]
+    identity, path, given, advice = line.split("\t")
+    assert (identity, path) == ("b", str(tmp_path / "b.flac"))
+    assert any(part in given for part in reason.split("|"))
+    assert advice
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"b.flac", "1 tab-separated columns"),
+        (b"b.flac\tja\tx\ttrain\tmore", "5 tab-separated columns"),
+        (b"b.flac\tja\tx\tvalid", "split 'valid'"),
+        (b"b.flac\tj\xe9\tx", "not UTF-8"),
+        (b"a.flac\tja\tx", "duplicate id"),
+    ],
+)
+def test_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
+    (tmp_path / "transcripts.tsv").write_bytes(b"a.flac\tja\tx\n" + line + b"\nc.flac\tja\tx\n")
+    utterances, rejections = read_transcripts(tmp_path, 0)
+    assert [utterance.id for utterance in utterances] == ["a", "c"]
+    assert [(r.id, r.reason) for r in rejections] == [("transcripts.tsv:2", reason)]
+
+
+def test_test_text_is_never_dropped(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.flac", 0.4)
+    write_audio(tmp_path / "b.flac", 31.0)
+    write_audio(tmp_path / "c.flac", 0.2)
+    write_transcripts(tmp_path, "a.flac\tKamer 12\tx", "b.flac\tja €\tx", "c.flac\tja\tx")
+    prepared = prepare_folder(tmp_path, "nl", holdout_every=1)
+    texts = [cut["supervisions"][0]["text"] for cut in prepared.cuts["test"]]
+    assert texts == ["kamer 12", "ja €"]
+    assert [r.reason for r in prepared.rejections] == ["too short: 0.200 s, the limit is 0.29 s"]
+
+
+def test_holdout_header_and_own_split(tmp_path: Path) -> None:
+    lines = [f"{n}.flac\tja\tx" for n in range(20)]
+    lines[3] += "\tdev"
+    write_transcripts(tmp_path, "path\ttext\tspeaker", *lines)
+    utterances, rejections = read_transcripts(tmp_path, 10)
+    assert not rejections
+    splits = {split: [u.id for u in utterances if u.split == split] for split in SPLITS}
+    assert splits["test"] == ["9", "19"]
+    assert splits["dev"] == ["3", "8", "18"]
+    assert len(splits["train"]) == 15
+    assert {u.split for u in read_transcripts(tmp_path, 0)[0]} == {"train", "dev"}
+
+
+def test_nothing_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    write_transcripts(tmp_path, "a.flac\tja\tx")
+    with pytest.raises(ValueError, match=r"none of its 1 recordings.*a\.flac: no such file"):
+        prepare_folder(tmp_path, "nl")
+    write_transcripts(tmp_path)
+    with pytest.raises(ValueError, match=r"transcripts\.tsv is empty"):
+        prepare_folder(tmp_path, "nl")
+    (tmp_path / "transcripts.tsv").unlink()
+    with pytest.raises(ValueError, match="does not exist: expected path, text, speaker"):
+        prepare_folder(tmp_path, "nl")
+
+
+def test_text_is_normalised_and_the_original_kept(tmp_path: Path) -> None:
+    write_audio(tmp_path / "sub/a.flac")
+    write_transcripts(tmp_path, "sub/a.flac\t’s Ochtends: ja!\tanna")
+    (cut,) = prepare_folder(tmp_path, "nl", holdout_every=0).cuts["train"]
+    supervision = cut["supervisions"][0]
+    assert cut["id"] == "sub-a"
+    assert supervision["text"] == "'s ochtends ja"
+    assert supervision["custom"] == {"raw_text": "’s Ochtends: ja!"}
+    assert (supervision["speaker"], supervision["language"]) == ("anna", "nl")
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_other_rates_are_resampled_when_read(tmp_path: Path, rate: int) -> None:
+    from lhotse import CutSet
+
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate), rate)
+    write_transcripts(tmp_path, "a.wav\tja\tx")
+    prepare_manifests("corpus", tmp_path, DUTCH, tmp_path)
+    (cut,) = CutSet.from_jsonl_lazy(tmp_path / "corpus_train.jsonl.gz")
+    samples = cut.load_audio()
+    assert samples.shape == (1, 32000)
+    peak = np.abs(np.fft.rfft(samples[0])).argmax() / 2  # a bin is half a hertz
+    assert peak == pytest.approx(440, abs=1)
+
+
+def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
+    for name in "abc":
+        write_audio(tmp_path / f"{name}.flac")
+    write_transcripts(tmp_path, "a.flac\tja\tx", "b.flac\tnee\ty", "c.flac\t\tx")
+    first, second = tmp_path / "first", tmp_path / "second"
+    prepare_manifests("corpus", tmp_path, DUTCH, first)
+    prepare_manifests("corpus", tmp_path, DUTCH, second)
+    content = {path.name: path.read_bytes() for path in first.iterdir()}
+    assert content == {path.name: path.read_bytes() for path in second.iterdir()}
+    assert set(content) == {
+        "corpus_train.jsonl.gz", "corpus_dev.jsonl.gz", "corpus_test.jsonl.gz",
+        "corpus_rejected.tsv", "corpus_prepared.json",
+    }  # fmt: skip
+
+    (first / "corpus_rejected.tsv").write_text("untouched")
+    prepare_manifests("corpus", tmp_path, DUTCH, first)
+    assert (first / "corpus_rejected.tsv").read_text() == "untouched"
+    write_transcripts(tmp_path, "a.flac\tja\tx")
+    prepare_manifests("corpus", tmp_path, DUTCH, first)
+    assert len(manifest(first / "corpus_train.jsonl.gz")) == 1
+
+
+def test_synthetic_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist: run stage 0"):
+        prepare_synthetic(tmp_path)
+    minutes = {"train": 0.1, "dev": 0.05, "test": 0.05}
+    synthetic.synthesise("pl", "slots", minutes, tmp_path)
+    prepare_manifests("slots", tmp_path, {"language": "pl"}, tmp_path / "manifests")
+    for split, wanted in minutes.items():
+        cuts = manifest(tmp_path / f"manifests/slots_{split}.jsonl.gz")
+        assert sum(cut["duration"] for cut in cuts) >= 60 * wanted
+        assert all(cut["supervisions"][0]["text"] for cut in cuts)
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "holdout_every", "kept", "rejected"),
+    [
+        ("nl_nathalie", "nl", 10, (904, 113, 113), 0),
+        ("it_asterisk_carlo", "it", 10, (375, 45, 48), 33),
+        ("en_commonvoice100", "en", 1, (0, 0, 100), 0),
+        ("en_fleurs10", "en", 1, (0, 0, 10), 0),
+        ("es_fleurs10", "es", 1, (0, 0, 10), 0),
+        ("fr_fleurs10", "fr", 1, (0, 0, 10), 0),
+        ("pt_fleurs10", "pt", 1, (0, 0, 10), 0),
+        ("es_fleurs10", "es", 0, (9, 0, 0), 1),  # digits in the text
+        ("pt_fleurs10", "pt", 0, (6, 0, 0), 4),
+        ("xx_picovoice", "en", 1, (0, 0, 8), 0),
+    ],
+)
+def test_real_recordings(
+    speech_dir: Path,
+    name: str,
+    language: str,
+    holdout_every: int,
+    kept: tuple[int, int, int],
+    rejected: int,
+) -> None:
+    prepared = prepare_folder(speech_dir / name, language, holdout_every=holdout_every)
+    assert tuple(len(prepared.cuts[split]) for split in SPLITS) == kept
+    assert len(prepared.rejections) == rejected
