@@ -207,9 +207,9 @@ def _markdown(
     has_gap: bool,
 ) -> str:
     parts = [f"# Sweep {plan['sweep']}"]
-    for title, found in (("Failed", plan["failures"]), ("Missing", missing)):
+    for heading, found in (("Failed", plan["failures"]), ("Missing", missing)):
         if found:
-            parts += [f"## {title}", "\n".join(f"* {line}" for line in found)]
+            parts += [f"## {heading}", "\n".join(f"* {line}" for line in found)]
     for title, table in tables.items():
         parts += [f"## {title}", markdown_table(*table).rstrip()]
     parts += ["## Remarks", "\n".join(f"* {line}" for line in notes)]
@@ -245,10 +245,10 @@ def _print(
         console.print(table)
     for note in notes:
         console.print(note, markup=False)
-    for line in failures:
-        console.print(f"failed: {line}", markup=False)
-    for line in missing:
-        console.print(f"missing: {line}", markup=False)
+    for failure in failures:
+        console.print(f"failed: {failure}", markup=False)
+    for cell in missing:
+        console.print(f"missing: {cell}", markup=False)
     console.print(f"report: {results / 'report.md'}", markup=False, soft_wrap=True)
 
 
