@@ -1,0 +1,194 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+
+from icetransfer import gap, gap_report
+
+COLUMNS = ["language", "init", "hours", "test_set", "chunk_ms", "precision", "wer"]
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
+    columns = [*COLUMNS, *sorted({key for row in rows for key in row} - set(COLUMNS))]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pair(english: float, multilingual: float, **more: object) -> list[dict[str, object]]:
+    base = {"language": "nl", "hours": 1, "test_set": "t", "chunk_ms": 160, "precision": "fp32"}
+    return [
+        base | {"init": "en", "wer": english} | more,
+        base | {"init": "ml", "wer": multilingual} | more,
+    ]
+
+
+def analyse(tmp_path: Path, rows: list[dict[str, object]]) -> dict[str, object]:
+    return gap.analyse(gap.read_results(write_csv(tmp_path / "results.csv", rows)))
+
+
+def test_published_two_points(tmp_path: Path) -> None:
+    rows = pair(24.21, 20.0, hours=100) + pair(10.20, 10.0, hours=2500)
+    (law,) = analyse(tmp_path, rows)["power_law"]
+    assert law["b"] == pytest.approx(math.log(4.21 / 0.20) / math.log(25), abs=1e-5)
+    assert round(law["b"], 2) == 0.95
+    assert round(law["factor_per_doubling"], 2) == 0.52
+    assert law["n_points"] == 2
+    assert "cannot test" in law["method"]
+
+
+def test_mean_gap_over_languages(tmp_path: Path) -> None:
+    rows = pair(30, 27) + pair(20, 21, language="it") + pair(40, 36, language="pl")
+    (row,) = analyse(tmp_path, rows)["mean_gap"]
+    assert row["gap"] == pytest.approx((3 - 1 + 4) / 3)
+    assert row["n_languages"] == 3
+    # the extreme resamples of three languages: three times the worst, three times the best
+    assert row["ci_low"] == pytest.approx(-1)
+    assert row["ci_high"] == pytest.approx(4)
+
+
+def test_one_language_has_no_interval(tmp_path: Path) -> None:
+    analysis = analyse(tmp_path, pair(30, 27))
+    assert analysis["mean_gap"][0]["ci_low"] is None
+    assert analysis["power_law"][0]["b"] is None
+    text = gap_report.markdown(analysis, {})
+    assert "no interval" in text
+    assert "cannot be concluded" in text
+
+
+def test_exact_law_is_recovered_with_gaps_on_both_sides_of_zero() -> None:
+    hours = [0.05, 0.2, 1.0, 5.0]
+    law = gap.fit_power_law(hours, [numpy.array([3 * h**-0.7]) for h in hours])
+    assert law.a == pytest.approx(3, rel=1e-5)
+    assert law.b == pytest.approx(0.7, abs=1e-5)
+    negative = gap.fit_power_law(hours, [numpy.array([-2 * h**-0.5]) for h in hours])
+    assert negative.a == pytest.approx(-2, rel=1e-5)
+    assert negative.b == pytest.approx(0.5, abs=1e-5)
+    mixed = gap.fit_power_law([1, 2, 4, 8], [numpy.array([g]) for g in (4.0, 2.0, 1.0, -0.1)])
+    assert mixed.b is not None
+    assert 0.9 < mixed.b < 1.3
+
+
+def test_no_law_where_the_sign_changes() -> None:
+    law = gap.fit_power_law([1, 2], [numpy.array([1.0]), numpy.array([-1.0])])
+    assert law.b is None
+    assert law.gap(5) is None
+    flat = gap.fit_power_law([1, 2], [numpy.array([0.0]), numpy.array([0.0])])
+    assert flat.b is None
+
+
+def test_latency_spread_and_trend(tmp_path: Path) -> None:
+    rows = pair(30, 27) + pair(28, 26, chunk_ms=640) + pair(25, 24.5, chunk_ms=-1)
+    (row,) = analyse(tmp_path, rows)["latency"]
+    assert row["chunk_ms"] == [160, 640, -1]
+    assert row["spread"] == pytest.approx(2.5)
+    assert row["trend"] == pytest.approx(2.5)
+
+
+def test_quantisation_change_size_and_difference_between_inits(tmp_path: Path) -> None:
+    rows = pair(30, 27, model_bytes=400) + pair(31, 29, precision="int8", model_bytes=100)
+    rows += pair(20, 18, language="it", model_bytes=400)
+    rows += pair(20, 19, language="it", precision="int8", model_bytes=100)
+    (row,) = analyse(tmp_path, rows)["quantisation"]
+    assert row["wer_change"] == pytest.approx((1 + 2 + 0 + 1) / 4)
+    assert row["size_ratio"] == pytest.approx(4)
+    assert row["ml_minus_en"] == pytest.approx(1)
+    assert row["n"] == 4
+
+
+def test_engines_and_seeds(tmp_path: Path) -> None:
+    rows = pair(50, 40, engine="torch", seed=1) + pair(30, 27, engine="sherpa", seed=1)
+    rows += pair(30, 28, engine="sherpa", seed=2)
+    rows.append(pair(99, 0, engine="sherpa", seed=3)[0])  # has no ml partner
+    analysis = analyse(tmp_path, rows)
+    assert analysis["mean_gap"][0]["gap"] == pytest.approx(2.5)
+    (noise,) = analysis["noise"]
+    assert noise["gaps"] == [3, 2]
+    assert noise["gap_sd"] == pytest.approx(math.sqrt(0.5))
+    assert "standard deviation of 0.71" in gap_report.noise_text(analysis["noise"])
+
+
+def test_random_init_takes_no_part(tmp_path: Path) -> None:
+    rows = pair(30, 27)
+    analysis = analyse(tmp_path, [*rows, rows[0] | {"init": "random", "wer": 90}])
+    assert analysis["mean_gap"][0]["gap"] == pytest.approx(3)
+    with pytest.raises(ValueError, match="no language has both"):
+        analyse(tmp_path, [rows[0] | {"init": "random"}])
+
+
+def test_utterances_are_resampled_where_they_are_at_hand(tmp_path: Path) -> None:
+    for init, wrong in (("en", 20), ("ml", 10)):
+        lines = [
+            {"id": f"u{i}", "ref": "a b", "hyp": "a x" if i < wrong else "a b"} for i in range(40)
+        ]
+        (tmp_path / f"{init}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    english, multilingual = pair(25, 12.5)
+    analysis = analyse(
+        tmp_path, [english | {"recogs": "en.jsonl"}, multilingual | {"recogs": "ml.jsonl"}]
+    )
+    (row,) = analysis["mean_gap"]
+    assert row["gap"] == pytest.approx(12.5)
+    # paired: ten utterances of forty differ, by half of their words each
+    expected = 50 * math.sqrt(0.25 * 0.75 / 40)
+    assert (row["ci_high"] - row["ci_low"]) / 3.92 == pytest.approx(expected, rel=0.15)
+    assert analysis["method"]["resampled"] == ["utterances"]
+
+
+def test_same_input_same_output(tmp_path: Path) -> None:
+    rows = pair(30, 27) + pair(20, 21, language="it")
+    assert analyse(tmp_path, rows) == analyse(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wer": "many"}, "results.csv:2: could not convert"),
+        ({"hours": 0}, "hours=0.0 cannot be"),
+        ({"wer": "nan"}, "wer=nan"),
+        ({"engine": "kaldi"}, "engine 'kaldi' is none of"),
+    ],
+)
+def test_bad_values_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    rows = pair(30, 27)
+    with pytest.raises(ValueError, match=message):
+        analyse(tmp_path, [rows[0] | change, rows[1]])
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        gap.read_results(tmp_path / "none.csv")
+    (tmp_path / "few.csv").write_text("language,init\nnl,en\n")
+    with pytest.raises(ValueError, match="lacks the columns hours, test_set"):
+        gap.read_results(tmp_path / "few.csv")
+    rows = pair(30, 27)
+    with pytest.raises(ValueError, match="two lines of nl, en"):
+        analyse(tmp_path, [*rows, rows[0]])
+
+
+def test_files_are_written(tmp_path: Path) -> None:
+    rows = [
+        row
+        for hours in (1, 4)
+        for language in ("nl", "it")
+        for chunk_ms in (160, -1)
+        for precision in ("fp32", "int8")
+        for row in pair(
+            30,
+            30 - 4 / hours,
+            hours=hours,
+            language=language,
+            chunk_ms=chunk_ms,
+            precision=precision,
+        )
+    ]
+    analysis = analyse(tmp_path, rows)
+    gap_report.write(analysis, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "gap.json").read_text()) == analysis
+    text = (tmp_path / "out" / "gap.md").read_text()
+    assert "| t | fp32 | 1h | 2 | +4.00 | +4.00 |" in text
+    assert (tmp_path / "out" / "gap-t.png").read_bytes().startswith(b"\x89PNG")
