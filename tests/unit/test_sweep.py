@@ -1,0 +1,265 @@
+"""Plans, and sweeps of recipes that only pretend: see tests/recipe for the real ones."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from icetransfer import sweep
+from icetransfer.config import chunk_ms, dump_config
+from icetransfer.score import planned_runs
+
+REPO = Path(__file__).resolve().parent.parent.parent
+
+# Takes what run.sh takes; notes each call; writes results with a WER that depends on the init.
+STAND_IN = """#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+printf '%s\\n' "$*" >>calls
+[[ "$*" != *--stop-stage* ]] || exit 0
+[[ "$*" != *"--init ${BREAK:-none} "* ]] || { echo "error: broken on purpose" >&2; exit 2; }
+sleep "${SLEEP:-0}"
+while [ "$1" != --exp ]; do shift; done
+mkdir -p "$(dirname "$2")"
+cp -r "prepared/$2" "$2"
+"""
+PRESET = {"languages": ["nl", "it"], "hours": ["2min", "8min"], "random_hours": ["2min"]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository, at a path that wants quoting, whose recipes pretend."""
+    root = tmp_path / 'it\'s a "repo"'
+    for language in ("nl", "it", "en", "ml"):
+        recipe = root / "egs" / language
+        (recipe / "conf").mkdir(parents=True)
+        shutil.copy(REPO / "egs" / "nl" / "conf" / "default.yaml", recipe / "conf")
+        (recipe / "run.sh").write_text(STAND_IN)
+    return root
+
+
+def prepare(made: sweep.Sweep) -> None:
+    """Lays out what the recipes of the sweep will pretend to have found."""
+    for cell in sweep.plan(made.preset):
+        recipe = made.recipe(cell)
+        folder = recipe / "prepared" / made.experiment(cell).relative_to(recipe)
+        resolved = made.config(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(resolved))
+        wer = {"en": 40, "ml": 35, "random": 80}[cell.init] + cell.seed / 10
+        for planned in planned_runs(resolved):
+            result = {
+                "language": cell.language,
+                "init": cell.init,
+                "seed": cell.seed,
+                "test_set": planned.test_set,
+                "engine": planned.engine,
+                "precision": planned.precision,
+                "chunk_ms": chunk_ms(planned.chunk_size),
+                "wer": wer,
+                "cer": wer / 2,
+                "words": 10,
+                "errors": 4,
+                "utterances": 2,
+                "failed": 0,
+                "rtf": 0.1,
+                "model_bytes": 100,
+            }
+            target = planned.folder(folder / "decode")
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "wer.json").write_text(json.dumps(result))
+
+
+def make(root: Path, **changes: object) -> sweep.Sweep:
+    preset = sweep.Preset.model_validate(PRESET | changes)
+    made = sweep.Sweep("try", preset, preset.settings, root)
+    prepare(made)
+    return made
+
+
+def run(made: sweep.Sweep, retrain: bool = False) -> bool:
+    runner = sweep.Runner(made.results)
+    try:
+        return sweep.run_sweep(made, runner, at_once=2, retrain=retrain)
+    finally:
+        runner.close()
+
+
+def calls(root: Path) -> list[str]:
+    return [
+        f"{path.parent.name} {line}"
+        for path in sorted((root / "egs").glob("*/calls"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_plan_of_mini() -> None:
+    made = sweep.read_preset("mini", {})
+    cells = sweep.plan(made.preset)
+    assert len(cells) == len(set(cells))
+    assert {cell.language for cell in cells} == {"nl", "it", "pl"}
+    hours = {cell.hours for cell in cells}
+    assert len(hours) == 3
+    assert 2 / 60 <= min(hours) < max(hours) <= 0.5
+    for language in ("nl", "it", "pl"):
+        for init in ("en", "ml"):
+            found = {c.hours for c in cells if (c.language, c.init) == (language, init)}
+            assert found == hours
+        assert any(c.language == language and c.init == "random" for c in cells)
+    repeat = made.preset.replicates
+    assert repeat is not None
+    for init in ("en", "ml"):
+        seeds = {
+            c.seed
+            for c in cells
+            if (c.language, c.init, c.hours) == (repeat.language, init, repeat.hours)
+        }
+        assert len(seeds) >= 3
+    assert [cell.hours for cell in cells] == sorted((c.hours for c in cells), reverse=True)
+
+
+@pytest.mark.parametrize("name", ["mini", "smoke"])
+def test_configs_of_every_cell_are_valid(name: str) -> None:
+    made = sweep.read_preset(name, {})
+    for cell in sweep.plan(made.preset):
+        assert made.config(cell).init == cell.init
+
+
+def test_changes_go_over_the_preset() -> None:
+    made = sweep.read_preset("mini", {"languages": "nl", "inits": "ml", "hours": "8min 1h"})
+    assert made.preset.languages == ("nl",)
+    assert made.preset.hours == pytest.approx((8 / 60, 1))
+    assert {cell.init for cell in sweep.plan(made.preset)} == {"ml", "random"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nothing", {}, "known are mini, smoke"),
+        ("mini", {"languages": "nl xx"}, "no recipe egs/xx; there are de en"),
+        ("mini", {"inits": "en klingon"}, "inits has klingon"),
+        ("mini", {"hours": "lots"}, "hours.0"),
+        ("mini", {"seeds": 0}, "seeds"),
+    ],
+)
+def test_bad_presets_are_named(name: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep.read_preset(name, changes)
+
+
+def test_an_unknown_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("languages: [nl]\nhours: [1h]\nlangauges: [it]\n")
+    with pytest.raises(ValueError, match="unknown config key langauges; did you mean languages"):
+        sweep.read_preset(str(path), {})
+
+
+def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.CaptureFixture) -> None:
+    made = make(root)
+    assert run(made)
+    first = calls(root)
+    assert len([call for call in first if "--stop-stage 3" in call]) == 2
+    assert len([call for call in first if "--stage 4" in call]) == 2 * 2 * 2 + 2
+    out = capfd.readouterr().out
+    assert "+5.00" in out
+    assert f"report: {made.results / 'report.md'}" in out.replace("\n", "")
+    report = json.loads((made.results / "report.json").read_text())
+    assert not report["missing"]
+    assert report["provenance"]["versions"]["torch"]
+    assert run(made)
+    assert calls(root) == first, "a second sweep has nothing to do"
+
+
+def test_a_lost_result_is_made_again(root: Path) -> None:
+    made = make(root)
+    run(made)
+    before = len(calls(root))
+    cell = sweep.plan(made.preset)[0]
+    shutil.rmtree(made.experiment(cell))
+    assert not made.is_done(cell)
+    run(made)
+    assert len(calls(root)) == before + 2  # the data stages of its language, and the cell
+
+
+def test_other_settings_are_not_done(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min")
+    run(made)
+    cell = sweep.plan(made.preset)[0]
+    assert made.is_done(cell)
+    assert not make(root, settings=("train.max_steps=7",)).is_done(cell)
+
+
+def test_a_failed_cell_costs_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    made = make(root)
+    monkeypatch.setenv("BREAK", "ml")
+    assert not run(made)
+    done = [cell for cell in sweep.plan(made.preset) if made.is_done(cell)]
+    assert {cell.init for cell in done} == {"en", "random"}
+    out = capfd.readouterr().out.replace("\n", "")
+    assert "broken on purpose" in out
+    assert "No gap" in out
+    report = (made.results / "report.md").read_text()
+    assert "## Failed" in report
+    assert "## Missing" in report
+    monkeypatch.delenv("BREAK")
+    assert run(made)
+    assert "## Failed" not in (made.results / "report.md").read_text()
+
+
+def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
+    made = sweep.from_scratch(make(root, languages="nl"))
+    assert made.results.name == "try-from-scratch"
+    job = sweep.seed_jobs(made)[0]
+    assert job.arguments == ("--stop-stage", "7")
+    base = dict(made.config(sweep.plan(made.preset)[0]).transfer.base_models)
+    assert base == {x: f"../{x}/exp/random-all-seed1/averaged.pt" for x in ("en", "ml")}
+
+
+def test_replicates_tell_the_noise(root: Path, capfd: pytest.CaptureFixture) -> None:
+    repeat = {"language": "nl", "hours": "8min", "seeds": [1, 2, 3]}
+    assert run(make(root, replicates=repeat))
+    out = capfd.readouterr().out.replace("\n", " ")
+    assert "Repeated with other seeds: nl at 8min" in out
+
+
+def test_killed_and_continued(root: Path) -> None:
+    """SIGTERM in the middle: the cells end with it, and the next sweep goes on."""
+    made = make(root)
+    code = (
+        "import sys; from pathlib import Path; from icetransfer import sweep\n"
+        f"preset = sweep.Preset.model_validate({PRESET!r})\n"
+        "made = sweep.Sweep('try', preset, (), Path(sys.argv[1]))\n"
+        "sweep._run_to_the_end(made, 2, False)\n"
+    )
+    environment = os.environ | {"SLEEP": "60", "PYTHONPATH": str(REPO)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(root)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not any("--stage 4" in call for call in calls(root)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == sweep.INTERRUPTED
+    assert "continues where it was" in out
+    assert not any(made.is_done(cell) for cell in sweep.plan(made.preset))
+    assert run(made)
+    assert all(made.is_done(cell) for cell in sweep.plan(made.preset))
+
+
+def test_planned_runs_are_what_done_means() -> None:
+    made = sweep.read_preset("mini", {})
+    config = made.config(sweep.plan(made.preset)[0])
+    tiers = {(run.chunk_size, run.precision, run.engine) for run in planned_runs(config)}
+    for size in (8, 16, 32, -1):
+        assert {(size, "fp32", "sherpa"), (size, "int8", "sherpa")} <= tiers
