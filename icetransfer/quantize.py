@@ -1,8 +1,9 @@
 """int8 weights for an exported model, by onnxruntime's dynamic quantisation.
 
 Weights of matrix products are stored in 8 bits, one scale for each tensor; activations are
-quantised on the fly at run time.  What is lost depends on the checkpoint and on the tier: it is
-measured by decoding each export.
+quantised on the fly, one scale for all streams of a call, so int8 tokens depend a little on which
+streams share a batch (fp32 ones do not).  What is lost depends on the checkpoint and on the tier:
+it is measured by decoding each export.
 """
 
 import logging
