@@ -244,11 +244,11 @@ def _print(
             table.add_row(*line)
         console.print(table)
     for note in notes:
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     for failure in failures:
-        console.print(f"failed: {failure}", markup=False)
+        console.print(f"failed: {failure}", markup=False, soft_wrap=True)
     for cell in missing:
-        console.print(f"missing: {cell}", markup=False)
+        console.print(f"missing: {cell}", markup=False, soft_wrap=True)
     console.print(f"report: {results / 'report.md'}", markup=False, soft_wrap=True)
 
 
