@@ -71,7 +71,6 @@ def test_every_yaml_is_valid() -> None:
                 assert config.data.corpora, file
 
 
-@pytest.mark.xfail(strict=True, reason="the config cannot take out a corpus yet (slots: null)")
 def test_real_speech_replaces_the_synthetic_corpus() -> None:
     conf = REPO / "egs" / "nl" / "conf"
     settings = ["language=nl", "data.corpora.folder.path=corpus"]

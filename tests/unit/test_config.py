@@ -75,3 +75,9 @@ def test_tiers_are_named_with_their_look_ahead():
     assert config.chunk_label(16) == "320 ms (+130 ms look-ahead)"
     assert config.chunk_label(-1) == "offline"
     assert [config.chunk_ms(size) for size in (8, 32, -1)] == [160, 640, -1]
+
+
+def test_null_takes_out_what_an_earlier_file_set(minimal, tmp_path):
+    over = tmp_path / "over.yaml"
+    over.write_text("data: {corpora: {slots: null, own: {kind: folder, path: d}}}\n")
+    assert list(config.load_config([minimal, over]).data.corpora) == ["own"]
