@@ -165,6 +165,7 @@ class Train(Section):
 class Decode(Section):
     """What is decoded, and with what."""
 
+    splits: tuple[Literal["dev", "test"], ...] = ("test",)
     engines: tuple[Literal["torch", "onnxruntime", "sherpa"], ...] = ("torch", "sherpa")
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")  # torch decodes fp32 only
     chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)

@@ -462,8 +462,8 @@ def decode_all(experiment: Experiment) -> None:
             f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it"
         )
     checkpoint_sha256 = sha256(experiment.averaged_checkpoint)
-    for test_set in experiment.config.data.corpora:
-        cuts = _read_test_set(experiment.manifests_dir / f"{test_set}_test.jsonl.gz")
+    for test_set, manifest in score.test_sets(experiment.config).items():
+        cuts = _read_test_set(experiment.manifests_dir / manifest)
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
                 decode_run(experiment, run, cuts, checkpoint_sha256)

@@ -118,12 +118,24 @@ class Run:
         return decode_dir / self.test_set / f"{self.engine}-{self.precision}-{tier}-{self.search}"
 
 
+def test_sets(config: Config) -> dict[str, str]:
+    """The manifest of each set that the config asks to decode, by the set's name.
+
+    A test split has its corpus's name, a dev split "<corpus>-dev".
+    """
+    return {
+        corpus if split == "test" else f"{corpus}-{split}": f"{corpus}_{split}.jsonl.gz"
+        for split in config.decode.splits
+        for corpus in config.data.corpora
+    }
+
+
 def planned_runs(config: Config) -> list[Run]:
     """All that the config asks to decode; torch decodes fp32 alone."""
     decode = config.decode
     return [
         Run(test_set, engine, precision, size, decode.left_context_frames, decode.search)
-        for test_set in config.data.corpora
+        for test_set in test_sets(config)
         for engine in decode.engines
         for precision in decode.precisions
         if engine != "torch" or precision in TORCH_PRECISIONS
