@@ -21,7 +21,7 @@ LAYERS = (
         *("onnx_model", "onnx_graph", "sherpa", "bundle"),
     },
     {"decode"},
-    {"sweep", "gap", "gap_report", "report", "recommend"},
+    {"sweep", "gap", "gap_report", "report", "recommend", "model_card"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TOOLS = {  # installed for a command or for another package: why

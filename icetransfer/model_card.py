@@ -1,0 +1,139 @@
+"""Puts the two trained seed encoders, and what is to be known of them, into egs/seeds.
+
+    python -m icetransfer.model_card
+
+Reads the finished runs of egs/en and egs/ml (stages 0 to 9); writes egs/seeds/{en,ml}.pt and the
+model card, egs/seeds/README.md.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from icetransfer import atomic, experiment
+from icetransfer.checkpoint import read_checkpoint
+from icetransfer.config import SyntheticCorpus, chunk_label
+from icetransfer.experiment import Experiment, open_experiment, sha256
+from icetransfer.gap_report import markdown_table
+from icetransfer.score import planned_runs
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SEEDS = ("en", "ml")
+RUN = Path("exp/random-all-seed1")
+MAX_BYTES = 4_000_000  # they lie in the repository
+
+
+def read_seed(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
+    """The finished run of a seed and its results.
+
+    Args:
+        root: the repository.
+        name: "en" or "ml".
+
+    Returns:
+        The experiment, and the wer.json of every set and tier.
+
+    Raises:
+        ValueError: the run is not finished, or its model is too large to lie in the repository.
+    """
+    run = open_experiment(root / "egs" / name / RUN)
+    paths = [planned.folder(run.decode_dir) / "wer.json" for planned in planned_runs(run.config)]
+    missing = [path for path in (run.averaged_checkpoint, *paths) if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} does not exist: run egs/{name}/run.sh --stop-stage 9, which makes it"
+        )
+    size = run.averaged_checkpoint.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{run.averaged_checkpoint} has {size} bytes; at most {MAX_BYTES} were expected of a "
+            f"file in the repository: make transfer.size smaller"
+        )
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    digest = sha256(run.averaged_checkpoint)
+    if any(result["checkpoint_sha256"] != digest for result in results):
+        raise ValueError(
+            f"{run.decode_dir} is not of {run.averaged_checkpoint} as it is now: run stage 9 again"
+        )
+    return run, results
+
+
+def publish(root: Path) -> None:
+    """Copies the seeds of both runs into egs/seeds and writes their card."""
+    found = {name: read_seed(root, name) for name in SEEDS}
+    folder = root / "egs" / "seeds"
+    for name, (run, _) in found.items():
+        with atomic.atomic_path(folder / f"{name}.pt") as temporary:
+            shutil.copyfile(run.averaged_checkpoint, temporary)
+    facts = [_facts(name, run) for name, (run, _) in found.items()]
+    rows = [[key, *(str(fact[key]) for fact in facts)] for key in facts[0]]
+    errors = {name: _errors(results) for name, (_, results) in found.items()}
+    keys = dict.fromkeys(key for table in errors.values() for key in table)
+    lines = [[*key, *(errors[name].get(key, "") for name in SEEDS)] for key in keys]
+    card = [
+        "# Model card: the seeds of the mini preset",
+        "Two tiny streaming Zipformer transducers, trained from nothing on synthetic speech by the "
+        "same recipe: `en.pt` on English, `ml.pt` on several other languages. They exist so that "
+        "`./run_all.sh` can start at once and show the way from a base model to a report; they "
+        "know nothing of real speech and recognise nothing of use. Made by "
+        "`python -m icetransfer.model_card`; trained anew by `./run_all.sh --from-scratch`.",
+        markdown_table(["", *SEEDS], rows).rstrip(),
+        "WER / CER in percent on their own languages' synthetic speech, other sentences and other "
+        "voices than in training:",
+        markdown_table(["set", "latency", *SEEDS], lines).rstrip(),
+        "Licence: that of this repository. The speech was made by espeak-ng (GPL-3.0), which is "
+        "not part of the models.",
+    ]
+    atomic.write_text(folder / "README.md", "\n\n".join(card) + "\n")
+    print(f"-> {folder}")
+
+
+def _facts(name: str, run: Experiment) -> dict[str, str | int]:
+    config = run.config
+    stages = json.loads((run.dir / "provenance.json").read_text(encoding="utf-8"))
+    train = stages["train"]
+    corpora = [c for c in config.data.corpora.values() if isinstance(c, SyntheticCorpus)]
+    languages = sorted({corpus.language or config.language for corpus in corpora})
+    minutes = sum(corpus.minutes.train for corpus in corpora)
+    dims, weights, _ = read_checkpoint(run.averaged_checkpoint)
+    return {
+        "languages": " ".join(languages),
+        "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
+        "command": f"`egs/{name}/run.sh`",
+        "commit": stages["transfer"]["git_commit"],
+        "steps": f"{config.train.max_steps} of {config.train.batch_seconds:g} s",
+        "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",
+        "parameters": sum(value.numel() for value in weights.values()),
+        "tokens": dims.vocab_size,
+        "trained at": ", ".join(chunk_label(size) for size in dims.chunk_sizes),
+        "bytes": run.averaged_checkpoint.stat().st_size,
+        "sha256": f"`{sha256(run.averaged_checkpoint)}`",
+    }
+
+
+def _errors(results: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """WER and CER by split and latency, over the languages' sets together."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        split = "dev" if result["test_set"].endswith("-dev") else "test"
+        total = sums.setdefault((split, chunk_label(result["chunk_size"])), [0, 0, 0, 0])
+        for index, key in enumerate(("errors", "words", "character_errors", "characters")):
+            total[index] += result[key]
+    return {
+        key: f"{100 * errors / words:.1f} / {100 * char_errors / chars:.1f}"
+        for key, (errors, words, char_errors, chars) in sums.items()
+    }
+
+
+def _run() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    experiment.main(lambda: publish(REPOSITORY))
+
+
+if __name__ == "__main__":
+    _run()
