@@ -21,7 +21,18 @@ LAYERS = (
         *("onnx_model", "onnx_graph", "sherpa", "bundle"),
     },
     {"decode"},
-    {"sweep", "gap", "bootstrap", "laws", "gap_report", "report", "page", "figures", "recommend"},
+    {
+        "sweep",
+        "gap",
+        "bootstrap",
+        "laws",
+        "published",
+        "gap_report",
+        "report",
+        "page",
+        "figures",
+        "recommend",
+    },
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TOOLS = {  # installed for a command or for another package: why
