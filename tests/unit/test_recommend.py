@@ -121,7 +121,7 @@ def test_a_plan_is_a_table(tmp_path: Path) -> None:
     path = sweep(tmp_path, {"de": 1.0, "it": 2.0, "pl": 1.5})
     plan = tmp_path / "plan.csv"
     plan.write_text("language,hours,chunk_ms\nde,100h,160\nfi,6000,\nit,200,320\n")
-    console = Console(width=250, record=True, file=io.StringIO())
+    console = Console(width=400, record=True, file=io.StringIO())
     console.print(recommend.plan_table(recommend.read_plan(plan), path))
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
