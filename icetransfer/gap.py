@@ -38,11 +38,21 @@ from icetransfer.bootstrap import (
     Resampling,
     contrasts,
     interval,
+    one_sided_interval,
     p_value,
+    uncertainty,
 )
 from icetransfer.config import hours_label
 from icetransfer.gap_report import latency_order
-from icetransfer.significance import CONFIDENCE, LEVEL, Array, Utterances, read_utterances
+from icetransfer.significance import (
+    CONFIDENCE,
+    LEVEL,
+    Array,
+    Utterances,
+    percentile_interval,
+    read_utterances,
+    student_factor,
+)
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
@@ -53,7 +63,7 @@ NEGLIGIBLE = 0.25  # WER points: a smaller gap is not worth choosing by
 ROUNDED = 0.06  # WER points by which a hand-made results.csv may differ from its utterances
 FEW = 5  # languages that say little about others
 BAND_POINTS = 25  # of a law's line in figures
-MANY_FILES = 200  # that are worth starting processes for
+MANY_FILES = 1000  # that are worth starting processes for
 
 Row = dict[str, Any]
 
@@ -197,9 +207,9 @@ def collect_gaps(wers: Wers) -> Gaps:
 
 
 def series_of(points: Iterable[Point]) -> dict[tuple[str, str, int], list[Point]]:
-    """Points by test set, precision and latency, each with rising amounts of data."""
+    """Points by test set, precision and latency (offline last), with rising amounts of data."""
     found = defaultdict(list)
-    for point in sorted(points):
+    for point in sorted(points, key=lambda p: (*p[:2], latency_order(p.chunk_ms), p.hours)):
         found[point[:3]].append(point)
     return dict(found)
 
@@ -217,13 +227,23 @@ def _with_interval(name: str, draws: Array, languages: int) -> Row:
     return {name: float(draws[0])} | _bounds(prefix, interval(draws, languages))
 
 
+def choose(expected: float, low: float | None, high: float | None) -> str:
+    """Names the better start; "either" when the difference is negligible or may be none."""
+    uncertain = low is not None and high is not None and low <= 0 <= high
+    if uncertain or abs(expected) < NEGLIGIBLE:
+        return "either"
+    return "ML" if expected > 0 else "EN"
+
+
 def gap_rows(gaps: Gaps, resampling: Resampling) -> tuple[list[Row], list[Row]]:
     """The mean gap at every point, and every language's own."""
     means, own = [], []
     for point, by_language in gaps.items():
         count = len(by_language)
-        mean = _with_interval("gap", resampling.mean(by_language), count)
-        means.append(point._asdict() | {"n_languages": count} | mean)
+        draws = resampling.mean(by_language)
+        mean: Row = {"n_languages": count} | _with_interval("gap", draws, count)
+        mean["start"] = choose(float(draws[0]), *one_sided_interval(draws, count))
+        means.append(point._asdict() | mean)
         own += [
             point._asdict() | {"language": language} | _with_interval("gap", draws, 1)
             for language, draws in by_language.items()
@@ -260,10 +280,17 @@ def _band(law: laws.PowerLaw, hours: Sequence[float], languages: int) -> list[Ro
     """The law with its interval along the amounts measured, for figures."""
     if law.fitted is None:
         return []
+    amounts = [float(x) for x in numpy.geomspace(min(hours), max(hours), BAND_POINTS)]
+    drawn = [law.fitted.gaps(amount) for amount in amounts]
+    known = [uncertainty(draws, languages) for draws in drawn]
+    # one factor for the whole band: from amount to amount it would leap
+    factor = max((student_factor(u.freedom) for u in known if u), default=1.0)
     rows = []
-    for amount in numpy.geomspace(min(hours), max(hours), BAND_POINTS):
-        draws = law.fitted.gaps(float(amount))
-        rows.append({"hours": float(amount)} | _with_interval("gap", draws, languages))
+    for amount, draws, found in zip(amounts, drawn, known, strict=True):
+        middle = float(draws[0])
+        ends = percentile_interval(found.deviations * factor) if found else (None, None)
+        bounds = [None if end is None else middle + end for end in ends]
+        rows.append({"hours": amount, "gap": middle, "ci_low": bounds[0], "ci_high": bounds[1]})
     return rows
 
 

@@ -83,15 +83,17 @@ def _probability(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a heading, sentences, and perhaps a table under them."""
+    """A part of a report: a heading, sentences, and perhaps a list and a table under them."""
 
     title: str
     sentences: tuple[str, ...]
     table: TableData | None = None
+    lines: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """The section as Markdown."""
         parts = [f"## {self.title}", " ".join(self.sentences)]
+        parts.append("\n".join(f"* {line}" for line in self.lines))
         if self.table:
             parts.append(markdown_table(*self.table).rstrip())
         return "\n\n".join(part for part in parts if part)
@@ -119,15 +121,9 @@ def sections(analysis: Row) -> list[Section]:
         _quantisation(analysis["quantisation"]),
         _savings(analysis["hours_saved"]),
         _noise(analysis["noise"]),
-        Section(
-            "What cannot be concluded",
-            ()
-            if analysis["cannot_conclude"]
-            else ("The sweep has several languages, amounts, latencies, precisions and seeds.",),
-            (["from these results"], [[line] for line in analysis["cannot_conclude"]])
-            if analysis["cannot_conclude"]
-            else None,
-        ),
+        Section("What cannot be concluded", (), lines=tuple(analysis["cannot_conclude"]))
+        if analysis["cannot_conclude"]
+        else Section("What cannot be concluded", ("Nothing of the above is out of reach.",)),
     ]
 
 
@@ -175,6 +171,13 @@ def _decay(laws: list[Row]) -> Section:
     return Section("Decay with data", tuple(sentences), (header, rows))
 
 
+def amount_label(hours: float) -> str:
+    """Names a computed amount of data, to two digits: "32min", "1.1h", "1900h"."""
+    if hours < 1:
+        return f"{float(f'{hours * 60:.2g}'):g}min"
+    return f"{float(f'{hours:.2g}'):.0f}h" if hours >= 10 else f"{hours:.2g}h"
+
+
 def threshold_text(law: Row) -> str:
     """The amount of data at which a gap falls under its threshold."""
     found = law["hours_under_threshold"]
@@ -182,9 +185,9 @@ def threshold_text(law: Row) -> str:
         return ""
     if found["hours"] == 0:
         return "any"
-    text = "none in reach" if found["hours"] is None else hours_label(found["hours"])
+    text = "none in reach" if found["hours"] is None else amount_label(found["hours"])
     if found["low"] is not None or found["high"] is not None:
-        ends = [hours_label(x) if x else "…" for x in (found["low"], found["high"])]
+        ends = [amount_label(x) if x else "…" for x in (found["low"], found["high"])]
         text += f" [{ends[0]}, {ends[1]}]"
     return text + (" (extrapolated)" if found["extrapolated"] else "")
 
@@ -261,7 +264,7 @@ def _quantisation(rows: list[Row]) -> Section:
 
 def savings_text(row: Row) -> str:
     """Says "2.1× [1.8, 2.6]", or what is known where a curve ends."""
-    prefix = {"at_least": "≥ ", "at_most": "≤ ", None: ""}[row["bound"]]
+    prefix = {"at_least": "> ", "at_most": "≤ ", None: ""}[row["bound"]]
     text = f"{prefix}{row['ratio']:.1f}×"
     ends = row["ratio_ci_low"], row["ratio_ci_high"]
     if any(end is not None for end in ends):
@@ -284,7 +287,7 @@ def _savings(rows: list[Row]) -> Section:
     ]
     sentence = (
         "How many times ML's data EN needs for the same WER, read from EN's curve between the "
-        "amounts measured; ≥ where EN gets there nowhere, ≤ where its smallest amount is better."
+        "amounts measured; > where EN gets there at none of them, ≤ where its smallest is better."
     )
     return Section(
         title, (sentence,), (["test set", "precision", "ML's data", *map(tier_label, tiers)], lines)

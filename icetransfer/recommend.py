@@ -28,7 +28,7 @@ from rich.table import Table
 from icetransfer import experiment, gap, laws, published
 from icetransfer.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.config import hours_label, parse_hours
-from icetransfer.gap import INITS, NEGLIGIBLE
+from icetransfer.gap import INITS, NEGLIGIBLE, choose
 from icetransfer.gap_report import tier_label
 from icetransfer.significance import Array
 
@@ -90,14 +90,6 @@ class Evidence:
     def amounts(self) -> list[float]:
         """All amounts of data that have a gap."""
         return sorted({hours for by_hours in self.gaps.values() for hours in by_hours})
-
-
-def choose(expected: float, low: float | None, high: float | None) -> str:
-    """Names the better start; "either" when the difference is negligible or may be none."""
-    uncertain = low is not None and high is not None and low <= 0 <= high
-    if uncertain or abs(expected) < NEGLIGIBLE:
-        return "either"
-    return "ML" if expected > 0 else "EN"
 
 
 def from_published(hours: float) -> Recommendation:

@@ -22,16 +22,8 @@ LAYERS = (
     },
     {"decode"},
     {
-        "sweep",
-        "gap",
-        "bootstrap",
-        "laws",
-        "published",
-        "gap_report",
-        "report",
-        "page",
-        "figures",
-        "recommend",
+        *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
+        *("report", "report_tables", "report_document", "page", "figures"),
     },
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
