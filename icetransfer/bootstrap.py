@@ -199,7 +199,7 @@ def contrasts(pairs: Sequence[tuple[Array, int]], margin: float) -> Contrasts:
     spread = float(numpy.abs(estimates).max())
     found = [uncertainty(draws, languages) for draws, languages in pairs]
     known = [u for u in found if u is not None]
-    if len(known) < len(found) or len({len(u.deviations) for u in known}) > 1:
+    if len(known) < len(found):
         return Contrasts(spread, None, None, None, None)
     errors = numpy.array([u.error for u in known])
     freedoms = numpy.array([u.freedom for u in known])

@@ -12,12 +12,14 @@ stand beside it, and what such results cannot say.
 
 results.csv has the columns language, init, hours, test_set, chunk_ms (-1: offline), precision, wer
 (in percent), and may have engine, seed, model_bytes and recogs (a recogs.jsonl, relative to the
-file).  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
+file).  A folder may be given instead: every wer.json under it counts, with the recogs.jsonl beside
+it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
 """
 
 import argparse
 import csv
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -92,20 +94,13 @@ class Result:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Reads results.csv and keeps one engine for each measurement.
+    """Reads results.csv, or all wer.json under a folder; keeps one engine for each measurement.
 
     Raises:
         ValueError: the file or a column is missing, a value is not a number, or two lines are of
             the same measurement.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        results = [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+    results = _from_folder(path) if path.is_dir() else _from_csv(path)
     if not results:
         raise ValueError(f"{path} has no results")
     best: dict[tuple[object, ...], Result] = {}
@@ -117,6 +112,30 @@ def read_results(path: Path) -> list[Result]:
         if not rival or ENGINES.index(result.engine) < ENGINES.index(rival.engine):
             best[key] = result
     return list(best.values())
+
+
+def _from_csv(path: Path) -> list[Result]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+
+
+def _from_folder(folder: Path) -> list[Result]:
+    results = []
+    for path in sorted(folder.rglob("wer.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in REQUIRED if found.get(name) is None]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}")
+        line = {name: str(value) for name, value in found.items() if value is not None}
+        line["recogs"] = "recogs.jsonl"
+        results.append(_parse(line, str(path), path.parent))
+    return results
 
 
 def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
@@ -639,7 +658,9 @@ def _run() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="results.csv")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="results.csv, or a folder of wer.json"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for gap.json, gap.md, plots"
     )

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy
 
-from icetransfer import atomic
+from icetransfer import atomic, laws
 from icetransfer.config import hours_label
 
 # Okabe and Ito (2008): told apart by colour-blind readers; markers differ as well
@@ -146,11 +146,11 @@ def markdown(analysis: Row, plots: dict[str, str]) -> str:
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _decay(laws: list[Row]) -> Section:
-    rows = []
-    for law in laws:
+def _decay(rows: list[Row]) -> Section:
+    lines = []
+    for law in rows:
         fitted = law["b"] is not None
-        rows.append(
+        lines.append(
             [
                 *(law["test_set"], law["precision"], tier_label(law["chunk_ms"])),
                 str(law["n_points"]),
@@ -158,17 +158,17 @@ def _decay(laws: list[Row]) -> Section:
                 _bare(law, "b", "b_ci") if fitted else "",
                 _bare(law, "factor_per_doubling", "factor_ci") if fitted else "",
                 threshold_text(law),
-                law["method"],
+                law["method"].removeprefix(laws.METHOD).removeprefix("; "),
             ]
         )
     header = ["test set", "precision", "latency", "points", "a", "b", "per doubling"]
-    header += [f"data for a gap under {laws[0]['threshold']:g}", "method"]
-    sentences = ["Fitted: gap = a × hours^-b, so a is the gap at one hour."]
-    if all(law["n_points"] < 2 for law in laws):
+    header += [f"data for a gap under {rows[0]['threshold']:g}", "note"]
+    sentences = [f"Fitted by {laws.METHOD}: gap = a × hours^-b, so a is the gap at one hour."]
+    if all(law["n_points"] < 2 for law in rows):
         sentences.append("One amount of data: whether the gap decays cannot be concluded.")
-    elif all(law["n_points"] < 3 for law in laws):
+    elif all(law["n_points"] < 3 for law in rows):
         sentences.append("Two amounts of data fit any law: two points cannot test it.")
-    return Section("Decay with data", tuple(sentences), (header, rows))
+    return Section("Decay with data", tuple(sentences), (header, lines))
 
 
 def amount_label(hours: float) -> str:
@@ -192,23 +192,23 @@ def threshold_text(law: Row) -> str:
     return text + (" (extrapolated)" if found["extrapolated"] else "")
 
 
-def _laws(laws: list[Row]) -> Section:
-    rows = []
-    names = [candidate["law"] for candidate in laws[0]["candidates"]]
-    for law in laws:
+def _laws(rows: list[Row]) -> Section:
+    lines = []
+    names = [candidate["law"] for candidate in rows[0]["candidates"]]
+    for law in rows:
         if law["n_points"] < 3:
             continue
         cells = [
             " / ".join("–" if c[key] is None else f"{c[key]:.2f}" for key in ("aicc", "loo"))
             for c in law["candidates"]
         ]
-        rows.append(
+        lines.append(
             [
                 *(law["test_set"], law["precision"], tier_label(law["chunk_ms"]), *cells),
                 *(law["chosen"] or "none", law["choice"]),
             ]
         )
-    if not rows:
+    if not lines:
         sentence = "Fewer than three amounts of data: no law can be held against another."
         return Section("Which law", (sentence,))
     header = ["test set", "precision", "latency", *names, "chosen", "why"]
@@ -216,7 +216,7 @@ def _laws(laws: list[Row]) -> Section:
         "AICc / root mean square error at amounts left out in turn, in points; lower is better, "
         "and – is too few amounts."
     )
-    return Section("Which law", (sentence,), (header, rows))
+    return Section("Which law", (sentence,), (header, lines))
 
 
 def _latency(rows: list[Row]) -> Section:

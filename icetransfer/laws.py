@@ -21,6 +21,7 @@ from icetransfer.bootstrap import Interval, interval
 from icetransfer.significance import Array
 
 EXPONENTS = numpy.arange(-2, 6.001, 0.02)  # where the fit looks for b
+METHOD = "least squares on the linear scale"
 REACH = 1000  # times the amounts measured: farther than that no threshold is looked for
 CLEARLY = 2.0  # a difference in AICc that counts (Burnham and Anderson 2002, section 2.6)
 CLOSE = 1.1  # leave-one-out errors that differ by less than this factor do not
@@ -193,18 +194,16 @@ def fit_power_law(hours: Sequence[float], gaps: Sequence[Array], languages: int 
         reason = "one amount of data: no decay to be seen"
         return PowerLaw(None, None, None, None, None, None, count, reason)
     stacked = numpy.stack(gaps).T
-    finite = numpy.isfinite(stacked).all(1)
-    found = fit(POWER, hours, numpy.where(finite[:, None], stacked, 0))
+    found = fit(POWER, hours, stacked)
     if found.at_edge[0] or not stacked[0].any():
         reason = "no power law with an exponent of -2 to 6 is nearest: the gap changes its sign"
         return PowerLaw(None, None, None, None, None, None, count, reason)
-    scale = found.coefficients[:, 0]
-    b = numpy.where(finite, found.shape, numpy.nan)
-    a = numpy.where(finite, scale * found.centre**found.shape, numpy.nan)
-    method = "least squares on the linear scale"
+    b = found.shape
+    a = found.coefficients[:, 0] * found.centre**b
+    method = METHOD
     if count == 2:
         method += "; two points: they fix the law and cannot test it"
-    cut = found.at_edge[1:][finite[1:]]
+    cut = found.at_edge[1:]
     if cut.any():
         method += (
             f"; {100 * cut.mean():.0f} % of the resamples reach the edge of the search (-2 to 6), "

@@ -226,7 +226,7 @@ def _gap_drawing(analysis: Row, row: Row) -> Drawing:
         laws[0] if laws else None,
         title,
     )
-    caption = f"Gap against training data, {title}: above zero ML is the better start"
+    caption = f"Gap against training data, {title}; above zero ML is better"
     return Drawing(_file("gap", row["test_set"], row["chunk_ms"]), svg, caption)
 
 

@@ -62,7 +62,7 @@ def _error_table(
     rows: Sequence[Row], precision: str, tied: set[tuple[Any, ...]], bold: bool
 ) -> TableData:
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    best: dict[tuple[Any, ...], float] = {}
+    compared: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in shipped(rows):
         if row["precision"] == precision:
             key = (row["test_set"], row["language"], row["hours"], INITS.index(row["init"]))
@@ -70,8 +70,8 @@ def _error_table(
     tiers = sorted({tier for found in groups.values() for tier in found}, key=latency_order)
     for found in groups.values():
         for repeats in found.values():
-            key = _comparison(repeats[0])
-            best[key] = min(best.get(key, float("inf")), mean(repeats, "wer"))
+            compared[_comparison(repeats[0])].append(mean(repeats, "wer"))
+    best = {key: min(wers) for key, wers in compared.items() if len(wers) > 1}
     lines = []
     for test_set, language, hours, init in sorted(groups):
         found = groups[test_set, language, hours, init]
@@ -92,7 +92,7 @@ def _error_cell(
     key = _comparison(repeats[0])
     wer = mean(repeats, "wer")
     text = f"{wer:.1f}"
-    if bold and wer == best[key]:
+    if bold and wer == best.get(key):
         text = f"**{text}**"
     if all(row.get("wer_ci_low") is not None for row in repeats):
         half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2

@@ -302,3 +302,18 @@ def test_results_must_be_of_their_utterances(tmp_path: Path) -> None:
     english, multilingual = pair(40, 30, recogs="r.jsonl")
     with pytest.raises(ValueError, match=r"WER 50.00 %, but the results say 40.00 %"):
         analyse(tmp_path, [english, multilingual])
+
+
+def test_a_folder_of_wer_json_is_the_same_as_results_csv(tmp_path: Path) -> None:
+    rows = pair(50, 30, engine="sherpa", seed=1) + pair(40, 35, hours=2, engine="sherpa", seed=1)
+    for number, row in enumerate(rows):
+        (tmp_path / "exp" / str(number)).mkdir(parents=True)
+        (tmp_path / "exp" / str(number) / "wer.json").write_text(json.dumps(row))
+    from_folder = gap.analyse(gap.read_results(tmp_path / "exp"))
+    assert from_folder == analyse(tmp_path, rows)
+    (tmp_path / "exp" / "0" / "wer.json").write_text(json.dumps({"language": "nl"}))
+    with pytest.raises(ValueError, match=r"0/wer.json lacks init, hours"):
+        gap.read_results(tmp_path / "exp")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no results"):
+        gap.read_results(tmp_path / "empty")
