@@ -13,6 +13,11 @@ the two-stage bootstrap with shrinkage of Davison and Hinkley (1997, section 3.8
 statistic: for one language it is the bootstrap over its utterances, for exact WERs it is Student's
 interval.  (Satterthwaite's degrees of freedom, larger as they are, cover 2 to 5 points less often.)
 
+Over 400 made-up sweeps each of 1 to 8 languages and 5 amounts of data (`test_recovery.py` repeats
+a part), 95 % intervals of the law's exponent held the truth in 95 to 98 %; those of a mean gap in
+95 to 97 % where languages are alike, and where they differ by 30 % in 89 to 93 % of sweeps of two
+languages and 94 to 96 % of three to eight.  One language speaks for itself alone.
+
 Languages are drawn by random weights (the Bayesian bootstrap, Rubin 1981): few whole languages
 would give a handful of different means, and where cells are missing often none at all.
 
