@@ -177,3 +177,25 @@ def test_the_quantisation_test_errs_at_its_rate(languages: int) -> None:
             covered.append(row["wer_change_ci_low"] <= expected <= row["wer_change_ci_high"])
         assert least <= numpy.mean(depends) <= most
         assert 0.91 <= numpy.mean(covered) <= 0.995
+
+
+def test_intervals_of_the_hours_saved_cover_the_truth() -> None:
+    truth = Truth(languages=3)
+    multilingual = [15 * hours**-0.2 for hours in HOURS]
+    english = [wer + truth.a * h**-truth.b for wer, h in zip(multilingual, HOURS, strict=True)]
+    # EN's curve is read as it is measured: straight between its points over log hours
+    falling = -numpy.array(english)
+    needed = numpy.exp(numpy.interp(-numpy.array(multilingual), falling, numpy.log(HOURS)))
+    covered = numpy.zeros(len(HOURS))
+    rng = numpy.random.default_rng(5)
+    for _ in range(SWEEPS):
+        sweep = truth.draw(rng)
+        _, rows = gap.curve_rows(sweep["wers"], sweep["resampling"])
+        for index, row in enumerate(rows):
+            ratio = needed[index] / HOURS[index]
+            covered[index] += (
+                (row["ratio_ci_low"] or 0) <= ratio <= (row["ratio_ci_high"] or numpy.inf)
+            )
+    assert needed[0] == pytest.approx(2.18, abs=0.01)
+    assert (covered[:4] >= 0.91 * SWEEPS).all()
+    assert (covered[:4] <= 0.995 * SWEEPS).all()
