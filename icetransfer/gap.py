@@ -5,40 +5,68 @@
 The gap is WER(en) - WER(ml) in points: above zero, the multilingual start is the better one.  Its
 mean over languages is given for every test set, precision, latency and amount of training data,
 with intervals from resampling the languages and, where the recognised utterances are at hand
-(column `recogs`), the utterances too.  A power law gap = a * hours^-b is fitted on the linear
-scale, so that gaps at or below zero take part.
+(column `recogs`), the utterances too (`bootstrap.py`).  A power law gap = a * hours^-b is fitted on
+the linear scale, so that gaps at or below zero take part, and held against other laws (`laws.py`).
+Whether the gap is the same at every latency, what quantisation costs and how many hours ML saves
+stand beside it, and what such results cannot say.
 
 results.csv has the columns language, init, hours, test_set, chunk_ms (-1: offline), precision, wer
 (in percent), and may have engine, seed, model_bytes and recogs (a recogs.jsonl, relative to the
-file).  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
+file).  A folder may be given instead: every wer.json under it counts, with the recogs.jsonl beside
+it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import math
+import multiprocessing
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import kaldialign
 import numpy
-from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
-from icetransfer import experiment, gap_report
+from icetransfer import experiment, gap_report, laws
+from icetransfer.bootstrap import (
+    RESAMPLES,
+    Contrasts,
+    Interval,
+    Resampling,
+    contrasts,
+    interval,
+    one_sided_interval,
+    p_value,
+    uncertainty,
+)
+from icetransfer.config import hours_label
 from icetransfer.gap_report import latency_order
+from icetransfer.significance import (
+    CONFIDENCE,
+    LEVEL,
+    Array,
+    Utterances,
+    percentile_interval,
+    read_utterances,
+    student_factor,
+)
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
 INITS = ("en", "ml")
-REPLICATES = 2000
-CONFIDENCE = 95  # percent
-EXPONENTS = numpy.arange(-2, 6.001, 0.01)  # where the fit looks for b
+FULL = "fp32"  # what other precisions are compared with
+MARGIN = 0.5  # WER points: gaps at two latencies that are closer count as the same
+NEGLIGIBLE = 0.25  # WER points: a smaller gap is not worth choosing by
+ROUNDED = 0.06  # WER points by which a hand-made results.csv may differ from its utterances
+FEW = 5  # languages that say little about others
+BAND_POINTS = 25  # of a law's line in figures
+MANY_FILES = 1000  # that are worth starting processes for
 
-Array = NDArray[numpy.float64]
 Row = dict[str, Any]
 
 
@@ -66,20 +94,13 @@ class Result:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Reads results.csv and keeps one engine for each measurement.
+    """Reads results.csv, or all wer.json under a folder; keeps one engine for each measurement.
 
     Raises:
         ValueError: the file or a column is missing, a value is not a number, or two lines are of
             the same measurement.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        results = [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+    results = _from_folder(path) if path.is_dir() else _from_csv(path)
     if not results:
         raise ValueError(f"{path} has no results")
     best: dict[tuple[object, ...], Result] = {}
@@ -91,6 +112,30 @@ def read_results(path: Path) -> list[Result]:
         if not rival or ENGINES.index(result.engine) < ENGINES.index(rival.engine):
             best[key] = result
     return list(best.values())
+
+
+def _from_csv(path: Path) -> list[Result]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+
+
+def _from_folder(folder: Path) -> list[Result]:
+    results = []
+    for path in sorted(folder.rglob("wer.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in REQUIRED if found.get(name) is None]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}")
+        line = {name: str(value) for name, value in found.items() if value is not None}
+        line["recogs"] = "recogs.jsonl"
+        results.append(_parse(line, str(path), path.parent))
+    return results
 
 
 def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
@@ -117,92 +162,51 @@ def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
     return result
 
 
-class Resampling:
-    """The same random draws of languages and of utterances for every number of a report.
-
-    Every quantity is an array of 1 + REPLICATES values.  The first is computed from the data as
-    they are, the others from resampled data, so that all arithmetic carries its uncertainty along
-    and stays paired: both inits, all latencies and all amounts of data see the same draw.
-    Utterances are drawn one by one, not in clusters by speaker.
-    """
-
-    def __init__(self, languages: Iterable[str], seed: int = 1) -> None:
-        self.languages = sorted(set(languages))
-        self.seed = seed
-        count = len(self.languages)
-        rng = numpy.random.default_rng(seed)
-        draws = rng.multinomial(count, [1 / count] * count, REPLICATES)
-        weights = numpy.vstack([numpy.ones(count), draws]).T.astype(numpy.float64)
-        self.language_weights = dict(zip(self.languages, weights, strict=True))
-        self.resamples_utterances = False
-        self._utterance_weights: dict[tuple[str, str, tuple[str, ...]], Array] = {}
-
-    def wer(self, result: Result) -> Array:
-        """The result's WER, in percent, over resampled utterances where they are at hand."""
-        if result.recogs is None or not result.recogs.is_file():
-            return numpy.full(1 + REPLICATES, result.wer)
-        self.resamples_utterances = True
-        ids, errors, words = _utterances(result.recogs)
-        weights = self._weights_of((result.language, result.point.test_set, ids))
-        drawn: Array = 100 * (weights @ errors) / numpy.maximum(weights @ words, 1)
-        drawn[0] = result.wer
-        return drawn
-
-    def _weights_of(self, key: tuple[str, str, tuple[str, ...]]) -> Array:
-        if key not in self._utterance_weights:
-            language, test_set, ids = key
-            rng = numpy.random.default_rng([self.seed, *f"{language}/{test_set}".encode()])
-            draws = rng.multinomial(len(ids), [1 / len(ids)] * len(ids), REPLICATES)
-            self._utterance_weights[key] = numpy.vstack([numpy.ones(len(ids)), draws]).astype(
-                numpy.float64
-            )
-        return self._utterance_weights[key]
-
-    def mean(self, by_language: dict[str, Array]) -> Array:
-        """The mean over languages; nan in draws that hold none of them."""
-        weights = sum(self.language_weights[name] for name in by_language)
-        total = sum(self.language_weights[name] * by_language[name] for name in by_language)
-        with numpy.errstate(invalid="ignore", divide="ignore"):
-            result: Array = numpy.asarray(total) / numpy.asarray(weights)
-        return result
-
-
-def _utterances(recogs: Path) -> tuple[tuple[str, ...], Array, Array]:
-    """Ids, word errors and reference words of a recogs.jsonl."""
-    rows = [json.loads(line) for line in recogs.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: str(row["id"]))
-    errors = [kaldialign.edit_distance(r["ref"].split(), r["hyp"].split())["total"] for r in rows]
-    words = [len(row["ref"].split()) for row in rows]
-    return (
-        tuple(str(row["id"]) for row in rows),
-        numpy.array(errors, numpy.float64),
-        numpy.array(words, numpy.float64),
-    )
-
-
-def interval(draws: Array) -> tuple[float | None, float | None]:
-    """The percentile interval of the resampled values; None when nothing was resampled."""
-    replicates = draws[1:][numpy.isfinite(draws[1:])]
-    if replicates.size == 0 or numpy.ptp(replicates) == 0:
-        return None, None
-    low, high = numpy.percentile(replicates, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
-    return float(low), float(high)
-
-
-def _with_interval(name: str, draws: Array) -> Row:
-    low, high = interval(draws)
-    prefix = "ci" if name in ("gap", "spread") else f"{name}_ci"
-    return {name: float(draws[0]), f"{prefix}_low": low, f"{prefix}_high": high}
-
-
 Wers = dict[Point, dict[str, dict[tuple[str, int], Array]]]  # init -> (language, seed) -> WER
+Gaps = dict[Point, dict[str, Array]]  # language -> gap
 
 
-def collect(results: Sequence[Result], resampling: Resampling) -> Wers:
-    """Sorts the WERs by where they were measured."""
+def read_all(results: Sequence[Result]) -> dict[Path, Utterances]:
+    """Reads the utterances of all results that have them, on all cores when there are many."""
+    paths = sorted({r.recogs for r in results if r.recogs is not None and r.recogs.is_file()})
+    if len(paths) < MANY_FILES:
+        return {path: read_utterances(path) for path in paths}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        return dict(zip(paths, pool.map(read_utterances, paths, chunksize=16), strict=True))
+
+
+def collect(
+    results: Sequence[Result],
+    resampling: Resampling,
+    utterances: Mapping[Path, Utterances] | None = None,
+) -> Wers:
+    """Sorts the WERs by where they were measured, resampled where the utterances are at hand.
+
+    Raises:
+        ValueError: a result is not the WER of its utterances.
+    """
+    known = read_all(results) if utterances is None else utterances
     wers: Wers = defaultdict(lambda: defaultdict(dict))
+    of_test_set: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        wers[result.point][result.init][result.language, result.seed] = resampling.wer(result)
+        if result.recogs is None or result.recogs not in known:
+            draws = resampling.constant(result.wer)
+            wers[result.point][result.init][result.language, result.seed] = draws
+            continue
+        found = known[result.recogs].wer
+        if abs(found - result.wer) > ROUNDED:
+            raise ValueError(
+                f"{result.recogs}: WER {found:.2f} %, but the results say {result.wer:.2f} % of "
+                f"{result.language}, {result.init}, {result.point}: not of the same decoding"
+            )
+        of_test_set[result.language, result.point.test_set].append(result)
+    for (language, test_set), members in sorted(of_test_set.items()):
+        systems = [known[r.recogs] for r in members if r.recogs is not None]
+        for result, draws in zip(
+            members, resampling.wers(language, test_set, systems), strict=True
+        ):
+            wers[result.point][result.init][language, result.seed] = draws
     return wers
 
 
@@ -215,183 +219,210 @@ def language_gaps(by_init: dict[str, dict[tuple[str, int], Array]]) -> dict[str,
     return {language: numpy.mean(gaps, axis=0) for language, gaps in pairs.items()}
 
 
-def mean_gaps(wers: Wers, resampling: Resampling) -> dict[Point, tuple[Array, int]]:
-    """The mean gap and the number of languages in it, at every point that has one."""
-    gaps = {}
-    for point in sorted(wers):
-        by_language = language_gaps(wers[point])
-        if by_language:
-            gaps[point] = resampling.mean(by_language), len(by_language)
-    return gaps
+def collect_gaps(wers: Wers) -> Gaps:
+    """The gap of every language, at every point that has one."""
+    gaps = {point: language_gaps(wers[point]) for point in sorted(wers)}
+    return {point: by_language for point, by_language in gaps.items() if by_language}
 
 
-@dataclass(frozen=True)
-class PowerLaw:
-    """gap = a * hours^-b, fitted to one or more points; a and b None where that says nothing."""
-
-    a: float | None
-    b: float | None
-    b_low: float | None
-    b_high: float | None
-    n_points: int
-    method: str
-
-    @property
-    def factor_per_doubling(self) -> float | None:
-        """What a doubling of the hours multiplies the gap by."""
-        return None if self.b is None else float(2**-self.b)
-
-    def gap(self, hours: float) -> float | None:
-        """The gap expected at `hours`, in WER points."""
-        return None if self.a is None or self.b is None else float(self.a * hours**-self.b)
+def series_of(points: Iterable[Point]) -> dict[tuple[str, str, int], list[Point]]:
+    """Points by test set, precision and latency (offline last), with rising amounts of data."""
+    found = defaultdict(list)
+    for point in sorted(points, key=lambda p: (*p[:2], latency_order(p.chunk_ms), p.hours)):
+        found[point[:3]].append(point)
+    return dict(found)
 
 
-def fit_power_law(hours: Sequence[float], gaps: Sequence[Array]) -> PowerLaw:
-    """Fits gap = a * hours^-b by least squares on the linear scale.
-
-    For a given b the best a is a projection, so b alone is searched, first on a grid and then
-    between its neighbours (Golub and Pereyra 1973, variable projection).
-
-    Args:
-        hours: amounts of training data.
-        gaps: the gap at each of them: the estimate, then the resampled values.
-    """
-    count = len(hours)
-    if count < 2:
-        return PowerLaw(None, None, None, None, count, "one amount of data: no decay to be seen")
-    x = numpy.asarray(hours, numpy.float64)
-    # hours relative to their geometric mean: without it, steep laws lose all digits
-    centre = float(numpy.exp(numpy.log(x).mean()))
-    curves = (x / centre)[:, None] ** -EXPONENTS[None, :]
-    norms = (curves**2).sum(0)
-    stacked = numpy.stack(gaps).T  # (1 + replicates, points)
-    explained = (stacked @ curves) ** 2 / norms
-    best = explained.argmax(1)
-    at_edge = (best == 0) | (best == len(EXPONENTS) - 1)
-    estimate = stacked[0]
-    if at_edge[0] or not estimate.any():
-        reason = "no power law with an exponent of -2 to 6 is nearest: the gap changes its sign"
-        return PowerLaw(None, None, None, None, count, reason)
-
-    def unexplained(b: float) -> float:
-        curve = (x / centre) ** -b
-        return float(estimate @ estimate - (estimate @ curve) ** 2 / (curve @ curve))
-
-    middle = float(EXPONENTS[best[0]])
-    bounds = (middle - 0.01, middle + 0.01)
-    b = float(minimize_scalar(unexplained, bounds=bounds, options={"xatol": 1e-9}).x)
-    curve = (x / centre) ** -b
-    a = float(estimate @ curve / (curve @ curve) * centre**b)
-    finite = numpy.isfinite(stacked).all(1)
-    low, high = interval(numpy.where(finite, EXPONENTS[best], numpy.nan))
-    method = "least squares on the linear scale"
-    if count == 2:
-        method += "; two points: they fix the law and cannot test it"
-    if at_edge[1:][finite[1:]].any():
-        method += (
-            f"; {100 * at_edge[1:].mean():.0f} % of the resamples reach the edge of the search "
-            f"(-2 to 6), where the interval of b is cut"
-        )
-    return PowerLaw(a, b, low, high, count, method)
+def _named(series: tuple[str, str, int]) -> Row:
+    return dict(zip(("test_set", "precision", "chunk_ms"), series, strict=True))
 
 
-def power_laws(gaps: dict[Point, tuple[Array, int]]) -> list[Row]:
-    """A law for every test set, precision and latency."""
+def _bounds(name: str, found: Interval) -> Row:
+    return {f"{name}_low": found[0], f"{name}_high": found[1]}
+
+
+def _with_interval(name: str, draws: Array, languages: int) -> Row:
+    prefix = "ci" if name == "gap" else f"{name}_ci"
+    return {name: float(draws[0])} | _bounds(prefix, interval(draws, languages))
+
+
+def choose(expected: float, low: float | None, high: float | None) -> str:
+    """Names the better start; "either" when the difference is negligible or may be none."""
+    uncertain = low is not None and high is not None and low <= 0 <= high
+    if uncertain or abs(expected) < NEGLIGIBLE:
+        return "either"
+    return "ML" if expected > 0 else "EN"
+
+
+def gap_rows(gaps: Gaps, resampling: Resampling) -> tuple[list[Row], list[Row]]:
+    """The mean gap at every point, and every language's own."""
+    means, own = [], []
+    for point, by_language in gaps.items():
+        count = len(by_language)
+        draws = resampling.mean(by_language)
+        mean: Row = {"n_languages": count} | _with_interval("gap", draws, count)
+        mean["start"] = choose(float(draws[0]), *one_sided_interval(draws, count))
+        means.append(point._asdict() | mean)
+        own += [
+            point._asdict() | {"language": language} | _with_interval("gap", draws, 1)
+            for language, draws in by_language.items()
+        ]
+    return means, own
+
+
+def power_laws(gaps: Gaps, resampling: Resampling, threshold: float) -> list[Row]:
+    """A law for every test set, precision and latency, and how it fares beside others."""
     rows = []
-    for series in sorted({point[:3] for point in gaps}):
-        points = [point for point in gaps if point[:3] == series]
-        law = fit_power_law([p.hours for p in points], [gaps[p][0] for p in points])
-        names = dict(zip(("test_set", "precision", "chunk_ms"), series, strict=True))
+    for series, points in series_of(gaps).items():
+        hours = [point.hours for point in points]
+        languages = len({language for point in points for language in gaps[point]})
+        means = [resampling.mean(gaps[point]) for point in points]
+        law = laws.fit_power_law(hours, means, languages)
+        choice = laws.compare(hours, numpy.array([draws[0] for draws in means]))
+        under = laws.threshold(law, threshold, hours, languages)
         rows.append(
-            names
-            | {
-                "a": law.a,
-                "b": law.b,
-                "b_ci_low": law.b_low,
-                "b_ci_high": law.b_high,
-                "factor_per_doubling": law.factor_per_doubling,
-                "n_points": law.n_points,
-                "method": law.method,
-            }
+            _named(series)
+            | {"a": law.a, "a_ci_low": law.a_low, "a_ci_high": law.a_high}
+            | {"b": law.b, "b_ci_low": law.b_low, "b_ci_high": law.b_high}
+            | {"factor_per_doubling": law.factor_per_doubling}
+            | _bounds("factor_ci", law.factor_interval)
+            | {"n_points": law.n_points, "n_languages": languages, "method": law.method}
+            | {"threshold": threshold, "hours_under_threshold": asdict(under) if under else None}
+            | {"candidates": [asdict(candidate) for candidate in choice.candidates]}
+            | {"chosen": choice.chosen, "choice": choice.reason}
+            | {"band": _band(law, hours, languages)}
         )
     return rows
 
 
-def latency_rows(gaps: dict[Point, tuple[Array, int]]) -> list[Row]:
-    """Whether the gap depends on the latency.
+def _band(law: laws.PowerLaw, hours: Sequence[float], languages: int) -> list[Row]:
+    """The law with its interval along the amounts measured, for figures."""
+    if law.fitted is None:
+        return []
+    amounts = [float(x) for x in numpy.geomspace(min(hours), max(hours), BAND_POINTS)]
+    drawn = [law.fitted.gaps(amount) for amount in amounts]
+    known = [uncertainty(draws, languages) for draws in drawn]
+    # one factor for the whole band: from amount to amount it would leap
+    factor = max((student_factor(u.freedom) for u in known if u), default=1.0)
+    rows = []
+    for amount, draws, found in zip(amounts, drawn, known, strict=True):
+        middle = float(draws[0])
+        ends = percentile_interval(found.deviations * factor) if found else (None, None)
+        bounds = [None if end is None else middle + end for end in ends]
+        rows.append({"hours": amount, "gap": middle, "ci_low": bounds[0], "ci_high": bounds[1]})
+    return rows
 
-    `spread` is the largest less the smallest gap over the tiers; noise alone keeps it above zero.
-    `trend` is the gap at the shortest latency less that at the longest, zero but for noise when
-    latency does not matter.
+
+def latency_rows(gaps: Gaps, resampling: Resampling, margin: float) -> list[Row]:
+    """Whether the gap is the same at every latency, at each amount of data.
+
+    `spread` is the largest less the smallest gap over the tiers; noise alone keeps it above zero,
+    which its interval allows for.  `trend` is the gap at the shortest latency less that at the
+    longest.  `difference_p` speaks against all gaps being the same, `equivalence_p` against any two
+    of them being `margin` points apart.  All are of languages that were measured at both tiers.
     """
     rows = []
     for test_set, precision, hours in sorted({(p.test_set, p.precision, p.hours) for p in gaps}):
         tiers = [
             p for p in gaps if (p.test_set, p.precision, p.hours) == (test_set, precision, hours)
         ]
-        if len(tiers) < 2:
-            continue
         tiers.sort(key=lambda p: latency_order(p.chunk_ms))
-        stacked = numpy.stack([gaps[point][0] for point in tiers])
-        rows.append(
-            {"test_set": test_set, "precision": precision, "hours": hours}
-            | {"chunk_ms": [point.chunk_ms for point in tiers]}
-            | _with_interval("spread", stacked.max(0) - stacked.min(0))
-            | _with_interval("trend", stacked[0] - stacked[-1])
-        )
+        pairs = {}
+        for first, second in itertools.combinations(tiers, 2):
+            shared = sorted(gaps[first].keys() & gaps[second].keys())
+            if shared:
+                differences = {name: gaps[first][name] - gaps[second][name] for name in shared}
+                pairs[first, second] = resampling.mean(differences), len(shared)
+        if not pairs:
+            continue
+        found = contrasts(list(pairs.values()), margin)
+        row: Row = {"test_set": test_set, "precision": precision, "hours": hours}
+        row |= {"chunk_ms": [point.chunk_ms for point in tiers]}
+        row |= {"spread": found.spread, "ci_low": found.low, "ci_high": found.high}
+        if (tiers[0], tiers[-1]) in pairs:
+            row |= _with_interval("trend", *pairs[tiers[0], tiers[-1]])
+        row |= {"margin": margin, "difference_p": found.difference_p}
+        row |= {"equivalence_p": found.equivalence_p, "verdict": _latency_verdict(found, margin)}
+        rows.append(row)
     return rows
+
+
+def _latency_verdict(found: Contrasts, margin: float) -> str:
+    if found.difference_p is None or found.equivalence_p is None:
+        return "cannot be tested: no languages or utterances to resample"
+    same, differs = found.equivalence_p < LEVEL, found.difference_p < LEVEL
+    if same and differs:
+        return f"differs, by less than {margin:g} points"
+    if same:
+        return f"the same within {margin:g} points"
+    return "differs" if differs else "cannot be told"
 
 
 def quantisation_rows(results: Sequence[Result], wers: Wers, resampling: Resampling) -> list[Row]:
     """What each precision costs against fp32, and whether it costs one init more."""
     sizes = {(r.language, r.init, r.point, r.seed): r.model_bytes for r in results if r.model_bytes}
     rows = []
-    for precision in sorted({point.precision for point in wers} - {"fp32"}):
-        changes: dict[str, dict[str, list[Array]]] = {init: defaultdict(list) for init in INITS}
+    for precision in sorted({point.precision for point in wers} - {FULL}):
+        changes: Changes = defaultdict(list)
         ratios = []
         for point in wers:
-            full = point._replace(precision="fp32")
+            full = point._replace(precision=FULL)
             if point.precision != precision or full not in wers:
                 continue
             for init in INITS:
                 for key, wer in wers[point].get(init, {}).items():
                     if key not in wers[full].get(init, {}):
                         continue
-                    changes[init][key[0]].append(wer - wers[full][init][key])
+                    changes[init, point.chunk_ms, key[0]].append(wer - wers[full][init][key])
                     small = sizes.get((key[0], init, point, key[1]))
                     large = sizes.get((key[0], init, full, key[1]))
                     if small and large:
                         ratios.append(large / small)
-        rows.append(_quantisation_row(precision, changes, ratios, resampling))
+        rows.append(
+            {"precision": precision, "n": sum(map(len, changes.values()))}
+            | {"size_ratio": float(numpy.mean(ratios)) if ratios else None}
+            | _changes_row(changes, resampling)
+        )
     return rows
 
 
-def _quantisation_row(
-    precision: str,
-    changes: dict[str, dict[str, list[Array]]],
-    ratios: list[float],
-    resampling: Resampling,
-) -> Row:
-    by_init = {
-        init: {name: numpy.mean(found, axis=0) for name, found in languages.items()}
-        for init, languages in changes.items()
-    }
-    pooled: dict[str, list[Array]] = defaultdict(list)
-    for languages in by_init.values():
-        for name, change in languages.items():
-            pooled[name].append(change)
-    both = by_init["en"].keys() & by_init["ml"].keys()
-    row: Row = {
-        "precision": precision,
-        "n": sum(len(f) for c in changes.values() for f in c.values()),
-    }
-    row["size_ratio"] = float(numpy.mean(ratios)) if ratios else None
-    if pooled:
-        mean = resampling.mean({name: numpy.mean(found, axis=0) for name, found in pooled.items()})
-        row |= _with_interval("wer_change", mean)
+Changes = dict[tuple[str, int, str], list[Array]]  # init, chunk_ms, language -> WER changes
+
+
+def _changes_row(changes: Changes, resampling: Resampling) -> Row:
+    """The mean change, that of each init, their difference, and the change at each latency."""
+
+    def by_language(init: str, chunk_ms: int | None = None) -> dict[str, Array]:
+        pooled: dict[str, list[Array]] = defaultdict(list)
+        for (own, tier, language), found in changes.items():
+            if own == init and chunk_ms in (None, tier):
+                pooled[language] += found
+        return {language: numpy.mean(found, axis=0) for language, found in pooled.items()}
+
+    def mean(name: str, found: dict[str, Array]) -> Row:
+        return _with_interval(name, resampling.mean(found), len(found)) if found else {}
+
+    def of_both(chunk_ms: int | None = None) -> dict[str, Array]:
+        inits = [by_language(init, chunk_ms) for init in INITS]
+        names = sorted({name for found in inits for name in found})
+        return {
+            name: numpy.mean([found[name] for found in inits if name in found], axis=0)
+            for name in names
+        }
+
+    row = mean("wer_change", of_both())
+    english, multilingual = (by_language(init) for init in INITS)
+    row |= mean("en_change", english) | mean("ml_change", multilingual)
+    both = sorted(english.keys() & multilingual.keys())
     if both:
-        differences = {name: by_init["ml"][name] - by_init["en"][name] for name in both}
-        row |= _with_interval("ml_minus_en", resampling.mean(differences))
+        differences = {name: multilingual[name] - english[name] for name in both}
+        draws = resampling.mean(differences)
+        row |= _with_interval("ml_minus_en", draws, len(both))
+        row["ml_minus_en_p"] = p_value(draws, len(both))
+    row["by_chunk_ms"] = [
+        {"chunk_ms": tier} | mean("wer_change", of_both(tier))
+        for tier in sorted({key[1] for key in changes}, key=latency_order)
+    ]
     return row
 
 
@@ -422,32 +453,201 @@ def noise_rows(wers: Wers) -> list[Row]:
     return rows
 
 
-def analyse(results: Sequence[Result]) -> Row:
+def curve_rows(wers: Wers, resampling: Resampling) -> tuple[list[Row], list[Row]]:
+    """WER against hours for each init, and how much more data EN needs to reach ML's WER.
+
+    Both are means over the languages that have every amount of data from both inits.
+
+    Returns:
+        The curves' points, and a row for each amount of data with `ratio`: EN's hours for the WER
+        that ML has there, divided by ML's hours.
+    """
+    curves, savings = [], []
+    for series, points in series_of(wers).items():
+        shared = set.intersection(*(set(language_gaps(wers[point])) for point in points))
+        if not shared:
+            continue
+        means: dict[str, list[Array]] = {}
+        for init in INITS:
+            means[init] = [
+                resampling.mean(_mean_over_seeds(wers[point][init], shared)) for point in points
+            ]
+            curves += [
+                _named(series)
+                | {"init": init, "hours": point.hours, "n_languages": len(shared)}
+                | _with_interval("wer", draws, len(shared))
+                for point, draws in zip(points, means[init], strict=True)
+            ]
+        if len(points) > 1:
+            hours = [point.hours for point in points]
+            english, multilingual = (numpy.stack(means[init]) for init in INITS)
+            savings += [
+                _named(series) | row for row in _savings(hours, english, multilingual, len(shared))
+            ]
+    return curves, savings
+
+
+def _mean_over_seeds(cells: dict[tuple[str, int], Array], shared: set[str]) -> dict[str, Array]:
+    by_language = defaultdict(list)
+    for (language, _), wer in sorted(cells.items()):
+        if language in shared:
+            by_language[language].append(wer)
+    return {language: numpy.mean(found, axis=0) for language, found in by_language.items()}
+
+
+def _savings(hours: list[float], english: Array, multilingual: Array, languages: int) -> list[Row]:
+    """Reads EN's curve, straight between its points over log hours, at ML's WERs.
+
+    A WER that EN reaches nowhere in the amounts measured gives `at_least`: the largest amount
+    divided by ML's; one that EN's smallest amount already has gives `at_most`.
+
+    Args:
+        hours: rising, P of them.
+        english: WERs, (P, D).
+        multilingual: the same.
+        languages: in the means.
+    """
+    logs = numpy.log(hours)
+    # more data that seems to hurt is noise: EN needs no more than the amount that did it before
+    english = numpy.minimum.accumulate(english, axis=0)
+    rows = []
+    for index, amount in enumerate(hours):
+        target = multilingual[index]
+        needed = numpy.where(target >= english[0], logs[0], logs[-1])
+        for left in range(len(hours) - 1):
+            top, bottom = english[left], english[left + 1]
+            inside = (bottom <= target) & (target < top)
+            with numpy.errstate(invalid="ignore", divide="ignore"):
+                part = (top - target) / (top - bottom)
+            needed = numpy.where(inside, logs[left] + part * (logs[left + 1] - logs[left]), needed)
+        draws = needed - logs[index]
+        low, high = interval(draws, languages)
+        beyond = bool(target[0] < english[-1, 0])
+        before = bool(target[0] >= english[0, 0])
+        # the most that can be seen: beyond it a bound is open
+        ends = float(logs[0] - logs[index]), float(logs[-1] - logs[index])
+        rows.append(
+            {
+                "hours": amount,
+                "ratio": float(numpy.exp(draws[0])),
+                "bound": "at_least" if beyond else "at_most" if before else None,
+                "ratio_ci_low": None if low is None or low <= ends[0] else math.exp(low),
+                "ratio_ci_high": None if high is None or high >= ends[1] else math.exp(high),
+            }
+        )
+    return rows
+
+
+def conclusions(results: Sequence[Result], gaps: Gaps, resampling: Resampling) -> list[str]:
+    """What these results cannot say, in sentences; the shape of the sweep alone decides."""
+    said = []
+    languages = sorted({name for by_language in gaps.values() for name in by_language})
+    if len(languages) == 1:
+        said.append(
+            f"One language ({languages[0]}): nothing can be concluded about others; intervals are "
+            f"of its test sets alone."
+        )
+    elif len(languages) < FEW:
+        said.append(
+            f"{len(languages)} languages: the intervals allow for so few, but as they were not "
+            f"drawn at random, other languages may differ more."
+        )
+    amounts = sorted({point.hours for point in gaps})
+    if len(amounts) == 1:
+        said.append("One amount of data: whether and how the gap decays cannot be concluded.")
+    elif len(amounts) == 2:
+        said.append(
+            "Two amounts of data: they fix a power law and cannot test it; any other falling law "
+            "fits as well."
+        )
+    elif len(amounts) < 5:
+        said.append(
+            f"{len(amounts)} amounts of data: a power law can be fitted, but laws cannot be told "
+            f"apart by AICc, which needs five."
+        )
+    if len({point.chunk_ms for point in gaps}) == 1:
+        said.append("One latency: whether the gap depends on it cannot be concluded.")
+    if len({point.precision for point in gaps}) == 1:
+        said.append("One precision: what quantisation costs cannot be concluded.")
+    if not resampling.resamples_utterances:
+        said.append(
+            "No recognised utterances at hand: the noise of the test sets is seen only as far as "
+            "it makes languages differ."
+        )
+    repeated = {(r.language, r.init, r.point) for r in results if r.seed != results[0].seed}
+    if not repeated:
+        said.append(
+            "One seed: the noise between training runs cannot be told from a true difference"
+            + (
+                "."
+                if len(languages) == 1
+                else "; intervals hold it only as far as it makes languages differ."
+            )
+        )
+    return said + _holes(gaps, languages)
+
+
+def _holes(gaps: Gaps, languages: list[str]) -> list[str]:
+    lacking: dict[str, list[Point]] = defaultdict(list)
+    for point, by_language in gaps.items():
+        for language in languages:
+            if language not in by_language:
+                lacking[language].append(point)
+    if not lacking:
+        return []
+    texts = [
+        f"{language} ({len(points)} of {len(gaps)}, as at {hours_label(points[0].hours)})"
+        for language, points in sorted(lacking.items())
+    ]
+    return [
+        f"Gaps are missing of {', '.join(texts)}: means at different points are not over the same "
+        f"languages, so that a step between them may be the languages' own."
+    ]
+
+
+def analyse(
+    results: Sequence[Result],
+    utterances: Mapping[Path, Utterances] | None = None,
+    margin: float = MARGIN,
+    threshold: float = NEGLIGIBLE,
+    resamples: int = RESAMPLES,
+) -> Row:
     """All of gap.json.
+
+    Args:
+        results: of a sweep.
+        utterances: by the results' `recogs`; read from there when not given.
+        margin: of the latency equivalence test, WER points.
+        threshold: a gap that does not matter, WER points.
+        resamples: R, of languages and of utterances each.
 
     Raises:
         ValueError: no measurement has both an EN and an ML result.
     """
-    resampling = Resampling(result.language for result in results)
-    wers = collect(results, resampling)
-    gaps = mean_gaps(wers, resampling)
+    resampling = Resampling((result.language for result in results), resamples)
+    wers = collect(results, resampling, utterances)
+    gaps = collect_gaps(wers)
     if not gaps:
         raise ValueError("no language has both an en and an ml result of the same kind: no gap")
+    means, own = gap_rows(gaps, resampling)
+    curves, savings = curve_rows(wers, resampling)
     return {
-        "mean_gap": [
-            point._asdict() | {"n_languages": count} | _with_interval("gap", draws)
-            for point, (draws, count) in gaps.items()
-        ],
-        "power_law": power_laws(gaps),
-        "latency": latency_rows(gaps),
+        "mean_gap": means,
+        "language_gap": own,
+        "power_law": power_laws(gaps, resampling, threshold),
+        "latency": latency_rows(gaps, resampling, margin),
         "quantisation": quantisation_rows(results, wers, resampling),
         "noise": noise_rows(wers),
+        "wer_curve": curves,
+        "hours_saved": savings,
+        "cannot_conclude": conclusions(results, gaps, resampling),
         "method": {
             "gap": "WER(en) - WER(ml), points; mean over languages",
             "languages": resampling.languages,
             "resampled": (["languages"] if len(resampling.languages) > 1 else [])
             + (["utterances"] if resampling.resamples_utterances else []),
-            "replicates": REPLICATES,
+            "clusters": sorted(resampling.units),
+            "replicates": resamples,
             "confidence_percent": CONFIDENCE,
             "seed": resampling.seed,
         },
@@ -458,14 +658,32 @@ def _run() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="results.csv")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="results.csv, or a folder of wer.json"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for gap.json, gap.md, plots"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=MARGIN,
+        help="WER points within which gaps count as the same at all latencies (%(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=NEGLIGIBLE,
+        help="WER points under which a gap does not matter (%(default)s)",
     )
     args = parser.parse_args()
 
     def run() -> None:
-        analysis = analyse(read_results(args.results))
+        for name in ("margin", "threshold"):
+            if not 0 < getattr(args, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(args, name)}: expected WER points above 0")
+        results = read_results(args.results)
+        analysis = analyse(results, margin=args.margin, threshold=args.threshold)
         gap_report.write(analysis, args.out)
         experiment.log.info("-> %s", args.out / "gap.md")
 

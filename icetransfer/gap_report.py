@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy
 
-from icetransfer import atomic
+from icetransfer import atomic, laws
 from icetransfer.config import hours_label
 
 # Okabe and Ito (2008): told apart by colour-blind readers; markers differ as well
@@ -19,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 
 Row = dict[str, Any]
+TableData = tuple[list[str], list[list[str]]]  # header, rows
 
 
 def latency_order(chunk_ms: int) -> float:
@@ -37,7 +40,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def gap_table(analysis: Row) -> tuple[list[str], list[list[str]]]:
+def gap_table(analysis: Row) -> TableData:
     """Header and rows: a row for each test set, precision and amount of data, a column a tier."""
     found = {
         (r["test_set"], r["precision"], r["hours"], r["chunk_ms"]): r for r in analysis["mean_gap"]
@@ -64,6 +67,66 @@ def value(row: Row, name: str, prefix: str) -> str:
     return text
 
 
+def _bare(row: Row, name: str, prefix: str, digits: str = ".2f") -> str:
+    """Writes "1.23 [0.10, 2.50]": what has no sign to speak of."""
+    if row.get(name) is None:
+        return ""
+    text = f"{row[name]:{digits}}"
+    if row[f"{prefix}_low"] is not None:
+        text += f" [{row[f'{prefix}_low']:{digits}}, {row[f'{prefix}_high']:{digits}}]"
+    return text
+
+
+def _probability(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a heading, sentences, and perhaps a list and a table under them."""
+
+    title: str
+    sentences: tuple[str, ...]
+    table: TableData | None = None
+    lines: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The section as Markdown."""
+        parts = [f"## {self.title}", " ".join(self.sentences)]
+        parts.append("\n".join(f"* {line}" for line in self.lines))
+        if self.table:
+            parts.append(markdown_table(*self.table).rstrip())
+        return "\n\n".join(part for part in parts if part)
+
+
+def intervals_text(analysis: Row) -> str:
+    """What the brackets are."""
+    method = analysis["method"]
+    if not method["resampled"]:
+        return "One language and no utterances at hand: no interval can be given."
+    units = "/".join(method["clusters"])
+    by = f" (utterances by {units})" if units and units != "utterance" else ""
+    return (
+        f"Brackets: {method['confidence_percent']} % intervals from {method['replicates']} "
+        f"resamples of {' and '.join(method['resampled'])}{by}, widened for their small number."
+    )
+
+
+def sections(analysis: Row) -> list[Section]:
+    """Everything that is not the table of gaps."""
+    return [
+        _decay(analysis["power_law"]),
+        _laws(analysis["power_law"]),
+        _latency(analysis["latency"]),
+        _quantisation(analysis["quantisation"]),
+        _savings(analysis["hours_saved"]),
+        _noise(analysis["noise"]),
+        Section("What cannot be concluded", (), lines=tuple(analysis["cannot_conclude"]))
+        if analysis["cannot_conclude"]
+        else Section("What cannot be concluded", ("Nothing of the above is out of reach.",)),
+    ]
+
+
 def markdown(analysis: Row, plots: dict[str, str]) -> str:
     """The whole of gap.md.
 
@@ -72,95 +135,163 @@ def markdown(analysis: Row, plots: dict[str, str]) -> str:
         plots: test set -> file name of its plot.
     """
     method = analysis["method"]
-    resampled = " and ".join(method["resampled"])
-    intervals = (
-        f"Brackets: {method['confidence_percent']} % intervals from {method['replicates']} "
-        f"resamples of {resampled}."
-        if resampled
-        else "One language and no utterances at hand: no interval can be given."
-    )
-    if len(method["languages"]) < 8 and "languages" in method["resampled"]:
-        intervals += (
-            f" Intervals from {len(method['languages'])} languages are too narrow: so few say "
-            f"little about other languages."
-        )
     parts = [
         "# The gap between an English and a multilingual start",
         f"{method['gap']}: above zero, the multilingual start (ML) is the better one. "
-        f"Languages: {', '.join(method['languages'])}. {intervals}",
+        f"Languages: {', '.join(method['languages'])}. {intervals_text(analysis)}",
         markdown_table(*gap_table(analysis)),
         *(f"![gap, {test_set}]({name})" for test_set, name in plots.items()),
-        "## Decay with data",
-        _decay(analysis["power_law"]),
-        "## Latency",
-        _latency(analysis["latency"]),
-        "## Quantisation",
-        _quantisation(analysis["quantisation"]),
-        "## Noise",
-        noise_text(analysis["noise"]),
+        *(section.markdown() for section in sections(analysis)),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _decay(laws: list[Row]) -> str:
-    rows = []
-    for law in laws:
+def _decay(rows: list[Row]) -> Section:
+    lines = []
+    for law in rows:
         fitted = law["b"] is not None
-        bounds = ""
-        if law["b_ci_low"] is not None:
-            bounds = f" [{law['b_ci_low']:.2f}, {law['b_ci_high']:.2f}]"
-        rows.append(
+        lines.append(
             [
                 *(law["test_set"], law["precision"], tier_label(law["chunk_ms"])),
                 str(law["n_points"]),
-                f"{law['a']:.3g}" if fitted else "",
-                f"{law['b']:.2f}{bounds}" if fitted else "",
-                f"{law['factor_per_doubling']:.2f}" if fitted else "",
-                law["method"],
+                _bare(law, "a", "a_ci", ".3g") if fitted else "",
+                _bare(law, "b", "b_ci") if fitted else "",
+                _bare(law, "factor_per_doubling", "factor_ci") if fitted else "",
+                threshold_text(law),
+                law["method"].removeprefix(laws.METHOD).removeprefix("; "),
             ]
         )
-    header = ["test set", "precision", "latency", "points", "a", "b", "per doubling", "method"]
-    text = "Fitted: gap = a × hours^-b, so a is the gap at one hour.\n\n"
-    text += markdown_table(header, rows)
-    if all(law["n_points"] < 2 for law in laws):
-        text += "\nOne amount of data: whether and how the gap decays cannot be concluded.\n"
-    elif all(law["n_points"] < 3 for law in laws):
-        text += "\nTwo amounts of data fit any law: that it is a power law cannot be concluded.\n"
-    return text
+    header = ["test set", "precision", "latency", "points", "a", "b", "per doubling"]
+    header += [f"data for a gap under {rows[0]['threshold']:g}", "note"]
+    sentences = [f"Fitted by {laws.METHOD}: gap = a × hours^-b, so a is the gap at one hour."]
+    if all(law["n_points"] < 2 for law in rows):
+        sentences.append("One amount of data: whether the gap decays cannot be concluded.")
+    elif all(law["n_points"] < 3 for law in rows):
+        sentences.append("Two amounts of data fit any law: two points cannot test it.")
+    return Section("Decay with data", tuple(sentences), (header, lines))
 
 
-def _latency(rows: list[Row]) -> str:
+def amount_label(hours: float) -> str:
+    """Names a computed amount of data, to two digits: "32min", "1.1h", "1900h"."""
+    if hours < 1:
+        return f"{float(f'{hours * 60:.2g}'):g}min"
+    return f"{float(f'{hours:.2g}'):.0f}h" if hours >= 10 else f"{hours:.2g}h"
+
+
+def threshold_text(law: Row) -> str:
+    """The amount of data at which a gap falls under its threshold."""
+    found = law["hours_under_threshold"]
+    if found is None:
+        return ""
+    if found["hours"] == 0:
+        return "any"
+    text = "none in reach" if found["hours"] is None else amount_label(found["hours"])
+    if found["low"] is not None or found["high"] is not None:
+        ends = [amount_label(x) if x else "…" for x in (found["low"], found["high"])]
+        text += f" [{ends[0]}, {ends[1]}]"
+    return text + (" (extrapolated)" if found["extrapolated"] else "")
+
+
+def _laws(rows: list[Row]) -> Section:
+    lines = []
+    names = [candidate["law"] for candidate in rows[0]["candidates"]]
+    for law in rows:
+        if law["n_points"] < 3:
+            continue
+        cells = [
+            " / ".join("–" if c[key] is None else f"{c[key]:.2f}" for key in ("aicc", "loo"))
+            for c in law["candidates"]
+        ]
+        lines.append(
+            [
+                *(law["test_set"], law["precision"], tier_label(law["chunk_ms"]), *cells),
+                *(law["chosen"] or "none", law["choice"]),
+            ]
+        )
+    if not lines:
+        sentence = "Fewer than three amounts of data: no law can be held against another."
+        return Section("Which law", (sentence,))
+    header = ["test set", "precision", "latency", *names, "chosen", "why"]
+    sentence = (
+        "AICc / root mean square error at amounts left out in turn, in points; lower is better, "
+        "and – is too few amounts."
+    )
+    return Section("Which law", (sentence,), (header, lines))
+
+
+def _latency(rows: list[Row]) -> Section:
     if not rows:
-        return "One latency: whether the gap depends on it cannot be concluded."
+        sentence = "One latency: whether the gap depends on it cannot be concluded."
+        return Section("Latency", (sentence,))
     header = ["test set", "precision", "data", "spread over tiers", "shortest − longest tier"]
+    header += ["p, all the same", f"p, {rows[0]['margin']:g} points apart", "the gap"]
     lines = [
         [
             *(r["test_set"], r["precision"], hours_label(r["hours"])),
-            *(value(r, "spread", "ci"), value(r, "trend", "trend_ci")),
+            *(_bare(r, "spread", "ci"), value(r, "trend", "trend_ci")),
+            *(_probability(r["difference_p"]), _probability(r["equivalence_p"]), r["verdict"]),
         ]
         for r in rows
     ]
-    return (
-        "The spread (largest less smallest gap) stays above zero by noise alone; the difference "
-        "between the shortest and the longest tier does not.\n\n" + markdown_table(header, lines)
+    sentence = (
+        "The spread is the largest less the smallest gap; noise alone keeps it above zero, and its "
+        "interval allows for that. A small first p says that latency matters; a small second one "
+        f"that no two tiers are {rows[0]['margin']:g} points apart (equivalence test, 5 % level)."
     )
+    return Section("Latency", (sentence,), (header, lines))
 
 
-def _quantisation(rows: list[Row]) -> str:
+def _quantisation(rows: list[Row]) -> Section:
+    rows = [row for row in rows if "wer_change" in row]
     if not rows:
-        return "One precision: what quantisation costs cannot be concluded."
-    header = ["precision", "WER change from fp32", "times smaller", "change ML − change EN", "n"]
+        sentence = "One precision: what quantisation costs cannot be concluded."
+        return Section("Quantisation", (sentence,))
+    header = ["precision", "WER change from fp32", "of EN", "of ML", "change ML − change EN", "p"]
+    header += ["times smaller", "pairs"]
     lines = [
         [
             r["precision"],
-            value(r, "wer_change", "wer_change_ci"),
-            f"{r['size_ratio']:.2f}" if r["size_ratio"] else "",
+            *(value(r, f"{name}_change", f"{name}_change_ci") for name in ("wer", "en", "ml")),
             value(r, "ml_minus_en", "ml_minus_en_ci"),
+            _probability(r.get("ml_minus_en_p")),
+            f"{r['size_ratio']:.2f}" if r["size_ratio"] else "",
             str(r["n"]),
         ]
         for r in rows
     ]
-    return markdown_table(header, lines)
+    return Section("Quantisation", ("Points of WER; above zero is worse.",), (header, lines))
+
+
+def savings_text(row: Row) -> str:
+    """Says "2.1× [1.8, 2.6]", or what is known where a curve ends."""
+    prefix = {"at_least": "> ", "at_most": "≤ ", None: ""}[row["bound"]]
+    text = f"{prefix}{row['ratio']:.1f}×"
+    ends = row["ratio_ci_low"], row["ratio_ci_high"]
+    if any(end is not None for end in ends):
+        text += " [" + ", ".join("…" if end is None else f"{end:.1f}" for end in ends) + "]"
+    return text
+
+
+def _savings(rows: list[Row]) -> Section:
+    title = "Hours that ML saves"
+    if not rows:
+        return Section(title, ("One amount of data: no curve to read it from.",))
+    tiers = sorted({row["chunk_ms"] for row in rows}, key=latency_order)
+    table: dict[tuple[str, str, float], dict[int, str]] = defaultdict(dict)
+    for row in rows:
+        key = row["test_set"], row["precision"], row["hours"]
+        table[key][row["chunk_ms"]] = savings_text(row)
+    lines = [
+        [key[0], key[1], hours_label(key[2]), *(cells.get(tier, "") for tier in tiers)]
+        for key, cells in sorted(table.items())
+    ]
+    sentence = (
+        "How many times ML's data EN needs for the same WER, read from EN's curve between the "
+        "amounts measured; > where EN gets there at none of them, ≤ where its smallest is better."
+    )
+    return Section(
+        title, (sentence,), (["test set", "precision", "ML's data", *map(tier_label, tiers)], lines)
+    )
 
 
 def noise_text(rows: list[Row]) -> str:
@@ -169,10 +300,23 @@ def noise_text(rows: list[Row]) -> str:
     if not repeated:
         return (
             "No cell was repeated with other seeds for both inits: the noise between training runs "
-            "is not known and no interval here contains it."
+            "is not known, and intervals hold it only as far as it makes languages differ."
         )
+    typical = float(numpy.sqrt(numpy.mean([row["gap_sd"] ** 2 for row in repeated])))
+    cells = sorted({f"{row['language']} at {hours_label(row['hours'])}" for row in repeated})
+    return (
+        f"Repeated with other seeds: {', '.join(cells)}. From the seed alone, the gap of one "
+        f"language there has a standard deviation of {typical:.2f} points; a mean over n languages "
+        f"of one run each, if the others are alike, {typical:.2f}/√n. Standard deviations of "
+        f"so few runs are themselves rough."
+    )
+
+
+def _noise(rows: list[Row]) -> Section:
     lines = []
-    for row in repeated:
+    for row in rows:
+        if row["gap_sd"] is None:
+            continue
         gaps = ", ".join(f"{gap:+.2f}" for gap in row["gaps"])
         spreads = ", ".join(f"{init} {sd:.2f}" for init, sd in sorted(row["wer_sd"].items()))
         lines.append(
@@ -183,14 +327,7 @@ def noise_text(rows: list[Row]) -> str:
         )
     header = ["language", "test set", "precision", "data", "latency"]
     header += ["gap of each seed", "its SD", "SD of WER"]
-    typical = float(numpy.sqrt(numpy.mean([row["gap_sd"] ** 2 for row in repeated])))
-    cells = sorted({f"{row['language']} at {hours_label(row['hours'])}" for row in repeated})
-    return (
-        f"Repeated with other seeds: {', '.join(cells)}. From the seed alone, the gap of one "
-        f"language there has a standard deviation of {typical:.2f} points; a mean over n languages "
-        f"of one run each, if the others are alike, {typical:.2f}/√n. Standard deviations of "
-        f"so few runs are themselves rough.\n\n" + markdown_table(header, lines)
-    )
+    return Section("Noise", (noise_text(rows),), (header, lines) if lines else None)
 
 
 def plot(analysis: Row, test_set: str, path: Path) -> None:

@@ -1,24 +1,42 @@
 """Which start for this much data: ML, EN, or either.
 
-    python -m icetransfer.recommend --hours 300 [--results results.csv] [--chunk-ms 160]
+    python -m icetransfer.recommend --hours 300 [--language de] [--chunk-ms 160] [--results F.csv]
+    python -m icetransfer.recommend --plan plan.csv [--results F.csv]
 
-With the results of a sweep of one's own the answer rests on them; without, on the published law,
-and it says so.
+With the results of a sweep of one's own the answer rests on them: on the language's own gaps where
+it was in the sweep, else on the mean over the languages that were.  Without, or for an amount of
+data out of the sweep's reach, it rests on the published law, and says so.  plan.csv has the columns
+language and hours, and may have chunk_ms (-1: offline); the answer is a table.
+
+"ML" or "EN" is said where the expected difference matters (0.25 points) and the chance of the other
+being the better one is under 5 %; else "either".  The interval printed is of 95 %, two-sided.
 """
 
 import argparse
+import csv
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy
+from rich.console import Console
+from rich.table import Table
 
-from icetransfer import experiment, gap
+from icetransfer import experiment, gap, laws, published
+from icetransfer.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.config import hours_label, parse_hours
+from icetransfer.gap import INITS, NEGLIGIBLE, choose
+from icetransfer.gap_report import tier_label
+from icetransfer.significance import Array
 
-# arXiv:2606.24169: mean gap over eight European languages, FLEURS, 160 ms, FastConformer 0.6 B
-PUBLISHED = ((100.0, 4.21), (2500.0, 0.20))  # hours, WER points
-NEGLIGIBLE = 0.25  # WER points: a smaller difference is not worth choosing by
+SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
+REACH = 10.0  # times the amounts of a sweep: farther out it says nothing
+MINI_HOURS = 5.0  # a sweep with less data than that is a miniature
+
+OWN, MINI, PUBLISHED = "own sweep", "own mini sweep", "published law"
 
 
 @dataclass(frozen=True)
@@ -29,108 +47,325 @@ class Recommendation:
     gap: float  # expected WER(en) - WER(ml), points
     low: float | None
     high: float | None
+    source: str  # OWN, MINI or PUBLISHED
     basis: str
+    more_data: str  # what twice the data would buy
+
+    @property
+    def bounds(self) -> str:
+        """The interval, or nothing."""
+        return "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
 
     def __str__(self) -> str:
         text = f"{self.choice}: expected WER(en) - WER(ml) {self.gap:+.2f} points"
-        if self.low is not None:
-            text += f" (95 % interval {self.low:+.2f} to {self.high:+.2f})"
-        return f"{text}\n{self.basis}"
+        if self.bounds:
+            text += f" (95 % interval {self.bounds})"
+        return f"{text}\n{self.source}: {self.basis}\n{self.more_data}"
 
 
-def choose(expected: float, low: float | None, high: float | None) -> str:
-    """Names the better start; "either" when the difference is negligible or may be none."""
-    uncertain = low is not None and high is not None and low <= 0 <= high
-    if uncertain or abs(expected) < NEGLIGIBLE:
-        return "either"
-    return "ML" if expected > 0 else "EN"
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    hours: float
+    language: str | None = None
+    chunk_ms: int | None = None  # None: the mean over latencies
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The gaps and WERs of a sweep in fp32, means over test sets and the latencies asked for.
+
+    Attributes:
+        gaps: language -> hours -> gap, (D,).
+        wers: init -> language -> hours -> WER, (D,).
+    """
+
+    path: Path
+    resampling: Resampling
+    gaps: dict[str, dict[float, Array]]
+    wers: dict[str, dict[str, dict[float, Array]]]
+
+    @property
+    def amounts(self) -> list[float]:
+        """All amounts of data that have a gap."""
+        return sorted({hours for by_hours in self.gaps.values() for hours in by_hours})
 
 
 def from_published(hours: float) -> Recommendation:
     """Rests on the two published points."""
-    points, gaps = zip(*PUBLISHED, strict=True)
-    law = gap.fit_power_law(points, [numpy.array([value]) for value in gaps])
-    expected = law.gap(hours)
-    assert expected is not None
+    law = published.law()
+    amounts = [point[0] for point in published.POINTS]
+    expected, doubled = law.gap(hours), law.gap(2 * hours)
+    under = laws.threshold(law, NEGLIGIBLE, amounts)
+    assert expected is not None and doubled is not None and under is not None
     basis = (
-        "rests on the published law (arXiv:2606.24169: another architecture, FLEURS at 160 ms, "
-        f"mean of eight languages, two points: {points[0]:g} h and {points[1]:g} h), not on a "
-        "measurement of yours; no interval was published"
+        f"rests on {published.SETTING}, two points: {amounts[0]:g} h and {amounts[1]:g} h, which "
+        f"cannot test the law; not on a measurement of yours; no interval was published"
     )
-    if not points[0] <= hours <= points[1]:
+    if not amounts[0] <= hours <= amounts[1]:
         basis += f"; {hours_label(hours)} lies outside it, so this is an extrapolation"
-    return Recommendation(choose(expected, None, None), expected, None, None, basis)
+    more = f"twice the data ({hours_label(2 * hours)}): expected gap {doubled:+.2f}"
+    if under.hours is not None and hours < under.hours:
+        more += f"; it falls under {NEGLIGIBLE:g} at about {under.hours:.0f}h"
+    return Recommendation(
+        choose(expected, None, None), expected, None, None, PUBLISHED, basis, more
+    )
 
 
-def from_results(hours: float, path: Path, chunk_ms: int | None) -> Recommendation:
-    """Rests on a sweep: its law, or its measurement where it has no law but this very amount.
+@lru_cache(maxsize=8)
+def read_evidence(path: Path, chunk_ms: int | None) -> Evidence:
+    """Reads a sweep's results.csv.
+
+    Raises:
+        ValueError: it has no gap in fp32 at this latency.
+    """
+    results = [r for r in gap.read_results(path) if r.point.precision == gap.FULL]
+    tiers = sorted({r.point.chunk_ms for r in results})
+    if chunk_ms is not None:
+        results = [r for r in results if r.point.chunk_ms == chunk_ms]
+    resampling = Resampling(r.language for r in results) if results else None
+    collected = gap.collect(results, resampling) if resampling else {}
+    gaps: dict[str, dict[float, list[Array]]] = defaultdict(lambda: defaultdict(list))
+    for point, by_language in gap.collect_gaps(collected).items():
+        for language, draws in by_language.items():
+            gaps[language][point.hours].append(draws)
+    if not gaps or resampling is None:
+        there = ", ".join(map(tier_label, tiers)) or "none"
+        raise ValueError(
+            f"{path}: no fp32 pair of en and ml results to rest on at this latency; there are "
+            f"{there}"
+        )
+    wers: dict[str, dict[str, dict[float, list[Array]]]] = {
+        init: defaultdict(lambda: defaultdict(list)) for init in INITS
+    }
+    for point, by_init in collected.items():
+        for init in INITS:
+            for (language, _), draws in by_init.get(init, {}).items():
+                wers[init][language][point.hours].append(draws)
+    means = {init: {name: _means(found) for name, found in wers[init].items()} for init in INITS}
+    return Evidence(path, resampling, {name: _means(gaps[name]) for name in sorted(gaps)}, means)
+
+
+def _means(by_hours: dict[float, list[Array]]) -> dict[float, Array]:
+    return {hours: numpy.mean(found, axis=0) for hours, found in sorted(by_hours.items())}
+
+
+def from_results(
+    hours: float, path: Path, chunk_ms: int | None, language: str | None = None
+) -> Recommendation:
+    """Rests on a sweep: its measurement at this amount of data, or its law.
 
     Raises:
         ValueError: the results have no gap, not at this latency, or nothing to reach `hours` from.
     """
-    results = [r for r in gap.read_results(path) if r.point.precision == "fp32"]
-    if chunk_ms is not None:
-        results = [r for r in results if r.point.chunk_ms == chunk_ms]
-    resampling = gap.Resampling(r.language for r in results) if results else None
-    gaps = {}
-    if resampling is not None:
-        gaps = gap.mean_gaps(gap.collect(results, resampling), resampling)
-    if not gaps:
-        raise ValueError(f"{path}: no fp32 pair of en and ml results to rest on at this latency")
-    amounts = sorted({point.hours for point in gaps})
-    means = [
-        numpy.mean([draws for point, (draws, _) in gaps.items() if point.hours == amount], axis=0)
-        for amount in amounts
-    ]
-    where = (
-        f"{path}: {', '.join(resampling.languages if resampling else [])}; data "
-        f"{', '.join(hours_label(amount) for amount in amounts)}"
-    )
-    nearest = min(range(len(amounts)), key=lambda i: abs(math.log(amounts[i] / hours)))
-    if abs(math.log(amounts[nearest] / hours)) < 0.01:
-        draws, how = means[nearest], "measured at this amount of data"
-    else:
-        law = gap.fit_power_law(amounts, means)
-        if law.a is None or law.b is None:
+    evidence = read_evidence(path, chunk_ms)
+    amounts = evidence.amounts
+    if not amounts[0] / REACH <= hours <= amounts[-1] * REACH:
+        found = from_published(hours)
+        basis = (
+            f"{path} has {hours_label(amounts[0])} to {hours_label(amounts[-1])}: too far from "
+            f"{hours_label(hours)} to say anything; {found.basis}"
+        )
+        return Recommendation(
+            found.choice, found.gap, None, None, PUBLISHED, basis, found.more_data
+        )
+    by_hours, count, whose = _gaps_for(evidence, hours, language)
+    draws, how = _gap_at(hours, by_hours, count, str(path))
+    low, high = interval(draws, count)
+    choice = choose(float(draws[0]), *one_sided_interval(draws, count))
+    basis = f"rests on {path}: {whose}; data {_listed(sorted(by_hours))}; {how}"
+    if count == 1:
+        basis += "; noise between training runs is not in the interval"
+    source = MINI if amounts[-1] < MINI_HOURS else OWN
+    more = _more_data(evidence, hours, by_hours, count, choice, language)
+    return Recommendation(choice, float(draws[0]), low, high, source, basis, more)
+
+
+def _listed(amounts: Sequence[float]) -> str:
+    return ", ".join(map(hours_label, amounts))
+
+
+def _gaps_for(
+    evidence: Evidence, hours: float, language: str | None
+) -> tuple[dict[float, Array], int, str]:
+    """The gaps to rest on by amount of data, the number of languages in them, and whose they are.
+
+    For a language that was not in the sweep the languages' own differences count in full: it is
+    one more draw from them, and the mean over n of them is known by 1/n besides.
+    """
+    own = evidence.gaps.get(language or "", {})
+    if len(own) > 1 or any(_is_measured(hours, amount) for amount in own):
+        return own, 1, f"{language} itself"
+    names = sorted(evidence.gaps)
+    means = {}
+    for amount in evidence.amounts:
+        at = {name: found[amount] for name, found in evidence.gaps.items() if amount in found}
+        draws = evidence.resampling.mean(at)
+        if language is not None:
+            half = 1 + evidence.resampling.resamples
+            draws[1:half] = draws[0] + (draws[1:half] - draws[0]) * math.sqrt(len(at) + 1)
+        means[amount] = draws
+    whose = f"mean of {', '.join(names)}"
+    if language is not None:
+        whose += f" ({language} was not in the sweep)" if not own else f" ({language}: one amount)"
+        if len(names) == 1:
+            whose += "; how far languages differ is not known"
+    return means, len(names), whose
+
+
+def _is_measured(hours: float, amount: float) -> bool:
+    return abs(math.log(amount / hours)) < SAME_AMOUNT
+
+
+def _gap_at(
+    hours: float, by_hours: dict[float, Array], languages: int, where: str
+) -> tuple[Array, str]:
+    """The gap at an amount of data, (D,), and how it is known."""
+    amounts = sorted(by_hours)
+    for amount in amounts:
+        if _is_measured(hours, amount):
+            return by_hours[amount], "measured at this amount of data"
+    law = laws.fit_power_law(amounts, [by_hours[amount] for amount in amounts], languages)
+    inside = amounts[0] <= hours <= amounts[-1]
+    if law.fitted is None:
+        if not inside:
             raise ValueError(f"{where}: nothing to reach {hours_label(hours)} from: {law.method}")
-        draws = _predictions(hours, amounts, means)
-        how = f"power law, exponent {law.b:.2f}: {law.method}"
-        if not amounts[0] <= hours <= amounts[-1]:
-            how += f"; {hours_label(hours)} lies outside the data: an extrapolation"
-    low, high = gap.interval(draws)
-    expected = float(draws[0])
-    basis = f"rests on {where}; {how}; noise between training runs is not in the interval"
-    return Recommendation(choose(expected, low, high), expected, low, high, basis)
+        return _between(hours, by_hours), "between the two nearest amounts, as no power law fits"
+    how = f"power law, exponent {law.b:.2f}: {law.method}"
+    if not inside:
+        how += f"; {hours_label(hours)} lies outside the data: an extrapolation"
+    return law.fitted.gaps(hours), how
 
 
-def _predictions(hours: float, amounts: list[float], means: list[gap.Array]) -> gap.Array:
-    """The law's gap at `hours`, refitted for a part of the resamples."""
-    stacked = numpy.stack(means)[:, :301]
-    laws = [gap.fit_power_law(amounts, list(column[:, None])) for column in stacked.T]
-    found = [law.gap(hours) for law in laws]
-    return numpy.array([math.nan if value is None else value for value in found])
+def _between(hours: float, by_hours: dict[float, Array]) -> Array:
+    """Straight over log hours between the nearest amounts, or on from the last two, (D,)."""
+    amounts = sorted(by_hours)
+    right = min(max(int(numpy.searchsorted(amounts, hours)), 1), len(amounts) - 1)
+    first, second = amounts[right - 1], amounts[right]
+    part = math.log(hours / first) / math.log(second / first)
+    return by_hours[first] * (1 - part) + by_hours[second] * part
+
+
+def _more_data(
+    evidence: Evidence,
+    hours: float,
+    by_hours: dict[float, Array],
+    languages: int,
+    choice: str,
+    language: str | None,
+) -> str:
+    """What twice the data would do to the gap and to the WER of the start chosen."""
+    double = 2 * hours
+    text = f"twice the data ({hours_label(double)})"
+    try:
+        draws, _ = _gap_at(double, by_hours, languages, "")
+    except ValueError:
+        text += ": its gap cannot be told"
+    else:
+        text += f": expected gap {draws[0]:+.2f}"
+    init = "en" if choice == "EN" else "ml"
+    curves = evidence.wers[init]
+    names = [language] if language in curves else sorted(curves)
+    changes = [
+        _between(double, curves[name]) - _between(hours, curves[name])
+        for name in names
+        if len(curves[name]) > 1
+    ]
+    if changes:
+        change = float(numpy.mean([draws[0] for draws in changes]))
+        text += f", WER of the {init} start {change:+.2f} points"
+        if double > evidence.amounts[-1]:
+            text += " (extrapolated from the last two amounts)"
+    return text
+
+
+def recommend(request: Request, results: Path | None) -> Recommendation:
+    """Answers a request from a sweep, or from the published law where there is none."""
+    if results is None:
+        return from_published(request.hours)
+    return from_results(request.hours, results, request.chunk_ms, request.language)
+
+
+def read_plan(path: Path) -> list[Request]:
+    """Reads plan.csv.
+
+    Raises:
+        ValueError: the file or a column is missing, or a value cannot be.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a CSV file with language and hours")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in ("language", "hours") if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise ValueError(f"{path} lacks the columns {', '.join(lacking)}")
+        requests = []
+        for line in reader:
+            try:
+                tier = int(line["chunk_ms"]) if line.get("chunk_ms") else None
+                requests.append(Request(_hours(line["hours"]), line["language"], tier))
+            except ValueError as error:
+                raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    if not requests:
+        raise ValueError(f"{path} has no line below its header")
+    return requests
+
+
+def plan_table(requests: Sequence[Request], results: Path | None) -> Table:
+    """A row for each request, and the reason where there is no answer."""
+    table = Table(title="EN or ML start; gap: expected WER(en) - WER(ml) in points")
+    for column in ("language", "data", "latency", "start"):
+        table.add_column(column)
+    for column in ("gap", "95 % interval"):
+        table.add_column(column, justify="right")
+    for column in ("rests on", "twice the data"):
+        table.add_column(column)
+    for request in requests:
+        tier = "mean" if request.chunk_ms is None else tier_label(request.chunk_ms)
+        names = [request.language or "", hours_label(request.hours), tier]
+        try:
+            found = recommend(request, results)
+        except ValueError as error:
+            table.add_row(*names, "–", "", "", str(error), "")
+            continue
+        more = found.more_data.partition(": ")[2]
+        table.add_row(*names, found.choice, f"{found.gap:+.2f}", found.bounds, found.source, more)
+    return table
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(parse_hours(text))  # type: ignore[arg-type]
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise ValueError(f"hours {text}: expected an amount such as 300, 300h or 30min")
+    return hours
 
 
 def _run() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hours", required=True, help="training data: 300, 300h or 30min")
-    parser.add_argument("--results", type=Path, help="results.csv of a sweep")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--hours", help="training data: 300, 300h or 30min")
+    asked.add_argument("--plan", type=Path, help="CSV file with language, hours and chunk_ms")
+    parser.add_argument("--language", help="of the recogniser, as in results.csv")
     parser.add_argument("--chunk-ms", type=int, help="rest on this latency alone (-1: offline)")
+    parser.add_argument("--results", type=Path, help="results.csv of a sweep")
     args = parser.parse_args()
 
     def run() -> None:
-        try:
-            hours = float(parse_hours(args.hours))  # type: ignore[arg-type]
-        except ValueError:
-            hours = math.nan
-        if not 0 < hours < math.inf:
-            raise ValueError(f"--hours {args.hours}: expected an amount such as 300, 300h or 30min")
-        if args.results is None:
-            print(from_published(hours))
-        else:
-            print(from_results(hours, args.results, args.chunk_ms))
+        if args.plan is None:
+            print(
+                recommend(Request(_hours(args.hours), args.language, args.chunk_ms), args.results)
+            )
+            return
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 200  # in a file, no line needs breaking
+        console.print(plan_table(read_plan(args.plan), args.results))
 
     experiment.main(run)
 

@@ -1,9 +1,12 @@
-"""The report of a sweep: every WER and CER, the gap, what its noise is, and what is missing.
+"""The report of a sweep: the answer, the gap, every WER and CER, what it cost, what is missing.
 
     python -m icetransfer.report --results results/mini
+    python -m icetransfer.report --results results/mini --publish RESULTS.md
 
-Reads the sweep's plan.json and the wer.json files of its cells; writes results.csv, report.md,
-report.json, gap.json, gap.md and a plot into the same folder, and prints the tables.
+Reads the sweep's plan.json and the wer.json files of its cells; writes report.html (one page, to be
+opened anywhere), report.md with figures/, and the data beside it: results.csv, report.json,
+gap.json, gap.md and a plot.  Everything in the pages is made of report.json alone, so a published
+copy can be checked against its data (`tests/unit/test_results.py`).
 """
 
 import argparse
@@ -11,30 +14,28 @@ import csv
 import io
 import json
 import os
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import atomic, experiment, gap, gap_report
+from icetransfer import atomic, experiment, figures, gap, gap_report, page, significance
 from icetransfer.config import hours_label
-from icetransfer.gap_report import latency_order, markdown_table, tier_label
+from icetransfer.report_document import document
+from icetransfer.report_tables import COLUMNS, error_tables, remarks
 from icetransfer.score import planned_runs
+from icetransfer.significance import Utterances
 
 PLAN = "plan.json"
-COLUMNS = (
-    *("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer", "cer"),
-    *("engine", "seed", "words", "errors", "utterances", "failed", "rtf", "model_bytes", "recogs"),
-)
-INITS = ("en", "ml", "random")
+FIGURES = "figures"
+PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
 
 Row = dict[str, Any]
-TableData = tuple[list[str], list[list[str]]]
 
 
-def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str]]:
+def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str], list[Row]]:
     """Reads the results of all planned cells.
 
     Args:
@@ -43,9 +44,10 @@ def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str]]
         root: the repository, in which the experiments lie.
 
     Returns:
-        A row for each wer.json, and a line for each cell without all of its results.
+        A row for each wer.json, a line for each cell without all of its results, and what each cell
+        cost.
     """
-    rows, missing = [], []
+    rows, missing, costs = [], [], []
     for cell in plan["cells"]:
         folder = root / cell["experiment"]
         name = f"{cell['language']} {cell['init']} {hours_label(cell['hours'])} seed {cell['seed']}"
@@ -58,15 +60,48 @@ def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str]]
         there = [path for path in found if path.is_file()]
         if len(there) < len(found):
             missing.append(
-                f"{name}: {len(found) - len(there)} of {len(found)} results missing ({folder})"
+                f"{name}: {len(found) - len(there)} of {len(found)} results missing "
+                f"({cell['experiment']})"
             )
-        for path in there:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            result["recogs"] = os.path.relpath(path.with_name("recogs.jsonl"), results)
-            result["hours"] = cell["hours"]
-            rows.append(result)
+        own = [_read_result(path, results, cell) for path in there]
+        rows += own
+        costs.append(_cost(cell, folder, own))
     rows.sort(key=lambda r: [str(r[key]) for key in (*COLUMNS[:6], "engine", "seed")])
-    return rows, missing
+    return rows, missing, costs
+
+
+def _read_result(path: Path, results: Path, cell: Row) -> Row:
+    """A wer.json, and where its utterances are."""
+    result: Row = json.loads(path.read_text(encoding="utf-8"))
+    result.pop("provenance", None)  # stands in wer.json; the sweep's own is in the report
+    result["hours"] = cell["hours"]
+    result["recogs"] = os.path.relpath(path.with_name("recogs.jsonl"), results)
+    return result
+
+
+def add_intervals(rows: list[Row], known: Mapping[Path, Utterances], results: Path) -> None:
+    """Gives the rows whose utterances are known the interval of their WER."""
+    for row in rows:
+        utterances = known.get(results / row["recogs"])
+        bounds = significance.wer_interval(utterances) if utterances else None
+        if bounds:
+            row["wer_ci_low"], row["wer_ci_high"] = bounds
+
+
+def _cost(cell: Row, folder: Path, results: list[Row]) -> Row:
+    """Device hours of a cell: of its training, when it was not resumed, and of its decoding."""
+    training: Row = {}
+    path = folder / "provenance.json"
+    if path.is_file():
+        training = json.loads(path.read_text(encoding="utf-8")).get("train", {})
+    seconds = [r["rtf"] * r["audio_seconds"] for r in results if "audio_seconds" in r]
+    return {
+        **{key: cell[key] for key in ("language", "init", "hours", "seed")},
+        "device": training.get("device"),
+        "train_hours": training["seconds"] / 3600 if "seconds" in training else None,
+        "resumed_at_step": (training.get("steps") or [0])[0],
+        "decode_hours": sum(seconds) / 3600 if seconds else None,
+    }
 
 
 def results_csv(rows: list[Row]) -> str:
@@ -76,90 +111,6 @@ def results_csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def shipped(rows: list[Row]) -> list[Row]:
-    """One engine for each measurement, by the same preference as the gap's."""
-    best: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda r: gap.ENGINES.index(r["engine"]), reverse=True):
-        best[_measurement(row)] = row
-    return list(best.values())
-
-
-def _measurement(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in (*COLUMNS[:6], "seed"))
-
-
-def error_table(rows: list[Row], precision: str) -> TableData:
-    """WER and CER: a line for each language, init and amount of data, a column for each tier.
-
-    A cell repeated with several seeds stands as their mean, with its number of runs.
-    """
-    groups: dict[tuple[Any, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in shipped(rows):
-        if row["precision"] == precision:
-            key = (row["test_set"], row["language"], row["hours"], INITS.index(row["init"]))
-            groups[key][row["chunk_ms"]].append(row)
-    tiers = sorted({tier for found in groups.values() for tier in found}, key=latency_order)
-    lines = []
-    for test_set, language, hours, init in sorted(groups):
-        found = groups[test_set, language, hours, init]
-        count = max(len(repeats) for repeats in found.values())
-        cells = [
-            f"{_mean(found[tier], 'wer'):.1f} / {_mean(found[tier], 'cer'):.1f}"
-            if tier in found
-            else ""
-            for tier in tiers
-        ]
-        lines.append([test_set, language, hours_label(hours), INITS[init], str(count), *cells])
-    return ["test set", "language", "data", "init", "runs", *map(tier_label, tiers)], lines
-
-
-def _mean(rows: list[Row], key: str) -> float:
-    return sum(float(row[key]) for row in rows) / len(rows)
-
-
-def remarks(rows: list[Row]) -> list[str]:
-    """What a reader should know besides the tables."""
-    lines = []
-    failed = sum(row["failed"] for row in rows)
-    if failed:
-        lines.append(f"{failed} recordings could not be recognised; each counts as all deleted.")
-    full: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        full[_measurement(row)][row["engine"]] = row["wer"]
-    spreads = [
-        max(found.values()) - min(found.values()) for found in full.values() if len(found) > 1
-    ]
-    if spreads:
-        lines.append(
-            f"Engines agree to {max(spreads):.2f} WER points where several decoded the same model."
-        )
-    control = _control(rows)
-    if control:
-        lines.append(control)
-    return lines
-
-
-def _control(rows: list[Row]) -> str:
-    """How far either seed is from random initialisation, fp32, mean over tiers and languages."""
-    wers: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in shipped(rows):
-        if row["precision"] == "fp32":
-            wers[row["hours"], row["language"], row["test_set"]][row["init"]].append(row["wer"])
-    margins: dict[tuple[float, str], list[float]] = defaultdict(list)
-    for (hours, _, _), by_init in wers.items():
-        for init in ("en", "ml"):
-            if init in by_init and "random" in by_init:
-                pair = [sum(by_init[name]) / len(by_init[name]) for name in ("random", init)]
-                margins[hours, init].append(pair[0] - pair[1])
-    texts = [
-        f"{init} by {sum(found) / len(found):+.1f} points at {hours_label(hours)}"
-        for (hours, init), found in sorted(margins.items())
-    ]
-    if not texts:
-        return ""
-    return f"Better than random initialisation (fp32, mean over latencies): {', '.join(texts)}."
 
 
 def write(results: Path, root: Path) -> None:
@@ -172,70 +123,80 @@ def write(results: Path, root: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run ./run_all.sh, which makes it")
     plan = json.loads(path.read_text(encoding="utf-8"))
-    rows, missing = collect(plan, results, root)
+    rows, missing, costs = collect(plan, results, root)
     atomic.write_text(results / "results.csv", results_csv(rows))
-    precisions = sorted({row["precision"] for row in rows})
-    tables = {
-        f"WER / CER in percent, {precision}": error_table(rows, precision)
-        for precision in precisions
-    }
     notes = remarks(rows)
     analysis = None
     try:
-        analysis = gap.analyse(gap.read_results(results / "results.csv"))
+        measured = gap.read_results(results / "results.csv")
+        known = gap.read_all(measured)
+        add_intervals(rows, known, results)
+        analysis = gap.analyse(measured, known)
         gap_report.write(analysis, results)
-        title = "Gap: WER(EN) − WER(ML) in points; above zero ML is the better start"
-        tables[title] = gap_report.gap_table(analysis)
-        notes.append("Noise. " + gap_report.noise_text(analysis["noise"]).split("\n")[0])
+        notes.append("Noise. " + gap_report.noise_text(analysis["noise"]))
     except ValueError as error:
         notes.append(f"No gap: {error}")
-    origin = experiment.provenance(sweep=plan["sweep"])
-    tree = {"provenance": origin, "missing": missing, "failures": plan["failures"]}
-    tree |= {"results": rows, "gap": analysis, "remarks": notes}
+    tree = {
+        "sweep": plan["sweep"],
+        "provenance": experiment.provenance(sweep=plan["sweep"]),
+        "missing": missing,
+        "failures": plan["failures"],
+        "results": rows,
+        "costs": costs,
+        "gap": analysis,
+        "remarks": notes,
+    }
     atomic.write_text(results / "report.json", json.dumps(tree, indent=1) + "\n")
-    text = _markdown(plan, tables, notes, missing, origin, analysis is not None)
-    atomic.write_text(results / "report.md", text)
-    _print(tables, notes, missing, plan["failures"], results)
+    written = document(tree, "")
+    write_figures(written, results / FIGURES)
+    atomic.write_text(results / "report.md", page.to_markdown(written, FIGURES))
+    atomic.write_text(results / "report.html", page.to_html(written))
+    _print(tree, results)
 
 
-def _markdown(
-    plan: Row,
-    tables: dict[str, TableData],
-    notes: list[str],
-    missing: list[str],
-    origin: Row,
-    has_gap: bool,
-) -> str:
-    parts = [f"# Sweep {plan['sweep']}"]
-    for heading, found in (("Failed", plan["failures"]), ("Missing", missing)):
-        if found:
-            parts += [f"## {heading}", "\n".join(f"* {line}" for line in found)]
-    for title, table in tables.items():
-        parts += [f"## {title}", markdown_table(*table).rstrip()]
-    parts += ["## Remarks", "\n".join(f"* {line}" for line in notes)]
-    if has_gap:
-        parts.append("Decay, latency, quantisation and noise: [gap.md](gap.md), with plots.")
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    dirty = " with changes" if origin["git_dirty"] else ""
-    parts += [
-        "## Provenance",
-        f"Commit {origin['git_commit']}{dirty}; {origin['time']}; {origin['host']}, "
-        f"{origin['cpus']} CPUs, {origin['platform']}; {versions}. The config, provenance and "
-        f"checksums of each cell lie in its experiment folder.",
-    ]
-    return "\n\n".join(parts) + "\n"
+def write_figures(written: page.Document, folder: Path) -> None:
+    """Writes every figure as an SVG file, for Markdown."""
+    for drawing in written.drawings:
+        atomic.write_text(folder / f"{drawing.name}.svg", figures.standalone(drawing.svg))
 
 
-def _print(
-    tables: dict[str, TableData],
-    notes: list[str],
-    missing: list[str],
-    failures: list[str],
-    results: Path,
-) -> None:
+def published_markdown(tree: Row) -> str:
+    """The text of a published report, from its report.json."""
+    folder = PUBLISHED_DATA
+    return page.to_markdown(document(tree, f"{folder}/"), folder)
+
+
+def publish(results: Path, target: Path) -> None:
+    """Writes the report as a Markdown file with its data and figures in a folder beside it.
+
+    Raises:
+        ValueError: there is no report yet, or cells are missing.
+    """
+    path = results / "report.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run the report without --publish first")
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    holes = [*tree["missing"], *tree["failures"]]
+    if holes or tree["gap"] is None:
+        raise ValueError(f"{path}: not to be published with {len(holes)} holes: {holes[:3]}")
+    for row in tree["results"]:
+        row.pop("recogs", None)  # utterances stay where they were made
+    folder = target.with_name(PUBLISHED_DATA)
+    atomic.write_text(folder / "report.json", json.dumps(tree, indent=1) + "\n")
+    atomic.write_text(folder / "results.csv", results_csv(tree["results"]))
+    atomic.write_text(folder / "gap.json", json.dumps(tree["gap"], indent=1) + "\n")
+    write_figures(document(tree, ""), folder)
+    atomic.write_text(target, published_markdown(tree))
+
+
+def _print(tree: Row, results: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # in a file, no line needs breaking
+    tables = error_tables(tree["results"], tree["gap"], bold=False)
+    if tree["gap"]:
+        title = "Gap: WER(EN) − WER(ML) in points; above zero ML is the better start"
+        tables[title] = gap_report.gap_table(tree["gap"])
     for title, (header, lines) in tables.items():
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(header):
@@ -243,11 +204,11 @@ def _print(
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    for note in notes:
+    for note in tree["remarks"]:
         console.print(note, markup=False, soft_wrap=True)
-    for failure in failures:
+    for failure in tree["failures"]:
         console.print(f"failed: {failure}", markup=False, soft_wrap=True)
-    for cell in missing:
+    for cell in tree["missing"]:
         console.print(f"missing: {cell}", markup=False, soft_wrap=True)
     console.print(f"report: {results / 'report.md'}", markup=False, soft_wrap=True)
 
@@ -257,9 +218,19 @@ def _run() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, required=True, help="as results/mini")
+    parser.add_argument(
+        "--publish", type=Path, metavar="FILE.md", help="also write this file, and its data beside"
+    )
     args = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
-    experiment.main(lambda: write(args.results, root))
+
+    def run() -> None:
+        write(args.results, root)
+        if args.publish:
+            publish(args.results, args.publish)
+            print(f"published: {args.publish}")
+
+    experiment.main(run)
 
 
 if __name__ == "__main__":

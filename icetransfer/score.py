@@ -1,17 +1,21 @@
 """Stage 10: what was recognised against what was said; prints every result of the experiment.
 
     python -m icetransfer.score --exp DIR
+    python -m icetransfer.score --compare A/recogs.jsonl B/recogs.jsonl   who wins, how surely
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
 between words among them.  One normaliser (`data/text.py`) has been over reference and hypothesis.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
+Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,9 +26,10 @@ import kaldialign
 from rich.console import Console
 from rich.table import Table
 
+from icetransfer import significance
 from icetransfer.config import Config, chunk_label
 from icetransfer.data.text import Normalizer
-from icetransfer.experiment import Experiment, log, run_stage
+from icetransfer.experiment import Experiment, log, main, run_stage
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
@@ -244,7 +249,18 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     table = Table(title=f"{label} ({experiment.dir})")
     for column in ("test set", "engine", "precision", "latency", "search"):
         table.add_column(column)
-    for column in ("WER %", "CER %", "ins", "del", "sub", "words", "failed", "RTF", "MB"):
+    for column in (
+        "WER %",
+        "95 % interval",
+        "CER %",
+        "ins",
+        "del",
+        "sub",
+        "words",
+        "failed",
+        "RTF",
+        "MB",
+    ):
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
@@ -257,7 +273,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             table.add_row(*names, "[red]not decoded[/red]")
             continue
         result = json.loads((folder / "wer.json").read_text(encoding="utf-8"))
-        table.add_row(*names, *_numbers(result))
+        table.add_row(*names, *_numbers(result, folder / "recogs.jsonl"))
     return table, missing
 
 
@@ -265,10 +281,14 @@ def _run_of(result: dict[str, Any]) -> Run:
     return Run(**{key: result[key] for key in Run.__dataclass_fields__})
 
 
-def _numbers(result: dict[str, Any]) -> list[str]:
+def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
     failed = str(result["failed"])
+    bounds = None
+    if recogs.is_file():
+        bounds = significance.wer_interval(significance.read_utterances(recogs))
     return [
         f"{result['wer']:.2f}",
+        f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else "",
         f"{result['cer']:.2f}",
         *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "words")),
         f"[red]{failed}[/red]" if result["failed"] else failed,
@@ -284,5 +304,23 @@ def _run(experiment: Experiment) -> None:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)
 
 
+def _run_comparison() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compare", type=Path, nargs=2, required=True, metavar="RECOGS")
+    paths = parser.parse_args().compare
+
+    def run() -> None:
+        first, second = map(significance.read_utterances, paths)
+        comparison = significance.compare(first, second)
+        print(significance.describe(comparison, (str(paths[0]), str(paths[1]))))
+
+    main(run)
+
+
 if __name__ == "__main__":
-    run_stage(__doc__, _run)
+    if "--compare" in sys.argv:
+        _run_comparison()
+    else:
+        run_stage(__doc__, _run)

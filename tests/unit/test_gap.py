@@ -1,12 +1,13 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
 
-from icetransfer import gap, gap_report
+from icetransfer import gap, gap_report, laws
 
 COLUMNS = ["language", "init", "hours", "test_set", "chunk_ms", "precision", "wer"]
 
@@ -47,9 +48,10 @@ def test_mean_gap_over_languages(tmp_path: Path) -> None:
     (row,) = analyse(tmp_path, rows)["mean_gap"]
     assert row["gap"] == pytest.approx((3 - 1 + 4) / 3)
     assert row["n_languages"] == 3
-    # the extreme resamples of three languages: three times the worst, three times the best
-    assert row["ci_low"] == pytest.approx(-1)
-    assert row["ci_high"] == pytest.approx(4)
+    # so few languages need Student's interval: the resamples alone would end at -1 and 4
+    half = 4.303 * numpy.std([3, -1, 4], ddof=1) / math.sqrt(3)
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * half, rel=0.1)
+    assert row["ci_low"] < 0 < 2 < row["ci_high"]
 
 
 def test_one_language_has_no_interval(tmp_path: Path) -> None:
@@ -63,22 +65,22 @@ def test_one_language_has_no_interval(tmp_path: Path) -> None:
 
 def test_exact_law_is_recovered_with_gaps_on_both_sides_of_zero() -> None:
     hours = [0.05, 0.2, 1.0, 5.0]
-    law = gap.fit_power_law(hours, [numpy.array([3 * h**-0.7]) for h in hours])
+    law = laws.fit_power_law(hours, [numpy.array([3 * h**-0.7]) for h in hours])
     assert law.a == pytest.approx(3, rel=1e-5)
     assert law.b == pytest.approx(0.7, abs=1e-5)
-    negative = gap.fit_power_law(hours, [numpy.array([-2 * h**-0.5]) for h in hours])
+    negative = laws.fit_power_law(hours, [numpy.array([-2 * h**-0.5]) for h in hours])
     assert negative.a == pytest.approx(-2, rel=1e-5)
     assert negative.b == pytest.approx(0.5, abs=1e-5)
-    mixed = gap.fit_power_law([1, 2, 4, 8], [numpy.array([g]) for g in (4.0, 2.0, 1.0, -0.1)])
+    mixed = laws.fit_power_law([1, 2, 4, 8], [numpy.array([g]) for g in (4.0, 2.0, 1.0, -0.1)])
     assert mixed.b is not None
     assert 0.9 < mixed.b < 1.3
 
 
 def test_no_law_where_the_sign_changes() -> None:
-    law = gap.fit_power_law([1, 2], [numpy.array([1.0]), numpy.array([-1.0])])
+    law = laws.fit_power_law([1, 2], [numpy.array([1.0]), numpy.array([-1.0])])
     assert law.b is None
     assert law.gap(5) is None
-    flat = gap.fit_power_law([1, 2], [numpy.array([0.0]), numpy.array([0.0])])
+    flat = laws.fit_power_law([1, 2], [numpy.array([0.0]), numpy.array([0.0])])
     assert flat.b is None
 
 
@@ -192,3 +194,126 @@ def test_files_are_written(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "gap.md").read_text()
     assert "| t | fp32 | 1h | 2 | +4.00 | +4.00 |" in text
     assert (tmp_path / "out" / "gap-t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def law_sweep(tmp_path: Path, hours: list[float], law: Callable[[float], float]) -> dict:
+    rows = [row for h in hours for row in pair(20 + law(h), 20, hours=h)]
+    return analyse(tmp_path, rows)["power_law"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("power law", lambda h: 40 * h**-0.5),
+        ("exponential", lambda h: 4 * math.exp(-h / 600)),
+        ("offset power law", lambda h: 100 / h + 0.8),
+    ],
+)
+def test_the_law_is_chosen_and_not_assumed(
+    tmp_path: Path, name: str, law: Callable[[float], float]
+) -> None:
+    found = law_sweep(tmp_path, [100, 250, 500, 1000, 1750, 2500, 5000], law)
+    assert found["chosen"] == name
+    errors = {candidate["law"]: candidate["loo"] for candidate in found["candidates"]}
+    assert errors[name] < 0.01
+    few = law_sweep(tmp_path, [100, 500, 2500], law)
+    assert few["chosen"] is None
+    assert "too few for AICc" in few["choice"]
+    assert law_sweep(tmp_path, [100, 500], law)["choice"].startswith("2 amounts")
+
+
+def test_aicc_is_that_of_the_formula() -> None:
+    hours, gaps = [1.0, 2, 4, 8, 16], numpy.array([4.0, 2.2, 0.9, 0.6, 0.2])
+    found = laws.compare(hours, gaps).candidates[0]
+    law = laws.fit_power_law(hours, [numpy.array([g]) for g in gaps])
+    rest = sum((law.gap(h) - g) ** 2 for h, g in zip(hours, gaps, strict=True))
+    # two parameters and the noise: 3
+    assert found.aicc == pytest.approx(5 * math.log(rest / 5) + 6 + 2 * 3 * 4 / (5 - 3 - 1))
+
+
+def test_hours_under_a_threshold(tmp_path: Path) -> None:
+    near = law_sweep(tmp_path, [100, 400, 1600, 6400], lambda h: 100 / h)
+    assert near["hours_under_threshold"]["hours"] == pytest.approx(400, rel=1e-3)
+    assert not near["hours_under_threshold"]["extrapolated"]
+    far = law_sweep(tmp_path, [1, 2], lambda h: 4 / h)
+    assert far["hours_under_threshold"]["hours"] == pytest.approx(16, rel=1e-3)
+    assert far["hours_under_threshold"]["extrapolated"]
+    assert gap_report.threshold_text(far) == "16h (extrapolated)"
+    rising = law_sweep(tmp_path, [1, 2, 4], lambda h: 1 + h / 10)
+    assert rising["hours_under_threshold"]["hours"] is None
+    assert gap_report.threshold_text(rising) == "none in reach (extrapolated)"
+    negative = law_sweep(tmp_path, [1, 2, 4], lambda h: -1 / h)
+    assert gap_report.threshold_text(negative).startswith("any")
+
+
+def test_hours_that_ml_saves(tmp_path: Path) -> None:
+    # EN: 50, 40, 30, 20 at 1, 2, 4, 8 h; ML has at 1 h what EN has at 2.83 h, and so on
+    rows = [
+        row
+        for hours, wer in ((1, 50), (2, 40), (4, 30), (8, 20))
+        for row in pair(wer, wer - 15, hours=hours)
+    ]
+    saved = analyse(tmp_path, rows)["hours_saved"]
+    assert [row["ratio"] for row in saved] == pytest.approx([2**1.5, 2**1.5, 2, 1])
+    assert [row["bound"] for row in saved] == [None, None, "at_least", "at_least"]
+    assert gap_report.savings_text(saved[0]) == "2.8×"
+    assert gap_report.savings_text(saved[2]) == "> 2.0×"
+    worse = [row for h in (1, 2) for row in pair(30 - h, 50, hours=h)]
+    assert {row["bound"] for row in analyse(tmp_path, worse)["hours_saved"]} == {"at_most"}
+
+
+def test_curves_of_both_inits(tmp_path: Path) -> None:
+    rows = pair(30, 27) + pair(20, 19, language="it") + pair(20, 15, hours=4)
+    curves = analyse(tmp_path, rows)["wer_curve"]
+    found = {(row["init"], row["hours"]): (row["wer"], row["n_languages"]) for row in curves}
+    # it has no four hours, so it takes no part
+    assert found == {("en", 1): (30, 1), ("ml", 1): (27, 1), ("en", 4): (20, 1), ("ml", 4): (15, 1)}
+
+
+def test_what_cannot_be_concluded(tmp_path: Path) -> None:
+    said = " ".join(analyse(tmp_path, pair(30, 27))["cannot_conclude"])
+    for part in ("One language (nl)", "One amount", "One latency", "One precision", "One seed"):
+        assert part in said
+    rows = [
+        row
+        for hours in (1, 2, 4, 8, 16)
+        for language in ("nl", "it", "pl", "de", "fr")
+        for tier in (160, 320)
+        for precision in ("fp32", "int8")
+        for seed in (1, 2)
+        for row in pair(
+            *(30, 27),
+            **{"hours": hours, "language": language, "chunk_ms": tier, "precision": precision},
+            seed=seed,
+        )
+        if (language, hours) != ("pl", 4)
+    ]
+    said = analyse(tmp_path, rows)["cannot_conclude"]
+    assert len(said) == 2
+    assert "No recognised utterances" in said[0]
+    assert "Gaps are missing of pl (4 of 20, as at 4h)" in said[1]
+    two = " ".join(analyse(tmp_path, [r for r in rows if r["hours"] in (1, 2)])["cannot_conclude"])
+    assert "Two amounts of data" in two
+    assert "missing" not in two
+
+
+def test_results_must_be_of_their_utterances(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "ref": "a b", "hyp": "a x"}) + "\n")
+    english, multilingual = pair(40, 30, recogs="r.jsonl")
+    with pytest.raises(ValueError, match=r"WER 50.00 %, but the results say 40.00 %"):
+        analyse(tmp_path, [english, multilingual])
+
+
+def test_a_folder_of_wer_json_is_the_same_as_results_csv(tmp_path: Path) -> None:
+    rows = pair(50, 30, engine="sherpa", seed=1) + pair(40, 35, hours=2, engine="sherpa", seed=1)
+    for number, row in enumerate(rows):
+        (tmp_path / "exp" / str(number)).mkdir(parents=True)
+        (tmp_path / "exp" / str(number) / "wer.json").write_text(json.dumps(row))
+    from_folder = gap.analyse(gap.read_results(tmp_path / "exp"))
+    assert from_folder == analyse(tmp_path, rows)
+    (tmp_path / "exp" / "0" / "wer.json").write_text(json.dumps({"language": "nl"}))
+    with pytest.raises(ValueError, match=r"0/wer.json lacks init, hours"):
+        gap.read_results(tmp_path / "exp")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no results"):
+        gap.read_results(tmp_path / "empty")

@@ -12,7 +12,7 @@ PACKAGE = REPO / "icetransfer"
 
 # Imports go from right to left, or stay in their column.
 LAYERS = (
-    {"atomic", "config"},
+    {"atomic", "config", "significance"},
     {"experiment", "data", "score"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
@@ -21,7 +21,10 @@ LAYERS = (
         *("onnx_model", "onnx_graph", "sherpa", "bundle"),
     },
     {"decode"},
-    {"sweep", "gap", "gap_report", "report", "recommend", "model_card"},
+    {
+        *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
+        *("report", "report_tables", "report_document", "page", "figures", "model_card"),
+    },
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TOOLS = {  # installed for a command or for another package: why

@@ -1,12 +1,16 @@
 import csv
 import io
 import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from icetransfer import report
+from icetransfer import page, report, report_tables
 from icetransfer.config import chunk_ms, dump_config, load_config
+from icetransfer.report_document import document
 from icetransfer.score import planned_runs
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -111,3 +115,176 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_no_plan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run_all"):
         report.write(tmp_path, tmp_path)
+
+
+def add_utterances(root: Path) -> None:
+    """Gives every result recognised utterances of its WER: 20 of ten words, two a speaker."""
+    for path in root.rglob("wer.json"):
+        errors = round(2 * json.loads(path.read_text())["wer"])
+        lines = []
+        for number in range(20):
+            wrong = errors // 20 + (number < errors % 20)
+            words = [f"w{n}" for n in range(10)]
+            hyp = " ".join(["x"] * wrong + words[wrong:])
+            row = {"id": f"u{number:02d}", "speaker": f"s{number // 2}", "ref": " ".join(words)}
+            lines.append(json.dumps(row | {"hyp": hyp}))
+        path.with_name("recogs.jsonl").write_text("\n".join(lines) + "\n")
+
+
+class Page(HTMLParser):
+    """What a browser would load, the ids, and the tags that were opened and not closed."""
+
+    VOID = ("meta", "path", "use", "rect", "line", "circle", "stop")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded, self.ids, self.open, self.links = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        found = dict(attributes)
+        self.loaded += [found[key] for key in ("src", "xlink:href", "data") if key in found]
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a sweep with utterances."""
+    root = tmp_path_factory.mktemp("full")
+    cells = [make_cell(root, lang, init) for lang in ("nl", "it") for init in WERS]
+    add_utterances(root)
+    return write_report(root, cells)
+
+
+def test_the_page_needs_no_other_file(full: Path) -> None:
+    text = (full / "report.html").read_text()
+    found = Page(text)
+    assert not found.open
+    assert all(target.startswith("#") for target in found.loaded)
+    assert "url(http" not in text and "<script" not in text and "<link" not in text
+    assert len(found.ids) == len(set(found.ids))
+    assert all((full / target).is_file() for target in found.links)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_the_answer_comes_first(full: Path) -> None:
+    text = (full / "report.md").read_text()
+    first, second = text.split("\n\n")[1:3]
+    assert first == "**Start from ML** at 8min."
+    assert "mean of 2 languages): 8min +5.00" in second
+    assert "int8 changes WER by +1.00" in second
+    assert "4.0 times smaller" in second
+    assert "This is a miniature, of at most 8min" in second
+    html = (full / "report.html").read_text()
+    assert html.index("<strong>Start from ML</strong>") < html.index("<svg")
+
+
+def test_markdown_and_page_say_the_same(full: Path) -> None:
+    markdown = (full / "report.md").read_text()
+    text = re.sub(r"<svg.*?</svg>", "", (full / "report.html").read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE)
+    assert re.findall(r"<h2>(.*?)</h2>", text) == headings
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert text.count("<tr><td") == len(lines) - 2 * text.count("<table>")
+    for figure in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+        ElementTree.parse(full / figure)
+
+
+def test_what_is_not_ours_is_labelled(full: Path) -> None:
+    text = (full / "report.md").read_text()
+    part = text[text.index("## Beside the published trend") :].split("\n## ")[0]
+    assert "Published elsewhere, on another architecture and other data" in part
+    assert "not a result of this sweep" in part
+    assert "hours^-0.95, 0.52 per doubling; two points fix such a law and cannot test it" in part
+    assert "| gap, points | 100h +4.21, 2500h +0.20 | 8min +5.00" in part
+    assert "about 3 times smaller, about +0.5 WER points" in part
+
+
+def test_figures_are_labelled_and_follow_the_page(full: Path) -> None:
+    files = sorted((full / "figures").glob("*.svg"))
+    assert {path.stem for path in files} >= {
+        *("gap-slots-160", "gap-slots-offline", "tiers-slots", "precisions", "published"),
+        *("language-nl-slots", "language-it-slots", "curve-slots-160"),
+    }
+    for path in files:
+        svg = path.read_text()
+        labels = "".join(ElementTree.fromstring(svg).itertext())
+        assert any(unit in labels for unit in ("points", "WER, %"))
+        assert any(unit in labels for unit in ("training data, minutes", "hours", "chunk, ms"))
+        assert "--ink: #e4e4e4" in svg, "has colours for a dark background"
+        assert "#010203" not in svg and "var(--ink, #222222)" in svg
+    panel = "".join(ElementTree.parse(full / "figures" / "published.svg").getroot().itertext())
+    assert "published elsewhere" in panel
+
+
+def result(init: str, wer: float, **more: object) -> dict:
+    return {
+        **{"language": "nl", "init": init, "hours": 1.0, "test_set": "t", "chunk_ms": 160},
+        **{"precision": "fp32", "wer": wer, "cer": wer / 2, "engine": "sherpa", "seed": 1},
+        **more,
+    }
+
+
+def test_best_is_bold_and_ties_are_marked() -> None:
+    rows = [result("en", 30.0), result("ml", 28.0, wer_ci_low=27.0, wer_ci_high=29.4)]
+    point = {"test_set": "t", "precision": "fp32", "chunk_ms": 160, "hours": 1.0, "language": "nl"}
+    for low, mark in ((-0.5, " ≈"), (0.5, "")):
+        analysis = {"language_gap": [point | {"gap": 2.0, "ci_low": low, "ci_high": 4.0}]}
+        (table,) = report_tables.error_tables(rows, analysis, bold=True).values()
+        assert [line[-1] for line in table[1]] == [
+            f"30.0 / 15.0{mark}",
+            f"**28.0** ± 1.2 / 14.0{mark}",
+        ]
+    (table,) = report_tables.error_tables(rows[:1], None, bold=True).values()
+    assert table[1][0][-1] == "30.0 / 15.0", "nothing to be better than"
+
+
+def test_intervals_and_cost_are_reported(full: Path) -> None:
+    tree = json.loads((full / "report.json").read_text())
+    for row in tree["results"]:
+        if row["engine"] == "sherpa":
+            assert row["wer_ci_low"] <= row["wer"] <= row["wer_ci_high"]
+    assert len(tree["costs"]) == 6
+    training = {"train": {"seconds": 5400, "device": "cuda:0", "steps": [100, 200]}}
+    folder = full / "cell"
+    folder.mkdir()
+    (folder / "provenance.json").write_text(json.dumps(training))
+    cell = {"language": "nl", "init": "ml", "hours": 1, "seed": 1}
+    cost = report._cost(cell, folder, [{"rtf": 0.5, "audio_seconds": 7200}])
+    (line,) = report_tables.cost_table([cost])[1]
+    assert line[4:] == ["cuda:0", "1.500", "1.000", "its last part, from step 100"]
+
+
+def test_publishing(full: Path, tmp_path: Path) -> None:
+    target = tmp_path / "RESULTS.md"
+    report.publish(full, target)
+    folder = tmp_path / report.PUBLISHED_DATA
+    text = target.read_text()
+    tree = json.loads((folder / "report.json").read_text())
+    assert report.published_markdown(tree) == text
+    assert "recogs" not in tree["results"][0]
+    for place in re.findall(r"\]\(([^)]+)\)", text):
+        assert (tmp_path / place).is_file()
+    lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert len(lines) == len(tree["results"])
+    # what is published can be analysed again, without its utterances
+    assert page.to_html(document(tree, "")).count("<svg") == len(list(folder.glob("*.svg")))
+    (full / "holes").mkdir()
+    (full / "holes" / "report.json").write_text(json.dumps(tree | {"missing": ["a cell"]}))
+    with pytest.raises(ValueError, match="not to be published with 1 holes"):
+        report.publish(full / "holes", target)
+    with pytest.raises(ValueError, match="without --publish first"):
+        report.publish(tmp_path, target)

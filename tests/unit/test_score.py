@@ -1,6 +1,7 @@
 """Error rates, errs.txt and the table of results."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,12 +102,18 @@ def test_the_table_names_what_failed_and_what_is_missing(tmp_path: Path) -> None
         numbers = {"wer": 12.345, "cer": 6.0, "failed": 3, "rtf": 0.01, "model_bytes": 2500000}
         counts = dict.fromkeys(("insertions", "deletions", "substitutions", "words"), 7)
         (folder / "wer.json").write_text(json.dumps(run.__dict__ | numbers | counts))
+    decoded = score.planned_runs(toy.config)[1].folder(toy.decode_dir)
+    rows = [{"id": str(i), "ref": "a b", "hyp": "a x" if i % 2 else "a b"} for i in range(40)]
+    (decoded / "recogs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     table, missing = score.results_table(toy)
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(table)
     text = console.export_text()
     assert missing == 1 and text.count("not decoded") == 1
     assert text.count("12.35") + text.count("12.34") == 5
+    # 25 % of the words, wrong in half of 40 utterances: 1.96 * 25 / sqrt(40) = 7.7 to either side
+    low, high = map(float, re.search(r"([0-9.]+) to ([0-9.]+)", text).groups())
+    assert low == pytest.approx(25 - 7.7, abs=1) and high == pytest.approx(25 + 7.7, abs=1)
     assert "320 ms (+130 ms look-ahead)" in text and "offline" in text
 
 

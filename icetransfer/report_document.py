@@ -1,0 +1,371 @@
+"""What a sweep's report says and in which order, from report.json alone.
+
+The answer comes first; then what is missing, the gap and all about it, every WER, the cost, and
+where all of it comes from.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from icetransfer import figures, gap, gap_report, published
+from icetransfer.config import hours_label
+from icetransfer.gap_report import (
+    latency_order,
+    savings_text,
+    threshold_text,
+    tier_label,
+    value,
+)
+from icetransfer.page import (
+    Answer,
+    Bullets,
+    Code,
+    Document,
+    Drawing,
+    Gallery,
+    Heading,
+    Part,
+    TablePart,
+    Text,
+)
+from icetransfer.recommend import MINI_HOURS
+from icetransfer.report_tables import (
+    INITS,
+    TIE,
+    cost_table,
+    error_tables,
+    mean,
+    shipped,
+    size_table,
+)
+from icetransfer.significance import LEVEL
+
+Row = dict[str, Any]
+
+
+def document(tree: Row, folder: str) -> Document:
+    """The report.
+
+    Args:
+        tree: what report.json holds.
+        folder: where the data lie, relative to the page: "" or ending in a slash.
+    """
+    analysis = tree["gap"]
+    parts: list[Part] = [answer(analysis) if analysis else Answer(tree["remarks"][-1], [])]
+    for heading, found in (("Failed", tree["failures"]), ("Missing", tree["missing"])):
+        if found:
+            parts += [Heading(heading), Bullets(found)]
+    if analysis:
+        parts += _gap_parts(analysis)
+        parts += [Heading("Each language"), Gallery(_language_drawings(tree["results"]))]
+        parts += _published_parts(analysis)
+    for title, table in error_tables(tree["results"], analysis, bold=True).items():
+        parts += [Heading(title), TablePart(*table)]
+    parts.append(
+        Text(
+            f"**Bold**: the lowest WER of a language, amount of data and latency; {TIE}: EN and ML "
+            f"cannot be told apart (the 95 % interval of their difference on the same utterances "
+            f"holds zero); ±: half of the 95 % interval of a WER."
+        )
+    )
+    parts += [Heading("Size and speed"), TablePart(*size_table(tree["results"]))]
+    parts.append(Text("RTF: seconds of computing per second of audio, on one thread of a CPU."))
+    if tree["costs"]:
+        parts += [Heading("Cost of each cell"), TablePart(*cost_table(tree["costs"]))]
+    parts += [Heading("Remarks"), Bullets(tree["remarks"])]
+    parts += _origin_parts(tree, folder)
+    return Document(f"Sweep {tree['sweep']}: an English or a multilingual start?", parts)
+
+
+def _headline(analysis: Row) -> list[Row]:
+    """The mean gaps that the answer speaks of: fp32, first test set, shortest latency."""
+    rows = analysis["mean_gap"]
+    precision = _precision(analysis)
+    rows = [row for row in rows if row["precision"] == precision]
+    first = min((row["test_set"], latency_order(row["chunk_ms"])) for row in rows)
+    rows = [r for r in rows if (r["test_set"], latency_order(r["chunk_ms"])) == first]
+    return sorted(rows, key=lambda row: row["hours"])
+
+
+def _precision(analysis: Row) -> str:
+    found = sorted({row["precision"] for row in analysis["mean_gap"]})
+    return gap.FULL if gap.FULL in found else found[0]
+
+
+def _same_series(rows: Sequence[Row], row: Row) -> list[Row]:
+    keys = ("test_set", "precision", "chunk_ms")
+    return [other for other in rows if all(other[key] == row[key] for key in keys)]
+
+
+def answer(analysis: Row) -> Answer:
+    """The answer in a sentence, and what it rests on."""
+    rows = _headline(analysis)
+    choices = defaultdict(list)
+    for row in rows:
+        choices[_choice_text(row)].append(hours_label(row["hours"]))
+    said = "; ".join(f"**{choice}** at {', '.join(at)}" for choice, at in choices.items())
+    first = rows[0]
+    gaps = ", ".join(f"{hours_label(row['hours'])} {value(row, 'gap', 'ci')}" for row in rows)
+    where = f"{first['test_set']}, {first['precision']}, {tier_label(first['chunk_ms'])}"
+    count = max(row["n_languages"] for row in rows)
+    languages = "one language" if count == 1 else f"mean of {count} languages"
+    texts = [
+        f"Gap, WER(EN) − WER(ML) in points ({where}, {languages}): {gaps}. "
+        f"{gap_report.intervals_text(analysis)} A start is named where the other one is better "
+        f"with a chance under 5 % and the gap is {gap.NEGLIGIBLE:g} points or more.",
+        _decay_text(analysis, first),
+        _latency_text(analysis, first),
+        _quantisation_text(analysis),
+        _savings_text(analysis, first),
+    ]
+    if max(row["hours"] for row in rows) < MINI_HOURS:
+        texts.append(
+            f"This is a miniature, of at most {hours_label(rows[-1]['hours'])} of training data: "
+            f"it shows the path and the trend, not the figures of real amounts of data."
+        )
+    return Answer(f"{said}.", [text for text in texts if text])
+
+
+def _choice_text(row: Row) -> str:
+    if row["start"] != "either":
+        return f"Start from {row['start']}"
+    if abs(row["gap"]) < gap.NEGLIGIBLE:
+        return "Either start will do"
+    return "Which start is better cannot be told"
+
+
+def _decay_text(analysis: Row, first: Row) -> str:
+    (law,) = _same_series(analysis["power_law"], first)
+    if law["b"] is None:
+        return f"No law of decay: {law['method']}."
+    text = f"Each doubling of the data leaves {law['factor_per_doubling']:.2f} of the gap"
+    if law["factor_ci_low"] is not None:
+        text += f" [{law['factor_ci_low']:.2f}, {law['factor_ci_high']:.2f}]"
+    text += f"; it is under {law['threshold']:g} points from {threshold_text(law)} on"
+    if law["n_points"] == 2:
+        return text + " (two amounts of data fix a law and cannot test it)."
+    if law["chosen"] is None:
+        return text + f", if it is a power law: {law['choice']}."
+    return text + f" (a power law; of the laws compared, {law['chosen']} is chosen)."
+
+
+def _latency_text(analysis: Row, first: Row) -> str:
+    verdicts = defaultdict(list)
+    for row in analysis["latency"]:
+        if (row["test_set"], row["precision"]) == (first["test_set"], first["precision"]):
+            verdicts[row["verdict"]].append(hours_label(row["hours"]))
+    if not verdicts:
+        return ""
+    said = "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items())
+    return f"Whether the gap is the same at every latency: {said}."
+
+
+def _quantisation_text(analysis: Row) -> str:
+    texts = []
+    for row in analysis["quantisation"]:
+        if "wer_change" not in row:
+            continue
+        text = f"{row['precision']} changes WER by {value(row, 'wer_change', 'wer_change_ci')}"
+        if row["size_ratio"]:
+            text += f" at a {row['size_ratio']:.1f} times smaller size"
+        if row.get("ml_minus_en_p") is not None:
+            depends = row["ml_minus_en_p"] < LEVEL
+            text += ", not alike for EN and ML" if depends else ", with no difference seen by init"
+        texts.append(text)
+    return "; ".join(texts) + "." if texts else ""
+
+
+def _savings_text(analysis: Row, first: Row) -> str:
+    found = [
+        f"{savings_text(row)} of {hours_label(row['hours'])}"
+        for row in _same_series(analysis["hours_saved"], first)
+    ]
+    return f"For the WER that ML has, EN needs {', '.join(found)}." if found else ""
+
+
+def _gap_parts(analysis: Row) -> list[Part]:
+    precision = _precision(analysis)
+    rows = [row for row in analysis["mean_gap"] if row["precision"] == precision]
+    series = {(row["test_set"], row["chunk_ms"]): row for row in rows}
+    ordered = sorted(series, key=lambda key: (key[0], latency_order(key[1])))
+    drawings = [_gap_drawing(analysis, series[key]) for key in ordered]
+    parts: list[Part] = [
+        Heading("Gap against training data"),
+        Gallery(drawings),
+        TablePart(*gap_report.gap_table(analysis)),
+    ]
+    extra = {
+        "Latency": _tier_drawings(analysis, rows),
+        "Quantisation": _precision_drawings(analysis),
+        "Hours that ML saves": _curve_drawings(analysis, precision),
+    }
+    for section in gap_report.sections(analysis):
+        parts.append(Heading(section.title))
+        if section.sentences:
+            parts.append(Text(" ".join(section.sentences)))
+        if extra.get(section.title):
+            parts.append(Gallery(extra[section.title]))
+        if section.lines:
+            parts.append(Bullets(section.lines))
+        if section.table:
+            parts.append(TablePart(*section.table))
+    return parts
+
+
+def _file(*names: object) -> str:
+    return "-".join(str(name) for name in names).replace("--1", "-offline")
+
+
+def _gap_drawing(analysis: Row, row: Row) -> Drawing:
+    title = f"{row['test_set']}, {tier_label(row['chunk_ms'])}, {row['precision']}"
+    laws = _same_series(analysis["power_law"], row)
+    svg = figures.gap_by_hours(
+        _same_series(analysis["mean_gap"], row),
+        _same_series(analysis["language_gap"], row),
+        laws[0] if laws else None,
+        title,
+    )
+    caption = f"Gap against training data, {title}; above zero ML is better"
+    return Drawing(_file("gap", row["test_set"], row["chunk_ms"]), svg, caption)
+
+
+def _tier_drawings(analysis: Row, rows: Sequence[Row]) -> list[Drawing]:
+    if not analysis["latency"]:
+        return []
+    drawings = []
+    for test_set in sorted({row["test_set"] for row in rows}):
+        own = [row for row in rows if row["test_set"] == test_set]
+        labels = {row["hours"]: hours_label(row["hours"]) for row in own}
+        svg = figures.gap_by_tier(own, labels, f"{test_set}, {own[0]['precision']}")
+        caption = f"Gap against latency, {test_set}: level lines are a gap that is always the same"
+        drawings.append(Drawing(_file("tiers", test_set), svg, caption))
+    return drawings
+
+
+def _precision_drawings(analysis: Row) -> list[Drawing]:
+    rows = [row for row in analysis["quantisation"] if "wer_change" in row]
+    if not rows:
+        return []
+    svg = figures.change_by_tier(rows, f"change from {gap.FULL}")
+    caption = "Change of WER by quantisation, mean over languages, inits, data and test sets"
+    return [Drawing("precisions", svg, caption)]
+
+
+def _curve_drawings(analysis: Row, precision: str) -> list[Drawing]:
+    groups: dict[tuple[str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in analysis["wer_curve"]:
+        if row["precision"] == precision:
+            named = row | {"low": row["wer_ci_low"], "high": row["wer_ci_high"]}
+            groups[row["test_set"], row["chunk_ms"]][row["init"]].append(named)
+    drawings = []
+    for test_set, tier in sorted(groups, key=lambda key: (key[0], latency_order(key[1]))):
+        title = f"{test_set}, {tier_label(tier)}"
+        svg = figures.wer_by_hours(groups[test_set, tier], title)
+        caption = f"WER against training data, mean over languages, {title}"
+        drawings.append(Drawing(_file("curve", test_set, tier), svg, caption))
+    return drawings
+
+
+def _language_drawings(results: Sequence[Row]) -> list[Drawing]:
+    """WER against data of every language at the shortest latency, fp32."""
+    rows = [row for row in shipped(results) if row["precision"] == gap.FULL]
+    tier = min((row["chunk_ms"] for row in rows), key=latency_order, default=0)
+    drawings = []
+    names = sorted({(row["language"], row["test_set"]) for row in rows})
+    for language, test_set in names:
+        series: dict[str, list[Row]] = {}
+        for init in INITS:
+            found = defaultdict(list)
+            for row in rows:
+                key = (row["language"], row["test_set"], row["chunk_ms"], row["init"])
+                if key == (language, test_set, tier, init):
+                    found[row["hours"]].append(row)
+            if found:
+                series[init] = [_mean_point(hours, own) for hours, own in sorted(found.items())]
+        if series:
+            title = f"{language}, {test_set}, {tier_label(tier)}"
+            svg = figures.wer_by_hours(series, title)
+            caption = f"WER against training data, {title}"
+            drawings.append(Drawing(_file("language", language, test_set), svg, caption))
+    return drawings
+
+
+def _mean_point(hours: float, repeats: Sequence[Row]) -> Row:
+    known = all(row.get("wer_ci_low") is not None for row in repeats)
+    return {
+        "hours": hours,
+        "wer": mean(repeats, "wer"),
+        "low": mean(repeats, "wer_ci_low") if known else None,
+        "high": mean(repeats, "wer_ci_high") if known else None,
+    }
+
+
+def _published_parts(analysis: Row) -> list[Part]:
+    first = _headline(analysis)[0]
+    rows = _same_series(analysis["mean_gap"], first)
+    (law,) = _same_series(analysis["power_law"], first)
+    where = f"{first['test_set']}, {tier_label(first['chunk_ms'])}"
+    svg = figures.beside_published(rows, f"ours: {where}")
+    caption = f"Our gaps ({where}) beside the two of {published.CITATION}, published elsewhere"
+    theirs, quantised = published.law(), []
+    for row in analysis["quantisation"]:
+        if "wer_change" in row:
+            ratio = f", {row['size_ratio']:.1f} times smaller" if row["size_ratio"] else ""
+            change = value(row, "wer_change", "wer_change_ci")
+            quantised.append(f"{row['precision']}: {change} points{ratio}")
+    pairs = [f"{hours_label(hours)} {points:+.2f}" for hours, points in published.POINTS]
+    table = [
+        [
+            "gap, points",
+            ", ".join(pairs),
+            ", ".join(f"{hours_label(r['hours'])} {value(r, 'gap', 'ci')}" for r in rows),
+        ],
+        [
+            "exponent b",
+            f"{theirs.b:.2f} (two points)",
+            "none: " + law["method"] if law["b"] is None else f"{law['b']:.2f}",
+        ],
+        [
+            "per doubling",
+            f"{theirs.factor_per_doubling:.2f}",
+            "" if law["b"] is None else f"{law['factor_per_doubling']:.2f}",
+        ],
+        ["over latencies", published.LATENCY, _latency_text(analysis, first)],
+        ["quantisation", published.FOUR_BIT, "; ".join(quantised)],
+    ]
+    return [
+        Heading("Beside the published trend"),
+        Text(
+            f"Published elsewhere, on another architecture and other data, and not a result of "
+            f"this sweep ({published.SETTING}). {published.statement()}"
+        ),
+        Gallery([Drawing("published", svg, caption)]),
+        TablePart(["", f"published elsewhere ({published.CITATION})", f"ours ({where})"], table),
+    ]
+
+
+def _origin_parts(tree: Row, folder: str) -> list[Part]:
+    origin = tree["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    dirty = " with changes" if origin["git_dirty"] else ""
+    names = ["results.csv", "report.json"] + (["gap.json"] if tree["gap"] else [])
+    return [
+        Heading("Data"),
+        Text(", ".join(f"[{name}]({folder}{name})" for name in names) + "."),
+        Heading("Provenance"),
+        Text(
+            f"Commit {origin['git_commit']}{dirty}; {origin['time']}; {origin['host']}, "
+            f"{origin['cpus']} CPUs, {origin['platform']}; {versions}. The config, provenance and "
+            f"checksums of each cell lie in its experiment folder."
+        ),
+        Code(
+            f"./run_all.sh --preset {tree['sweep']}\n"
+            f"python -m icetransfer.report --results results/{tree['sweep']}\n"
+            f"python -m icetransfer.gap --results results/{tree['sweep']}/results.csv --out DIR\n"
+            f"python -m icetransfer.recommend --results results/{tree['sweep']}/results.csv "
+            f"--hours {hours_label(max(r['hours'] for r in tree['results']))}"
+            if tree["results"]
+            else f"./run_all.sh --preset {tree['sweep']}"
+        ),
+    ]

@@ -1,0 +1,191 @@
+"""The tables and remarks of a sweep's report, from the rows of its wer.json files."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from icetransfer import gap
+from icetransfer.config import hours_label
+from icetransfer.gap_report import TableData, latency_order, tier_label
+
+COLUMNS = (
+    *("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer", "cer"),
+    *("engine", "seed", "words", "errors", "utterances", "failed", "rtf", "model_bytes", "recogs"),
+)
+INITS = ("en", "ml", "random")
+TIE = "≈"  # marks results that cannot be told apart
+
+Row = dict[str, Any]
+
+
+def shipped(rows: Sequence[Row]) -> list[Row]:
+    """One engine for each measurement, by the same preference as the gap's."""
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda r: gap.ENGINES.index(r["engine"]), reverse=True):
+        best[_measurement(row)] = row
+    return list(best.values())
+
+
+def _measurement(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in (*COLUMNS[:6], "seed"))
+
+
+def error_tables(rows: Sequence[Row], analysis: Row | None, bold: bool) -> dict[str, TableData]:
+    """WER and CER of each precision, by title: a line for each language, init and amount of data.
+
+    A cell repeated with several seeds stands as their mean, with its number of runs; after ± is
+    half of the WER's interval.
+
+    Args:
+        rows: of wer.json files.
+        analysis: what gap.json holds, for ties; None without any gap.
+        bold: whether the best of each comparison is marked so, as Markdown does.
+    """
+    tied = set()
+    for row in analysis["language_gap"] if analysis else ():
+        if row["ci_low"] is not None and row["ci_low"] <= 0 <= row["ci_high"]:
+            tied.add(_comparison(row))
+    precisions = sorted({row["precision"] for row in rows})
+    return {
+        f"WER / CER in percent, {precision}": _error_table(rows, precision, tied, bold)
+        for precision in precisions
+    }
+
+
+def _comparison(row: Row) -> tuple[Any, ...]:
+    """What a result is compared within."""
+    keys = ("test_set", "precision", "chunk_ms", "hours", "language")
+    return tuple(row[key] for key in keys)
+
+
+def _error_table(
+    rows: Sequence[Row], precision: str, tied: set[tuple[Any, ...]], bold: bool
+) -> TableData:
+    groups: dict[tuple[Any, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    compared: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row in shipped(rows):
+        if row["precision"] == precision:
+            key = (row["test_set"], row["language"], row["hours"], INITS.index(row["init"]))
+            groups[key][row["chunk_ms"]].append(row)
+    tiers = sorted({tier for found in groups.values() for tier in found}, key=latency_order)
+    for found in groups.values():
+        for repeats in found.values():
+            compared[_comparison(repeats[0])].append(mean(repeats, "wer"))
+    best = {key: min(wers) for key, wers in compared.items() if len(wers) > 1}
+    lines = []
+    for test_set, language, hours, init in sorted(groups):
+        found = groups[test_set, language, hours, init]
+        count = max(len(repeats) for repeats in found.values())
+        cells = [
+            _error_cell(found[tier], best, tied, bold) if tier in found else "" for tier in tiers
+        ]
+        lines.append([test_set, language, hours_label(hours), INITS[init], str(count), *cells])
+    return ["test set", "language", "data", "init", "runs", *map(tier_label, tiers)], lines
+
+
+def _error_cell(
+    repeats: Sequence[Row],
+    best: dict[tuple[Any, ...], float],
+    tied: set[tuple[Any, ...]],
+    bold: bool,
+) -> str:
+    key = _comparison(repeats[0])
+    wer = mean(repeats, "wer")
+    text = f"{wer:.1f}"
+    if bold and wer == best.get(key):
+        text = f"**{text}**"
+    if all(row.get("wer_ci_low") is not None for row in repeats):
+        half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2
+        text += f" ± {half:.1f}"
+    text += f" / {mean(repeats, 'cer'):.1f}"
+    return text + (f" {TIE}" if key in tied and repeats[0]["init"] in gap.INITS else "")
+
+
+def mean(rows: Sequence[Row], key: str) -> float:
+    """The mean of a column."""
+    return sum(float(row[key]) for row in rows) / len(rows)
+
+
+def size_table(rows: Sequence[Row]) -> TableData:
+    """Size of the model's files and speed, means over all cells."""
+    groups: dict[tuple[str, float, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["precision"], latency_order(row["chunk_ms"]), row["engine"]].append(row)
+    full: dict[tuple[float, str], float] = {
+        key[1:]: mean(found, "model_bytes") for key, found in groups.items() if key[0] == gap.FULL
+    }
+    lines = []
+    for (precision, order, engine), found in sorted(groups.items()):
+        size = mean(found, "model_bytes")
+        smaller = full.get((order, engine), 0) / size
+        loads = [row["host_load"] for row in found if "host_load" in row]
+        lines.append(
+            [
+                *(precision, tier_label(found[0]["chunk_ms"]), engine, f"{size / 1e6:.2f}"),
+                *(f"{smaller:.2f}" if smaller else "", f"{mean(found, 'rtf'):.4f}"),
+                *(f"{sum(loads) / len(loads):.1f}" if loads else "", str(len(found))),
+            ]
+        )
+    header = ["precision", "latency", "engine", "MB", "times smaller", "RTF"]
+    return [*header, "load of the machine", "cells"], lines
+
+
+def cost_table(costs: Sequence[Row]) -> TableData:
+    """Device hours of every cell."""
+    lines = [
+        [
+            *(cost["language"], cost["init"], hours_label(cost["hours"]), str(cost["seed"])),
+            cost["device"] or "",
+            "" if cost["train_hours"] is None else f"{cost['train_hours']:.3f}",
+            "" if cost["decode_hours"] is None else f"{cost['decode_hours']:.3f}",
+            f"its last part, from step {cost['resumed_at_step']}"
+            if cost["resumed_at_step"]
+            else "",
+        ]
+        for cost in costs
+    ]
+    header = ["language", "init", "data", "seed", "device", "training, h", "decoding, h"]
+    return [*header, "of the training"], lines
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What a reader should know besides the tables."""
+    lines = []
+    failed = sum(row["failed"] for row in rows)
+    if failed:
+        lines.append(f"{failed} recordings could not be recognised; each counts as all deleted.")
+    full: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        full[_measurement(row)][row["engine"]] = row["wer"]
+    spreads = [
+        max(found.values()) - min(found.values()) for found in full.values() if len(found) > 1
+    ]
+    if spreads:
+        lines.append(
+            f"Engines agree to {max(spreads):.2f} WER points where several decoded the same model."
+        )
+    control = _control(rows)
+    if control:
+        lines.append(control)
+    return lines
+
+
+def _control(rows: Sequence[Row]) -> str:
+    """How far either seed is from random initialisation, fp32, mean over tiers and languages."""
+    wers: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in shipped(rows):
+        if row["precision"] == gap.FULL:
+            wers[row["hours"], row["language"], row["test_set"]][row["init"]].append(row["wer"])
+    margins: dict[tuple[float, str], list[float]] = defaultdict(list)
+    for (hours, _, _), by_init in wers.items():
+        for init in gap.INITS:
+            if init in by_init and "random" in by_init:
+                pair = [sum(by_init[name]) / len(by_init[name]) for name in ("random", init)]
+                margins[hours, init].append(pair[0] - pair[1])
+    texts = [
+        f"{init} by {sum(found) / len(found):+.1f} points at {hours_label(hours)}"
+        for (hours, init), found in sorted(margins.items())
+    ]
+    if not texts:
+        return ""
+    return f"Better than random initialisation (fp32, mean over latencies): {', '.join(texts)}."

@@ -1,0 +1,25 @@
+"""The published results are what the code makes of their data."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from icetransfer import report
+
+REPO = Path(__file__).resolve().parent.parent.parent
+RESULTS = REPO / "RESULTS.md"
+
+
+def test_results_are_current() -> None:
+    if not RESULTS.is_file():
+        pytest.skip("nothing is published yet: there is no RESULTS.md")
+    tree = json.loads((REPO / report.PUBLISHED_DATA / "report.json").read_text())
+    text = RESULTS.read_text()
+    assert text == report.published_markdown(tree), (
+        "RESULTS.md is not current: python -m icetransfer.report --results results/mini "
+        "--publish RESULTS.md"
+    )
+    for place in re.findall(r"\]\(([^)]+)\)", text):
+        assert (REPO / place).is_file()
