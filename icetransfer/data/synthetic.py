@@ -172,7 +172,7 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
         "language": language,
         "domain": domain,
         "seed": seed,
-        "text": text.Normalizer(language).version,
+        "text": text.Normalizer(language).words_version,
         "grammar_sha256": hashlib.sha256(json.dumps(grammar).encode()).hexdigest(),
     }
     path = out_dir / "corpus.json"

@@ -98,7 +98,7 @@ def good(path: Path) -> None:
         (long, "ja", "too long: 31.000 s, the limit is 30 s"),
         (good, "", "empty transcript"),
         (good, " ... ", "empty transcript"),
-        (good, "kamer 12", "train text outside the Dutch alphabet: 1 2"),
+        (good, "kamer ☎ 12", "train text outside the Dutch alphabet: ☎"),
     ],
 )
 def test_bad_recording_is_named_and_costs_no_other(
@@ -140,10 +140,10 @@ def test_test_text_is_never_dropped(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.flac", 0.4)
     write_audio(tmp_path / "b.flac", 31.0)
     write_audio(tmp_path / "c.flac", 0.2)
-    write_transcripts(tmp_path, "a.flac\tKamer 12\tx", "b.flac\tja €\tx", "c.flac\tja\tx")
+    write_transcripts(tmp_path, "a.flac\tKamer 12\tx", "b.flac\tja ☎\tx", "c.flac\tja\tx")
     prepared = prepare_folder(tmp_path, "nl", holdout_every=1)
     texts = [cut["supervisions"][0]["text"] for cut in prepared.cuts["test"]]
-    assert texts == ["kamer 12", "ja €"]
+    assert texts == ["kamer twaalf", "ja ☎"]
     assert [r.reason for r in prepared.rejections] == ["too short: 0.200 s, the limit is 0.29 s"]
 
 
@@ -242,8 +242,8 @@ def test_synthetic_corpus(tmp_path: Path) -> None:
         ("es_fleurs10", "es", 1, (0, 0, 10), 0),
         ("fr_fleurs10", "fr", 1, (0, 0, 10), 0),
         ("pt_fleurs10", "pt", 1, (0, 0, 10), 0),
-        ("es_fleurs10", "es", 0, (9, 0, 0), 1),  # digits in the text
-        ("pt_fleurs10", "pt", 0, (6, 0, 0), 4),
+        ("es_fleurs10", "es", 0, (10, 0, 0), 0),
+        ("pt_fleurs10", "pt", 0, (10, 0, 0), 0),
         ("xx_picovoice", "en", 1, (0, 0, 8), 0),
     ],
 )
