@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import shutil
 import tarfile
@@ -147,8 +148,11 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     log.info("unpacking %s", archive)
     try:
-        with tarfile.open(archive, "r|gz") as packed:
-            packed.extractall(folder, filter="data")
+        with gzip.open(archive) as plain:
+            with tarfile.open(fileobj=plain, mode="r|") as packed:
+                packed.extractall(folder, filter="data")
+            while plain.read(BLOCK):  # to the checksum, which stands at the end
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the archive's

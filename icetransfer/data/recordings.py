@@ -15,6 +15,7 @@ SAMPLING_RATE = 16_000  # Hz
 SHORTEST_TEST_SECONDS = 0.29
 #: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
 _PROMISE_KEPT_SECONDS = 0.25
+_BLOCK = 1 << 16  # samples decoded at a time
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ def _checked_audio(utterance: Utterance, limits: Limits) -> tuple[int, int, int]
                     "correct the offset and the duration, or copy the file again",
                 )
             wanted = min(wanted, in_file - first)
-            file.seek(first)
+            if first:
+                file.seek(first)
             decoded, loudest = 0, 0.0
-            for block in file.blocks(blocksize=1 << 16, frames=wanted, dtype="float32"):
+            # Not SoundFile.blocks(): that yields whole blocks also when the file ends early.
+            while len(block := file.read(min(_BLOCK, wanted - decoded), dtype="float32")):
                 decoded += len(block)
-                loudest = max(loudest, float(abs(block).max(initial=0.0)))
+                loudest = max(loudest, float(abs(block).max()))
     except soundfile.SoundFileError as error:
         reason = str(error).splitlines()[0]
         raise UnusableError(

@@ -177,7 +177,7 @@ def test_nothing_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none of its 1 recordings.*a\.flac: no such file"):
         prepare_folder(tmp_path, tmp_path / "out")
     write_transcripts(tmp_path)
-    with pytest.raises(ValueError, match="none of its 0 recordings .* is empty"):
+    with pytest.raises(ValueError, match=r"none of its 0 recordings .* is empty"):
         prepare_folder(tmp_path, tmp_path / "out")
     (tmp_path / "transcripts.tsv").unlink()
     with pytest.raises(ValueError, match="does not exist: expected path, text, speaker"):
