@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -45,6 +45,7 @@ def chunk_ms(chunk_size: int) -> int:
     return -1 if chunk_size == -1 else chunk_size * FRAME_MS
 
 
+Split = Literal["train", "dev", "test"]
 Hours = Annotated[float, BeforeValidator(parse_hours), Field(gt=0)]
 
 
@@ -86,6 +87,7 @@ class PublishedCorpus(Section):
 
     path: Path | None = None  # where it lies; None: stage 0 fetches it to <data.dir>/corpus/<name>
     language: str | None = None
+    splits: tuple[Split, ...] = Field(("train", "dev", "test"), min_length=1)  # those to use
 
 
 class Fleurs(PublishedCorpus):
@@ -114,24 +116,30 @@ class VoxPopuli(PublishedCorpus):
     kind: Literal["voxpopuli"]
 
 
-class JsonLines(Section):
+class ManifestCorpus(Section):
+    """A corpus that manifests describe, any number for each split."""
+
+    language: str | None = None
+    train: tuple[Path, ...] = ()
+    dev: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have a manifest."""
+        return tuple(split for split in get_args(Split) if getattr(self, split))
+
+
+class JsonLines(ManifestCorpus):
     """NeMo's manifests, JSON objects with audio_filepath, duration, text, a line each."""
 
     kind: Literal["jsonl"]
-    language: str | None = None
-    train: tuple[Path, ...] = ()
-    dev: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = ()
 
 
-class Cuts(Section):
+class Cuts(ManifestCorpus):
     """lhotse's manifests of cuts, or Shar folders."""
 
     kind: Literal["cuts"]
-    language: str | None = None
-    train: tuple[Path, ...] = ()
-    dev: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = ()
 
 
 CORPUS_CLASSES = (
@@ -155,6 +163,13 @@ AnyCorpus = (
     | Cuts
 )
 Corpus = Annotated[AnyCorpus, Field(discriminator="kind")]
+
+
+def has_split(corpus: AnyCorpus, split: str) -> bool:
+    """Whether the config uses this split of a corpus."""
+    if isinstance(corpus, PublishedCorpus | ManifestCorpus):
+        return split in corpus.splits
+    return True
 
 
 class Features(Section):

@@ -68,22 +68,29 @@ class Source:
 
 
 def read_utterances(source: Source) -> Iterator[Utterance | Rejection]:
-    """Reads a corpus's utterances in its own order, test first where the corpus has splits.
+    """Reads the utterances that the config uses, test first where the corpus has splits.
 
     Raises:
         ValueError: The corpus is not there, or lacks a table.
     """
+    for utterance in _read_all(source):
+        if isinstance(utterance, Rejection) or config.has_split(source.corpus, utterance.split):
+            yield utterance
+
+
+def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
     corpus, folder, language = source.corpus, source.folder, source.language
+    splits = [split for split in SPLITS if config.has_split(corpus, split)]
     if isinstance(corpus, config.FolderCorpus):
         return read_folder(folder, corpus.holdout_every)
     if isinstance(corpus, config.Fleurs):
-        return read_fleurs(folder, language)
+        return read_fleurs(folder, language, splits)
     if isinstance(corpus, config.MultilingualLibriSpeech):
-        return read_mls(folder, language, corpus.codec)
+        return read_mls(folder, language, corpus.codec, splits)
     if isinstance(corpus, config.CommonVoice):
         return read_common_voice(folder, language, corpus.train)
     if isinstance(corpus, config.VoxPopuli):
-        return read_voxpopuli(folder, language)
+        return read_voxpopuli(folder, language, splits)
     if isinstance(corpus, config.JsonLines):
         manifests = [(path, split) for split in SPLITS for path in getattr(corpus, split)]
         return itertools.chain.from_iterable(itertools.starmap(read_json_lines, manifests))
@@ -158,7 +165,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
 def _made_from(source: Source) -> dict[str, Any]:
     """What decides a corpus's manifests, the audio left aside."""
     corpus = source.corpus
-    if isinstance(corpus, config.JsonLines | config.Cuts):
+    if isinstance(corpus, config.ManifestCorpus):
         given = [path for split in SPLITS for path in getattr(corpus, split)]
         tables = [t for p in given for t in (sorted(p.glob("cuts.*")) if p.is_dir() else [p])]
     else:

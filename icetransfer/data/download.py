@@ -7,6 +7,7 @@ and where to.  A run that was interrupted goes on where it stopped.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from icetransfer import config, experiment
@@ -38,35 +39,58 @@ def download(exp: experiment.Experiment) -> None:
         ValueError: a corpus is not where the config says, cannot be fetched, must be brought by
             hand, or does not exist in the language.
     """
-    for name, corpus in exp.config.data.corpora.items():
-        folder = corpus_dir(exp.config.data, name)
-        language = corpus.language or exp.config.language
-        if isinstance(corpus, config.SyntheticCorpus):
-            synthetic.synthesise(
-                language,
-                corpus.domain,
-                corpus.minutes.model_dump(),
-                folder,
-                seed=corpus.seed,
-                jobs=os.cpu_count() or 1,
-            )
-            experiment.log.info("corpus %s: synthetic speech in %s", name, folder)
-            continue
-        if isinstance(corpus, config.FolderCorpus):
-            _find_folder(name, folder)
-        elif isinstance(corpus, config.JsonLines | config.Cuts):
-            _find_manifests(name, corpus)
-        elif corpus.path:
-            _find_published(name, corpus, language)
-        elif isinstance(corpus, config.CommonVoice):
-            find_common_voice(name, folder, language)
-        elif isinstance(corpus, config.MultilingualLibriSpeech):
-            fetch_mls(folder, language, corpus.codec)
-        elif isinstance(corpus, config.Fleurs):
-            fetch_fleurs(folder, language)
-        else:
-            fetch_voxpopuli(folder, language)
+    data = exp.config.data
+    places = {
+        name: (corpus, corpus_dir(data, name), corpus.language or exp.config.language)
+        for name, corpus in data.corpora.items()
+    }
+    for name, place in places.items():  # what is missing is said before hours of fetching
+        _find(name, *place)
+    for name, (corpus, folder, language) in places.items():
+        _make(corpus, folder, language)
         experiment.log.info("corpus %s: %s", name, folder)
+
+
+def _find(name: str, corpus: config.AnyCorpus, folder: Path, language: str) -> None:
+    """Looks for what a person must have brought.
+
+    Raises:
+        ValueError: it is not there, or the corpus does not exist in the language.
+    """
+    if isinstance(corpus, config.FolderCorpus):
+        _find_folder(name, folder)
+    elif isinstance(corpus, config.JsonLines | config.Cuts):
+        _find_manifests(name, corpus)
+    elif isinstance(corpus, config.CommonVoice) and not corpus.path:
+        find_common_voice(name, folder, language)
+    elif not isinstance(corpus, config.SyntheticCorpus):
+        name_of(corpus.kind, language)
+        if corpus.path and not corpus.path.is_dir():
+            raise ValueError(
+                f"corpus {name}: the folder {corpus.path} does not exist; set "
+                f"data.corpora.{name}.path to where {PUBLISHED[corpus.kind].title} is unpacked"
+            )
+
+
+def _make(corpus: config.AnyCorpus, folder: Path, language: str) -> None:
+    """Makes or fetches a corpus, if it is one that programs may."""
+    if isinstance(corpus, config.SyntheticCorpus):
+        synthetic.synthesise(
+            language,
+            corpus.domain,
+            corpus.minutes.model_dump(),
+            folder,
+            seed=corpus.seed,
+            jobs=os.cpu_count() or 1,
+        )
+    elif isinstance(corpus, config.PublishedCorpus) and corpus.path:
+        return
+    elif isinstance(corpus, config.MultilingualLibriSpeech):
+        fetch_mls(folder, language, corpus.codec)
+    elif isinstance(corpus, config.Fleurs):
+        fetch_fleurs(folder, language, corpus.splits)
+    elif isinstance(corpus, config.VoxPopuli):
+        fetch_voxpopuli(folder, language, corpus.splits)
 
 
 def _find_folder(name: str, folder: Path) -> None:
@@ -78,7 +102,7 @@ def _find_folder(name: str, folder: Path) -> None:
         )
 
 
-def _find_manifests(name: str, corpus: config.JsonLines | config.Cuts) -> None:
+def _find_manifests(name: str, corpus: config.ManifestCorpus) -> None:
     given = [path for split in SPLITS for path in getattr(corpus, split)]
     missing = [str(path) for path in given if not path.exists()]
     if not given or missing:
@@ -88,21 +112,11 @@ def _find_manifests(name: str, corpus: config.JsonLines | config.Cuts) -> None:
         )
 
 
-def _find_published(name: str, corpus: config.PublishedCorpus, language: str) -> None:
-    kind: str = corpus.model_dump()["kind"]
-    name_of(kind, language)
-    if not corpus.path or not corpus.path.is_dir():
-        raise ValueError(
-            f"corpus {name}: the folder {corpus.path} does not exist; set data.corpora.{name}.path "
-            f"to where {PUBLISHED[kind].title} is unpacked"
-        )
-
-
-def fetch_fleurs(folder: Path, language: str) -> None:
-    """Fetches a language of FLEURS: tables and an archive for each split."""
+def fetch_fleurs(folder: Path, language: str, splits: Sequence[str]) -> None:
+    """Fetches a language of FLEURS: a table and an archive for each split."""
     locale = name_of("fleurs", language)
     site = f"{PUBLISHED['fleurs'].site}/{locale}"
-    for split in SPLITS:
+    for split in splits:
         fetch(f"{site}/{split}.tsv", folder / locale / f"{split}.tsv")
         fetch_archive(f"{site}/audio/{split}.tar.gz", folder / locale / "audio")
 
@@ -124,7 +138,7 @@ def fetch_mls(folder: Path, language: str, codec: str) -> None:
     fetch_archive(f"{site}/{archive}", folder, published[archive])
 
 
-def fetch_voxpopuli(folder: Path, language: str) -> None:
+def fetch_voxpopuli(folder: Path, language: str, splits: Sequence[str]) -> None:
     """Fetches the transcribed part of a language of VoxPopuli, in the publisher's archives.
 
     Raises:
@@ -137,7 +151,7 @@ def fetch_voxpopuli(folder: Path, language: str) -> None:
     archives = json.loads(counts.read_text(encoding="utf-8"))
     if language not in archives:
         raise ValueError(f"{counts} has no {language!r}: remove it and run the stage again")
-    for split in SPLITS:
+    for split in splits:
         fetch(f"{site}/{language}/asr_{split}.tsv", folder / language / f"asr_{split}.tsv")
         for number in range(archives[language][split]):
             url = f"{site}/{language}/{split}/{split}_part_{number}.tar.gz"

@@ -7,12 +7,12 @@ mls_<language>[_opus]/{train,dev,test}/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from icetransfer.data.published import name_of
 from icetransfer.data.readers.tables import read_table
-from icetransfer.data.utterances import SPLITS, Rejection, Utterance
+from icetransfer.data.utterances import Rejection, Utterance
 
 
 def archive_name(language: str, codec: str) -> str:
@@ -24,20 +24,23 @@ def archive_name(language: str, codec: str) -> str:
     return f"mls_{name_of('mls', language)}" + ("_opus" if codec == "opus" else "")
 
 
-def read_mls(folder: Path, language: str, codec: str) -> Iterator[Utterance | Rejection]:
-    """Reads the test, dev and training recordings.
+def read_mls(
+    folder: Path, language: str, codec: str, splits: Sequence[str]
+) -> Iterator[Utterance | Rejection]:
+    """Reads the recordings of some splits.
 
     Args:
         folder: The unpacked archive, or the folder that it lies in.
         language: Code of the language.
         codec: "flac" or "opus".
+        splits: The splits to read, in the order train, dev, test.
 
     Raises:
         ValueError: A split's transcripts are missing, or the corpus has not this language.
     """
     name = archive_name(language, codec)
     root = folder / name if (folder / name).is_dir() else folder
-    for split in reversed(SPLITS):
+    for split in reversed(splits):
         table = root / split / "transcripts.txt"
         for row in read_table(table, (), header=("id", "text")):
             if isinstance(row, Rejection):

@@ -10,19 +10,21 @@ Its own tools and its copy on Hugging Face have the same tables and lay the audi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from icetransfer.data.published import name_of
 from icetransfer.data.readers.tables import read_table
-from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER, Rejection, Utterance
+from icetransfer.data.utterances import UNKNOWN_SPEAKER, Rejection, Utterance
 
 _COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id")
 _SUFFIXES = (".ogg", ".wav", ".flac")
 
 
-def read_voxpopuli(folder: Path, language: str) -> Iterator[Utterance | Rejection]:
-    """Reads the test, dev and training utterances.
+def read_voxpopuli(
+    folder: Path, language: str, splits: Sequence[str]
+) -> Iterator[Utterance | Rejection]:
+    """Reads the utterances of some splits.
 
     The text is the normalised one, whose numbers were read out by the publisher; the raw one where
     that is empty.
@@ -30,6 +32,7 @@ def read_voxpopuli(folder: Path, language: str) -> Iterator[Utterance | Rejectio
     Args:
         folder: The language's folder, or the one that it lies in.
         language: Code of the language.
+        splits: The splits to read, in the order train, dev, test.
 
     Raises:
         ValueError: A split's table is missing, or the corpus has not this language.
@@ -37,7 +40,7 @@ def read_voxpopuli(folder: Path, language: str) -> Iterator[Utterance | Rejectio
     language = name_of("voxpopuli", language)
     root = folder / language if (folder / language).is_dir() else folder
     audio = _audio_files(root)
-    for split in reversed(SPLITS):
+    for split in reversed(splits):
         for row in read_table(root / f"asr_{split}.tsv", _COLUMNS):
             if isinstance(row, Rejection):
                 yield row
