@@ -14,7 +14,6 @@ like is in `readers/`.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from icetransfer import atomic, config
-from icetransfer.data import synthetic
 from icetransfer.data.download import corpus_dir
+from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.readers.common_voice import read_common_voice
 from icetransfer.data.readers.cuts import read_cuts
 from icetransfer.data.readers.fleurs import read_fleurs
@@ -141,12 +140,12 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
     parts = manifests_dir / f"{name}_parts"
     if isinstance(source.corpus, config.SyntheticCorpus):
         for split, target in targets.items():
-            synthetic.write_jsonl_gz(target, _synthetic_cuts(source.folder, split))
+            write_jsonl_gz(target, _synthetic_cuts(source.folder, split))
         rejections: list[Rejection] = []
     else:
         rejections = _check_all(source, made_from, parts, jobs)
         for split, target in targets.items():
-            synthetic.write_jsonl_gz(target, _checked(parts, split))
+            write_jsonl_gz(target, _checked(parts, split))
     counts = {split: _counts(target) for split, target in targets.items()}
     if not any(count["recordings"] for count in counts.values()):
         shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
@@ -233,22 +232,17 @@ def check_part(
             rows.append({"rejected": asdict(found)})
         else:
             rows.append({"split": utterance.split, "cut": found})
-    synthetic.write_jsonl_gz(target, rows)
+    write_jsonl_gz(target, rows)
 
 
 def _rows(parts: Path) -> Iterator[dict[str, Any]]:
     for part in sorted(parts.glob("*.jsonl.gz")):
         if not part.name.startswith("."):  # of a killed run
-            yield from _iterate(part)
+            yield from read_jsonl_gz(part)
 
 
 def _checked(parts: Path, split: str) -> Iterator[dict[str, Any]]:
     return (row["cut"] for row in _rows(parts) if row.get("split") == split)
-
-
-def _iterate(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
 
 
 def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -261,7 +255,7 @@ def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     for manifest in manifests:
         if not manifest.is_file():
             raise ValueError(f"{manifest} does not exist: run stage 0, which makes it")
-    for recording, supervision in zip(*map(_iterate, manifests), strict=True):
+    for recording, supervision in zip(*map(read_jsonl_gz, manifests), strict=True):
         yield {
             "id": recording["id"],
             "start": 0.0,
@@ -275,7 +269,7 @@ def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 def _counts(manifest: Path) -> dict[str, float]:
     recordings, seconds, speakers = 0, 0.0, set()
-    for cut in _iterate(manifest):
+    for cut in read_jsonl_gz(manifest):
         recordings += 1
         seconds += cut["duration"]
         speakers.add(cut["supervisions"][0]["speaker"])

@@ -11,17 +11,17 @@ recordings repeat a sentence of a test set.  A recording that is in any corpus's
 is never taken.
 """
 
-import gzip
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icetransfer import atomic
 from icetransfer.config import hours_label
+from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.experiment import Experiment, log, run_stage
 
 ORDER_SEED = "icetransfer subset 1"
@@ -115,18 +115,6 @@ def read_subset(path: Path) -> set[tuple[str, str]]:
     return {(corpus, cut_id) for corpus, _, cut_id in (line.partition(" ") for line in lines)}
 
 
-def _cuts(path: Path) -> Iterator[dict[str, Any]]:
-    """The cuts of a manifest as they stand there: five million of them need not fit in memory.
-
-    Raises:
-        ValueError: the file does not exist.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
 def _identities(cut: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What tells that two corpora hold the same recording: its place, or its name and text."""
     source = cut["recording"]["sources"][0]["source"]
@@ -143,7 +131,7 @@ def _held_out(experiment: Experiment) -> HeldOut:
     for corpus in experiment.config.data.corpora:
         sentences = held_out.sentences.setdefault(corpus, set())
         for split in ("dev", "test"):
-            for cut in _cuts(experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz"):
+            for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz"):
                 held_out.recordings.update(_identities(cut))
                 if split == "test":
                     sentences.add(_text(cut))
@@ -160,8 +148,8 @@ def _usable(experiment: Experiment, held_out: HeldOut) -> tuple[dict[Name, float
     excluded = 0
     for corpus in data.corpora:
         computed = experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz"
-        usable = {cut["custom"]["source_id"] for cut in _cuts(computed)}
-        for cut in _cuts(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
+        usable = {cut["custom"]["source_id"] for cut in read_jsonl_gz(computed)}
+        for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
             if cut["id"] not in usable:
                 continue
             if not data.min_seconds <= cut["duration"] <= data.max_seconds:
@@ -179,7 +167,7 @@ def _summary(experiment: Experiment, taken: set[Name], held_out: HeldOut) -> dic
     repeated = dict.fromkeys(held_out.sentences, 0)
     for corpus in experiment.config.data.corpora:
         recordings, seconds, speakers = 0, 0.0, set[str | None]()
-        for cut in _cuts(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
+        for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
             if (corpus, cut["id"]) not in taken:
                 continue
             recordings += 1

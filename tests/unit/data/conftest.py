@@ -4,7 +4,6 @@ import functools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +38,9 @@ def _say(language: str, sentence: str) -> np.ndarray:
 @pytest.fixture(scope="session")
 def speak() -> Iterator[Speak]:
     """Speech of a sentence in a language: float32, 16 kHz."""
-    # In another process: the synthetic corpus wants one that espeak-ng has not been used in.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        said = functools.cache(lambda *arguments: pool.submit(_say, *arguments).result())
-        yield said
+    # Each in a process of its own, as espeak-ng wants it; this one stays without.
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        yield functools.cache(lambda *arguments: pool.apply(_say, arguments))
 
 
 def write(path: Path, samples: np.ndarray, rate: int = 16_000) -> None:
