@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -45,6 +45,7 @@ def chunk_ms(chunk_size: int) -> int:
     return -1 if chunk_size == -1 else chunk_size * FRAME_MS
 
 
+Split = Literal["train", "dev", "test"]
 Hours = Annotated[float, BeforeValidator(parse_hours), Field(gt=0)]
 
 
@@ -81,8 +82,94 @@ class FolderCorpus(Section):
     holdout_every: int = Field(10, ge=0)  # every Nth recording is test, its neighbour dev; 0: none
 
 
-CORPUS_KINDS = ("synthetic", "folder")
-Corpus = Annotated[SyntheticCorpus | FolderCorpus, Field(discriminator="kind")]
+class PublishedCorpus(Section):
+    """A corpus that many study, in its publisher's layout."""
+
+    path: Path | None = None  # where it lies; None: stage 0 fetches it to <data.dir>/corpus/<name>
+    language: str | None = None
+    splits: tuple[Split, ...] = Field(("train", "dev", "test"), min_length=1)  # those to use
+
+
+class Fleurs(PublishedCorpus):
+    """FLEURS: read sentences of Wikipedia, some 10 h a language."""
+
+    kind: Literal["fleurs"]
+
+
+class MultilingualLibriSpeech(PublishedCorpus):
+    """Multilingual LibriSpeech: audio books."""
+
+    kind: Literal["mls"]
+    codec: Literal["flac", "opus"] = "opus"
+
+
+class CommonVoice(PublishedCorpus):
+    """Mozilla Common Voice, any release: sentences read by volunteers."""
+
+    kind: Literal["common_voice"]
+    train: Literal["train", "validated"] = "train"  # validated: without dev, test, their speakers
+
+
+class VoxPopuli(PublishedCorpus):
+    """The transcribed part of VoxPopuli: speeches in the European Parliament."""
+
+    kind: Literal["voxpopuli"]
+
+
+class ManifestCorpus(Section):
+    """A corpus that manifests describe, any number for each split."""
+
+    language: str | None = None
+    train: tuple[Path, ...] = ()
+    dev: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have a manifest."""
+        return tuple(split for split in get_args(Split) if getattr(self, split))
+
+
+class JsonLines(ManifestCorpus):
+    """NeMo's manifests, JSON objects with audio_filepath, duration, text, a line each."""
+
+    kind: Literal["jsonl"]
+
+
+class Cuts(ManifestCorpus):
+    """lhotse's manifests of cuts, or Shar folders."""
+
+    kind: Literal["cuts"]
+
+
+CORPUS_CLASSES = (
+    SyntheticCorpus,
+    FolderCorpus,
+    Fleurs,
+    MultilingualLibriSpeech,
+    CommonVoice,
+    VoxPopuli,
+    JsonLines,
+    Cuts,
+)
+AnyCorpus = (
+    SyntheticCorpus
+    | FolderCorpus
+    | Fleurs
+    | MultilingualLibriSpeech
+    | CommonVoice
+    | VoxPopuli
+    | JsonLines
+    | Cuts
+)
+Corpus = Annotated[AnyCorpus, Field(discriminator="kind")]
+
+
+def has_split(corpus: AnyCorpus, split: str) -> bool:
+    """Whether the config uses this split of a corpus."""
+    if isinstance(corpus, PublishedCorpus | ManifestCorpus):
+        return split in corpus.splits
+    return True
 
 
 class Features(Section):
@@ -294,7 +381,7 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
         elif field.annotation == dict[str, Corpus]:
-            for corpus in (SyntheticCorpus, FolderCorpus):
+            for corpus in CORPUS_CLASSES:
                 keys += _known_keys(corpus, f"{prefix}{name}.NAME.")
     return keys
 
@@ -304,8 +391,11 @@ def describe_errors(error: ValidationError, section: type[BaseModel]) -> str:
     known = _known_keys(section)
     lines = []
     for item in error.errors():
-        # pydantic puts the tag of a union ("synthetic") into the path: users never type it
-        key = ".".join(str(part) for part in item["loc"] if part not in CORPUS_KINDS)
+        parts = [str(part) for part in item["loc"]]
+        if parts[:2] == ["data", "corpora"]:
+            # pydantic puts the tag of the union ("synthetic") after the name: users never type it
+            del parts[3:4]
+        key = ".".join(parts)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

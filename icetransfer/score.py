@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer import significance
-from icetransfer.config import Config, chunk_label
+from icetransfer.config import Config, chunk_label, has_split
 from icetransfer.data.text import Normalizer
 from icetransfer.experiment import Experiment, log, main, run_stage
 
@@ -131,7 +131,8 @@ def test_sets(config: Config) -> dict[str, str]:
     return {
         corpus if split == "test" else f"{corpus}-{split}": f"{corpus}_{split}.jsonl.gz"
         for split in config.decode.splits
-        for corpus in config.data.corpora
+        for corpus, settings in config.data.corpora.items()
+        if has_split(settings, split)
     }
 
 

@@ -5,363 +5,282 @@ Writes to the manifests folder, for a corpus named X,
     X_{train,dev,test}.jsonl.gz   lhotse cuts: text normalised, as written in custom["raw_text"]
     X_rejected.tsv                id, path, reason, advice: what was left out
     X_prepared.json               counts, and what they were made from
+    X_parts/                      while it runs: what is checked, for a killed run to go on
 
 A recording that cannot be used is left out and named; the others are not touched by it. Training
-and dev text outside the alphabet is left out; test text never is.
+and dev text outside the alphabet is left out; test text never is. What a published corpus looks
+like is in `readers/`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from icetransfer import atomic, config
-from icetransfer.data import synthetic
 from icetransfer.data.download import corpus_dir
+from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.readers.common_voice import read_common_voice
+from icetransfer.data.readers.cuts import read_cuts
+from icetransfer.data.readers.fleurs import read_fleurs
+from icetransfer.data.readers.folder import read_folder
+from icetransfer.data.readers.json_lines import read_json_lines
+from icetransfer.data.readers.mls import read_mls
+from icetransfer.data.readers.voxpopuli import read_voxpopuli
+from icetransfer.data.recordings import Limits, check
 from icetransfer.data.text import Normalizer
+from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
 
-SPLITS = ("train", "dev", "test")
-SAMPLING_RATE = 16_000  # Hz
-#: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
-SHORTEST_TEST_SECONDS = 0.29
-_TRANSCRIPTS = "transcripts.tsv"
-_COLUMNS = ("path", "text", "speaker")
+PART = 1000  # recordings that are checked together
+_SHOWN = 3  # rejections that an error names
+
+#: The files that decide what is in a corpus, below its folder.
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "synthetic": tuple(f"{split}_supervisions.jsonl.gz" for split in SPLITS),
+    "folder": ("transcripts.tsv",),
+    "fleurs": ("*.tsv", "*/*.tsv"),
+    "mls": ("*/transcripts.txt", "*/*/transcripts.txt"),
+    "common_voice": ("*.tsv", "*/*.tsv", "*/*/*.tsv"),
+    "voxpopuli": ("asr_*.tsv", "*/asr_*.tsv"),
+}
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """A line of X_rejected.tsv."""
+class Source:
+    """A corpus, and how it is to be read."""
 
-    id: str
-    path: str
-    reason: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A recording with its transcript, before anything is checked."""
-
-    id: str
-    path: Path
-    text: str
-    speaker: str
-    split: str
+    name: str
+    corpus: config.AnyCorpus
+    folder: Path  # where it lies, or, of manifests, where audio goes that is no file
+    language: str
+    limits: Limits
 
 
-@dataclass
-class Prepared:
-    """A corpus's cuts by split, as lhotse writes them, and what was left out."""
-
-    cuts: dict[str, list[dict[str, Any]]] = field(
-        default_factory=lambda: {split: [] for split in SPLITS}
-    )
-    rejections: list[Rejection] = field(default_factory=list)
-
-
-class UnusableError(Exception):
-    """A recording cannot be used: the reason, and what to do about it."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(reason)
-        self.reason, self.advice = reason, advice
-
-
-def read_transcripts(folder: Path, holdout_every: int) -> tuple[list[Utterance], list[Rejection]]:
-    """Read a folder's transcripts.tsv: path, text, speaker, separated by tabs, without quoting.
-
-    The path is relative to the folder. A first line "path text speaker" is a header. A fourth
-    column may name the split; otherwise every `holdout_every`th line is test and the one before
-    it dev. Lines that are wrong count too, so that mending one moves no other.
-
-    Args:
-        folder: Where transcripts.tsv and the audio lie.
-        holdout_every: N as above; 0 holds out nothing, 1 everything.
-
-    Returns:
-        The utterances in their order, and the lines that are wrong.
+def read_utterances(source: Source) -> Iterator[Utterance | Rejection]:
+    """Reads the utterances that the config uses, test first where the corpus has splits.
 
     Raises:
-        ValueError: There is no transcripts.tsv.
+        ValueError: The corpus is not there, or lacks a table.
     """
-    path = folder / _TRANSCRIPTS
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist: expected {', '.join(_COLUMNS)}, tab-separated, "
-            "a line for each recording"
+    for utterance in _read_all(source):
+        if isinstance(utterance, Rejection) or config.has_split(source.corpus, utterance.split):
+            yield utterance
+
+
+def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
+    corpus, folder, language = source.corpus, source.folder, source.language
+    splits = [split for split in SPLITS if config.has_split(corpus, split)]
+    if isinstance(corpus, config.FolderCorpus):
+        return read_folder(folder, corpus.holdout_every)
+    if isinstance(corpus, config.Fleurs):
+        return read_fleurs(folder, language, splits)
+    if isinstance(corpus, config.MultilingualLibriSpeech):
+        return read_mls(folder, language, corpus.codec, splits)
+    if isinstance(corpus, config.CommonVoice):
+        return read_common_voice(folder, language, corpus.train)
+    if isinstance(corpus, config.VoxPopuli):
+        return read_voxpopuli(folder, language, splits)
+    if isinstance(corpus, config.JsonLines):
+        manifests = [(path, split) for split in SPLITS for path in getattr(corpus, split)]
+        return itertools.chain.from_iterable(itertools.starmap(read_json_lines, manifests))
+    if isinstance(corpus, config.Cuts):
+        audio = folder / "audio"
+        return itertools.chain.from_iterable(
+            read_cuts(path, split, audio) for split in SPLITS for path in getattr(corpus, split)
         )
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    utterances: dict[str, Utterance] = {}
-    rejections = []
-    offset = 1 if lines and lines[0].split(b"\t")[:2] == [b"path", b"text"] else 0
-    for number, line in enumerate(lines[offset:]):
-        if not line.strip():
-            continue
-        try:
-            utterance = _parse_line(line, folder, _split(number, holdout_every))
-            if utterance.id in utterances:
-                raise UnusableError("duplicate id", f"keep one line of {utterance.id}")
-        except UnusableError as error:
-            name = line.split(b"\t")[0].decode(errors="replace")
-            where = f"{_TRANSCRIPTS}:{number + offset + 1}"
-            rejections.append(Rejection(where, name, error.reason, error.advice))
-        else:
-            utterances[utterance.id] = utterance
-    return list(utterances.values()), rejections
+    raise TypeError(f"{source.name}: a corpus of kind {corpus.kind} has no utterances to read")
 
 
-def _parse_line(line: bytes, folder: Path, split: str) -> Utterance:
-    try:
-        cells = [cell.strip() for cell in line.decode("utf-8").split("\t")]
-    except UnicodeDecodeError:
-        raise UnusableError("not UTF-8", "save the file as UTF-8") from None
-    if not 2 <= len(cells) <= 4 or not cells[0]:
-        raise UnusableError(
-            f"{len(cells)} tab-separated columns", "write path, text, speaker and perhaps split"
-        )
-    name, text, speaker, own_split = (*cells, *[""] * (4 - len(cells)))
-    if own_split and own_split not in SPLITS:
-        raise UnusableError(f"split {own_split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
-    identity = Path(name).with_suffix("").as_posix().replace("/", "-").lstrip("-.")
-    return Utterance(identity, folder / name, text, speaker or "unknown", own_split or split)
-
-
-def _split(number: int, holdout_every: int) -> str:
-    if holdout_every == 0:
-        return "train"
-    place = number % holdout_every
-    return {holdout_every - 1: "test", holdout_every - 2: "dev"}.get(place, "train")
-
-
-def prepare_folder(
-    folder: Path,
-    language: str,
-    *,
-    holdout_every: int = 10,
-    min_seconds: float = 0.5,
-    max_seconds: float = 30.0,
-) -> Prepared:
-    """Check every recording of a folder and describe those that can be used.
-
-    Args:
-        folder: Where transcripts.tsv and the audio lie.
-        language: Code of a language with text rules.
-        holdout_every: See `read_transcripts`.
-        min_seconds: Shortest recording of train and dev.
-        max_seconds: Longest recording of train and dev.
-
-    Raises:
-        ValueError: No transcripts.tsv, no rules for the language, or nothing can be used.
-    """
-    normalizer = Normalizer(language)
-    utterances, rejections = read_transcripts(folder, holdout_every)
-    prepared = Prepared(rejections=rejections)
+def without_duplicates(
+    utterances: Iterable[Utterance | Rejection],
+) -> Iterator[Utterance | Rejection]:
+    """Yields each id once: the first utterance of a name, a rejection for the others."""
+    seen: set[str] = set()
     for utterance in utterances:
-        limits = (min_seconds, max_seconds)
-        advice = "cut or join it, or change data.min_seconds and data.max_seconds"
-        if utterance.split == "test":
-            limits = (SHORTEST_TEST_SECONDS, float("inf"))
-            advice = "remove the line: that is less than one chunk of 160 ms and its look-ahead"
-        try:
-            text = _checked_text(utterance, normalizer)
-            sampling_rate, samples = _checked_audio(utterance.path, *limits, advice)
-        except UnusableError as error:
-            prepared.rejections.append(
-                Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
-            )
-        else:
-            prepared.cuts[utterance.split].append(
-                _cut(utterance, text, language, sampling_rate, samples)
-            )
-    if not any(prepared.cuts.values()):
-        shown = [f"{r.path}: {r.reason} ({r.advice})" for r in prepared.rejections[:3]]
-        raise ValueError(
-            f"{folder}: none of its {len(prepared.rejections)} recordings can be used; "
-            + ("the first: " + "; ".join(shown) if shown else f"{_TRANSCRIPTS} is empty")
-        )
-    return prepared
+        if isinstance(utterance, Utterance):
+            if utterance.id in seen:
+                advice = f"keep one line of {utterance.id}"
+                yield Rejection(utterance.id, str(utterance.path), "duplicate id", advice)
+                continue
+            seen.add(utterance.id)
+        yield utterance
 
 
-def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
-    text = normalizer(utterance.text)
-    if not text:
-        raise UnusableError("empty transcript", "write what is said, or remove the line")
-    offending = normalizer.check(text)
-    if offending and utterance.split != "test":
-        raise UnusableError(
-            f"{utterance.split} text outside the {normalizer.name} alphabet: {' '.join(offending)}",
-            "write it as it is spoken (numbers in words)",
-        )
-    return text
-
-
-def _checked_audio(
-    path: Path, min_seconds: float, max_seconds: float, advice: str
-) -> tuple[int, int]:
-    """Return the sampling rate and the number of samples of audio that decodes to its end."""
-    if not path.is_file():
-        raise UnusableError("no such file", "correct the path, or bring the file")
-    if path.stat().st_size == 0:
-        raise UnusableError("empty file", "copy it again")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, channels, promised = file.samplerate, file.channels, file.frames
-            seconds = promised / rate
-            # Before it is read: a broken header can promise hours.
-            if not min_seconds <= seconds <= max_seconds:
-                side = "short" if seconds < min_seconds else "long"
-                limit = min_seconds if seconds < min_seconds else max_seconds
-                raise UnusableError(
-                    f"too {side}: {seconds:.3f} s, the limit is {limit:g} s", advice
-                )
-            decoded, loudest = 0, 0.0
-            for block in file.blocks(blocksize=1 << 16, dtype="float32"):
-                decoded += len(block)
-                loudest = max(loudest, float(abs(block).max(initial=0.0)))
-    except soundfile.SoundFileError as error:
-        reason = str(error).splitlines()[0]
-        raise UnusableError(
-            f"not readable as audio ({reason})", "convert it to FLAC or WAV"
-        ) from None
-    if decoded != promised:
-        raise UnusableError(
-            f"truncated: {decoded} of {promised} samples", "copy or convert it again"
-        )
-    if channels != 1:
-        raise UnusableError(f"{channels} channels", "convert it to mono")
-    if loudest == 0.0:
-        raise UnusableError("nothing but digital silence", "record it again, or remove the line")
-    return rate, decoded
-
-
-def _cut(
-    utterance: Utterance, text: str, language: str, sampling_rate: int, samples: int
-) -> dict[str, Any]:
-    """Return a lhotse cut as it stands in a manifest; other rates are resampled when read."""
-    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
-
-    recording = Recording(
-        id=utterance.id,
-        sources=[AudioSource("file", [0], str(utterance.path))],
-        sampling_rate=sampling_rate,
-        num_samples=samples,
-        duration=samples / sampling_rate,
-    )
-    if sampling_rate != SAMPLING_RATE:
-        recording = recording.resample(SAMPLING_RATE)
-    supervision = SupervisionSegment(
-        id=utterance.id,
-        recording_id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        text=text,
-        language=language,
-        speaker=utterance.speaker,
-        custom={"raw_text": utterance.text},
-    )
-    cut = MonoCut(
-        id=utterance.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        supervisions=[supervision],
-        recording=recording,
-    )
-    described: dict[str, Any] = cut.to_dict()
-    return described
-
-
-def prepare_synthetic(folder: Path) -> Prepared:
-    """Describe the recordings of a corpus that `synthetic.synthesise` made.
-
-    Args:
-        folder: Its `out_dir`.
-
-    Raises:
-        ValueError: The corpus is not there, or not finished.
-    """
-    prepared = Prepared()
-    for split in SPLITS:
-        manifests = [folder / f"{split}_{kind}.jsonl.gz" for kind in ("recordings", "supervisions")]
-        for manifest in manifests:
-            if not manifest.is_file():
-                raise ValueError(f"{manifest} does not exist: run stage 0, which makes it")
-        recordings, supervisions = map(synthetic.read_jsonl_gz, manifests)
-        for recording, supervision in zip(recordings, supervisions, strict=True):
-            cut = {
-                "id": recording["id"],
-                "start": 0.0,
-                "duration": recording["duration"],
-                "channel": 0,
-                "supervisions": [supervision],
-                "recording": recording,
-                "type": "MonoCut",
-            }
-            prepared.cuts[split].append(cut)
-    return prepared
-
-
-def prepare_manifests(
-    name: str, folder: Path, settings: Mapping[str, Any], manifests_dir: Path
-) -> None:
+def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> None:
     """Write a corpus's manifests, unless they are there and were made from the same.
 
     Args:
-        name: The corpus's name: the manifests' prefix.
-        folder: Where the corpus lies.
-        settings: The arguments of `prepare_folder`, language among them; those of a synthetic
-            corpus hold its language alone.
+        source: The corpus.
         manifests_dir: Where to write.
+        jobs: Processes that check recordings.
 
     Raises:
-        ValueError: Nothing in the corpus can be used.
+        ValueError: The corpus is not there, or nothing in it can be used.
     """
-    transcripts = folder / _TRANSCRIPTS
-    is_folder = "holdout_every" in settings
-    source = [transcripts] if is_folder else [folder / f"{s}_supervisions.jsonl.gz" for s in SPLITS]
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in source if p.is_file())).hexdigest()
-    made_from = {
-        "folder": str(folder),
-        "sha256": digest,
-        "text": Normalizer(settings["language"]).version,
-        **settings,
-    }
+    name = source.name
+    made_from = _made_from(source)
     record = manifests_dir / f"{name}_prepared.json"
     targets = {split: manifests_dir / f"{name}_{split}.jsonl.gz" for split in SPLITS}
     if record.is_file() and all(target.is_file() for target in targets.values()):
         if json.loads(record.read_text(encoding="utf-8"))["made_from"] == made_from:
             log.info("skip: manifests of %s are complete", name)
+            shutil.rmtree(manifests_dir / f"{name}_parts", ignore_errors=True)
             return
         record.unlink()
-    prepared = prepare_folder(folder, **settings) if is_folder else prepare_synthetic(folder)
-    for split, target in targets.items():
-        synthetic.write_jsonl_gz(target, prepared.cuts[split])
-    _write_rejections(name, prepared.rejections, manifests_dir / f"{name}_rejected.tsv")
-    counts = {split: _counts(prepared.cuts[split]) for split in SPLITS}
+    parts = manifests_dir / f"{name}_parts"
+    if isinstance(source.corpus, config.SyntheticCorpus):
+        for split, target in targets.items():
+            write_jsonl_gz(target, _synthetic_cuts(source.folder, split))
+        rejections: list[Rejection] = []
+    else:
+        rejections = _check_all(source, made_from, parts, jobs)
+        for split, target in targets.items():
+            write_jsonl_gz(target, _checked(parts, split))
+    counts = {split: _counts(target) for split, target in targets.items()}
+    if not any(count["recordings"] for count in counts.values()):
+        shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
+        raise ValueError(
+            f"{name}: none of its {len(rejections)} recordings can be used"
+            + ("; the first: " + "; ".join(shown) if shown else f": {source.folder} is empty")
+        )
+    _write_rejections(name, rejections, manifests_dir / f"{name}_rejected.tsv")
     for split, count in counts.items():
         log.info("%s %s: %d recordings, %.1f min, %d speakers", name, split, *count.values())
-    summary = {"made_from": made_from, "splits": counts, "rejected": len(prepared.rejections)}
+    summary = {"made_from": made_from, "splits": counts, "rejected": len(rejections)}
     atomic.write_text(record, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(parts, ignore_errors=True)
 
 
-def _counts(cuts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _made_from(source: Source) -> dict[str, Any]:
+    """What decides a corpus's manifests, the audio left aside."""
+    corpus = source.corpus
+    if isinstance(corpus, config.ManifestCorpus):
+        given = [path for split in SPLITS for path in getattr(corpus, split)]
+        tables = [t for p in given for t in (sorted(p.glob("cuts.*")) if p.is_dir() else [p])]
+    else:
+        tables = [
+            t for pattern in _TABLES[corpus.kind] for t in sorted(source.folder.glob(pattern))
+        ]
+    digest = hashlib.sha256()
+    for table in tables:
+        if table.is_file():
+            digest.update(table.read_bytes())
+    normalizer = Normalizer(source.language)
+    made_from = {"folder": str(source.folder), "sha256": digest.hexdigest()}
+    if isinstance(corpus, config.SyntheticCorpus):
+        return made_from | {"text": normalizer.words_version, "language": source.language}
+    return (
+        made_from
+        | {"text": normalizer.version, "language": source.language}
+        | corpus.model_dump(mode="json", exclude={"path", "language"})
+        | asdict(source.limits)
+    )
+
+
+def _check_all(
+    source: Source, made_from: Mapping[str, Any], parts: Path, jobs: int
+) -> list[Rejection]:
+    """Checks every recording, part by part; returns what was left out, in the corpus's order."""
+    key = parts / "made_from.json"
+    if not key.is_file() or json.loads(key.read_text(encoding="utf-8")) != made_from:
+        shutil.rmtree(parts, ignore_errors=True)  # of another corpus or normaliser
+        atomic.write_text(key, json.dumps(made_from, ensure_ascii=False))
+    utterances = without_duplicates(read_utterances(source))
+    waiting: deque[Future[None]] = deque()
+    done = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        for number in itertools.count():
+            part = list(itertools.islice(utterances, PART))
+            if not part:
+                break
+            target = parts / f"{number:06d}.jsonl.gz"
+            done += len(part)
+            if not target.is_file():
+                waiting.append(
+                    pool.submit(check_part, part, source.language, source.limits, target)
+                )
+            if len(waiting) > 4 * jobs:
+                waiting.popleft().result()
+                log.info("%s: some %d recordings checked", source.name, done - len(waiting) * PART)
+        for future in waiting:
+            future.result()
+    return [Rejection(**row["rejected"]) for row in _rows(parts) if "rejected" in row]
+
+
+def check_part(
+    part: list[Utterance | Rejection], language: str, limits: Limits, target: Path
+) -> None:
+    """Writes the cut of each utterance, or why it has none, a JSON object a line."""
+    normalizer = Normalizer(language)
+    rows: list[dict[str, Any]] = []
+    for utterance in part:
+        if isinstance(utterance, Rejection):
+            rows.append({"rejected": asdict(utterance)})
+            continue
+        found = check(utterance, normalizer, limits)
+        if isinstance(found, Rejection):
+            rows.append({"rejected": asdict(found)})
+        else:
+            rows.append({"split": utterance.split, "cut": found})
+    write_jsonl_gz(target, rows)
+
+
+def _rows(parts: Path) -> Iterator[dict[str, Any]]:
+    for part in sorted(parts.glob("*.jsonl.gz")):
+        if not part.name.startswith("."):  # of a killed run
+            yield from read_jsonl_gz(part)
+
+
+def _checked(parts: Path, split: str) -> Iterator[dict[str, Any]]:
+    return (row["cut"] for row in _rows(parts) if row.get("split") == split)
+
+
+def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The cuts of a corpus that `synthetic.synthesise` made.
+
+    Raises:
+        ValueError: It is not there, or not finished.
+    """
+    manifests = [folder / f"{split}_{kind}.jsonl.gz" for kind in ("recordings", "supervisions")]
+    for manifest in manifests:
+        if not manifest.is_file():
+            raise ValueError(f"{manifest} does not exist: run stage 0, which makes it")
+    for recording, supervision in zip(*map(read_jsonl_gz, manifests), strict=True):
+        yield {
+            "id": recording["id"],
+            "start": 0.0,
+            "duration": recording["duration"],
+            "channel": 0,
+            "supervisions": [supervision],
+            "recording": recording,
+            "type": "MonoCut",
+        }
+
+
+def _counts(manifest: Path) -> dict[str, float]:
+    recordings, seconds, speakers = 0, 0.0, set()
+    for cut in read_jsonl_gz(manifest):
+        recordings += 1
+        seconds += cut["duration"]
+        speakers.add(cut["supervisions"][0]["speaker"])
     return {
-        "recordings": len(cuts),
-        "minutes": round(sum(cut["duration"] for cut in cuts) / 60, 2),
-        "speakers": len({cut["supervisions"][0]["speaker"] for cut in cuts}),
+        "recordings": recordings,
+        "minutes": round(seconds / 60, 2),
+        "speakers": len(speakers),
     }
 
 
-def _write_rejections(name: str, rejections: Sequence[Rejection], path: Path) -> None:
+def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> None:
     """Write what was left out, and say how much and why."""
     rows = [("id", "path", "reason", "advice")]
     rows += [(r.id, r.path, r.reason, r.advice) for r in rejections]
@@ -381,14 +300,14 @@ def prepare(experiment: Experiment) -> None:
     """Write the manifests of every corpus of the config."""
     data = experiment.config.data
     for name, corpus in data.corpora.items():
-        settings: dict[str, Any] = {"language": corpus.language or experiment.config.language}
-        if isinstance(corpus, config.FolderCorpus):
-            settings |= {
-                "holdout_every": corpus.holdout_every,
-                "min_seconds": data.min_seconds,
-                "max_seconds": data.max_seconds,
-            }
-        prepare_manifests(name, corpus_dir(data, name), settings, experiment.manifests_dir)
+        source = Source(
+            name,
+            corpus,
+            corpus_dir(data, name),
+            corpus.language or experiment.config.language,
+            Limits(data.min_seconds, data.max_seconds),
+        )
+        prepare_manifests(source, experiment.manifests_dir, data.features.jobs)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,15 @@ ten minutes of audio: a killed run keeps its finished shards.
 """
 
 import functools
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +34,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icetransfer import atomic
-from icetransfer.experiment import Experiment, log, run_stage, write_provenance
+from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
 
 SAMPLING_RATE = 16000
 NUM_BINS = 80
 FRAME_SHIFT = 0.01  # seconds
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
 SHARD_SECONDS = 600
+SHARDS_AHEAD = 4  # read and waiting, for each process
 SPLITS = ("train", "dev", "test")
 
 
@@ -142,13 +151,11 @@ def read_manifest(path: Path) -> list[Cut]:
 
 
 def write_manifest(cuts: list[Cut], path: Path) -> None:
-    """Writes cuts to a .jsonl.gz manifest, whole or not at all."""
-    with atomic.atomic_path(path) as temporary, CutSet.open_writer(temporary) as writer:
-        for cut in cuts:
-            writer.write(cut)
+    """Writes cuts to a .jsonl.gz manifest, whole or not at all, with the same bytes each time."""
+    write_jsonl_gz(path, (cut.to_dict() for cut in cuts))
 
 
-def _shards(cuts: list[Cut]) -> Iterator[list[Cut]]:
+def _shards(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
     shard: list[Cut] = []
     seconds = 0.0
     for cut in cuts:
@@ -219,50 +226,93 @@ def _start_worker() -> None:
 
 
 def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
-    """Computes one split of one corpus, unless its manifest is there."""
+    """Computes one split of one corpus, unless that is done.
+
+    The manifest is read shard by shard, so that memory does not grow with the corpus.
+
+    Raises:
+        ValueError: there is no manifest, or none of its recordings can be read.
+    """
+    source = experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz"
     target = experiment.manifests_dir / f"{corpus}_{split}_fbank.jsonl.gz"
+    folder = experiment.data_dir / "fbank" / f"{corpus}_{split}"
+    _forget_features_of_another(source, target, folder)
     if target.is_file():
         log.info("skip: %s is complete", target)
         return
-    cuts = read_manifest(experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz")
     settings = experiment.config.data.features
     speeds = settings.speeds if split == "train" else (1.0,)
-    folder = experiment.data_dir / "fbank" / f"{corpus}_{split}"
-    work = [
+    cuts, seconds = 0, 0.0
+    for cut in read_jsonl_gz(source):
+        cuts += 1
+        seconds += cut["duration"]
+    work = (
         (shard, speed, folder / f"speed-{speed:g}-{number:05d}")
         for speed in speeds
-        for number, shard in enumerate(_shards(cuts))
-    ]
-    manifests = [stem.with_name(stem.name + ".jsonl.gz") for _, _, stem in work]
-    problems: list[str] = []
+        for number, shard in enumerate(_shards(CutSet.from_jsonl_lazy(source) if cuts else ()))
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with (
-        ProcessPoolExecutor(settings.jobs, initializer=_start_worker) as pool,
-        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
-    ):
-        seconds = sum(cut.duration for shard, _, _ in work for cut in shard)
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         name = f"{corpus} {split}: features, minutes of audio"
-        bar = progress.add_task(name, total=int(seconds / 60))
-        futures = {}
-        for (shard, speed, stem), manifest in zip(work, manifests, strict=True):
-            minutes = sum(cut.duration for cut in shard) / 60
-            if manifest.is_file():
-                progress.advance(bar, minutes)
-            else:
-                futures[pool.submit(compute_shard, shard, speed, stem)] = minutes
-        for future in as_completed(futures):
-            problems += future.result()
-            progress.advance(bar, futures[future])
+        bar = progress.add_task(name, total=int(len(speeds) * seconds / 60))
+        manifests, problems = _compute_shards(
+            work, settings.jobs, lambda minutes: progress.advance(bar, minutes)
+        )
     for problem in sorted(problems):
         log.warning("%s", problem)
-    kept = [cut for manifest in manifests for cut in read_manifest(manifest)]
-    if cuts and not kept:
-        raise ValueError(f"{corpus} {split}: none of its {len(cuts)} recordings can be read")
-    write_manifest(kept, target)
-    log.info(
-        "%s %s: %d of %d cuts -> %s", corpus, split, len(kept), len(cuts) * len(speeds), target
+    if cuts and not any(next(read_jsonl_gz(manifest), None) for manifest in manifests):
+        raise ValueError(f"{corpus} {split}: none of its {cuts} recordings can be read")
+    kept = write_jsonl_gz(
+        target, (cut for manifest in manifests for cut in read_jsonl_gz(manifest))
     )
+    log.info("%s %s: %d of %d cuts -> %s", corpus, split, kept, cuts * len(speeds), target)
+
+
+def _forget_features_of_another(source: Path, target: Path, folder: Path) -> None:
+    """Removes features that were computed from another manifest than the one that is there now."""
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist: run the recipe's earlier stages, which make it")
+    record = folder / "source.sha256"
+    digest = sha256(source)
+    if record.is_file() and record.read_text(encoding="utf-8") != digest:
+        log.info("%s has changed: its features are computed anew", source)
+        target.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    atomic.write_text(record, digest)
+
+
+def _compute_shards(
+    work: Iterable[tuple[list[Cut], float, Path]], jobs: int, done: Callable[[float], None]
+) -> tuple[list[Path], list[str]]:
+    """Computes the shards that are missing, in several processes, a few shards ahead.
+
+    Args:
+        work: the cuts, the speed and the stem of each shard.
+        jobs: processes.
+        done: is told the minutes of audio of each finished shard.
+
+    Returns:
+        The manifests of all shards, and a message for each recording that could not be read.
+    """
+    manifests: list[Path] = []
+    problems: list[str] = []
+    running: dict[Future[list[str]], float] = {}
+    with ProcessPoolExecutor(jobs, initializer=_start_worker) as pool:
+        for shard, speed, stem in work:
+            manifests.append(stem.with_name(stem.name + ".jsonl.gz"))
+            minutes = sum(cut.duration for cut in shard) / 60
+            if manifests[-1].is_file():
+                done(minutes)
+                continue
+            running[pool.submit(compute_shard, shard, speed, stem)] = minutes
+            if len(running) > SHARDS_AHEAD * jobs:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    problems += future.result()
+                    done(running.pop(future))
+        for future in as_completed(running):
+            problems += future.result()
+            done(running[future])
+    return manifests, problems
 
 
 def compute_features(experiment: Experiment) -> None:

@@ -188,7 +188,7 @@ class SentenceSource:
             1 <= len(words) <= 3
             and not re.search(r"[\d()\[\]/.,:;&+]|\b[A-Z]{2,}\b|\b[IVX]+\b", entry)
             and max(map(len, words)) <= 22
-            and not self._normalizer.check(entry)
+            and not self._normalizer.foreign(entry)
         )
 
     def _read_numbers(self, field: str) -> _Numbers:

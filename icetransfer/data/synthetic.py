@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import itertools
 import json
@@ -26,7 +25,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
@@ -38,8 +37,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from icetransfer.atomic import atomic_path, write_text
+from icetransfer.atomic import write_text
 from icetransfer.data import espeak, text
+from icetransfer.data.jsonl import write_jsonl_gz
 from icetransfer.data.sentences import (
     DOMAINS,
     SPLITS,
@@ -172,7 +172,7 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
         "language": language,
         "domain": domain,
         "seed": seed,
-        "text": text.Normalizer(language).version,
+        "text": text.Normalizer(language).words_version,
         "grammar_sha256": hashlib.sha256(json.dumps(grammar).encode()).hexdigest(),
     }
     path = out_dir / "corpus.json"
@@ -444,20 +444,3 @@ def _write_manifests(utterances: Sequence[Mapping[str, Any]], split: str, out_di
         )
     write_jsonl_gz(out_dir / f"{split}_recordings.jsonl.gz", recordings)
     write_jsonl_gz(out_dir / f"{split}_supervisions.jsonl.gz", supervisions)
-
-
-def write_jsonl_gz(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """Write a manifest atomically, with the same bytes each time (no time stamp, no name)."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("wb") as file,
-        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
-    ):
-        for item in items:
-            packed.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")
-
-
-def read_jsonl_gz(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_jsonl_gz` wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]

@@ -8,22 +8,30 @@ A language is a file `languages/<code>.yaml` beside this module:
     apostrophe_clitics: [s, t]    # words that keep a leading apostrophe ('s ochtends)
     hyphen: keep                  # inside words (s-a); default: a space
     replace: {ş: ș}               # letters to rewrite, after lower-casing
+    numbers: {...}                # see `numerals.py`; absent: digits and symbols stay
 
-Numbers are not read out: digits stay, and `Normalizer.check` reports them.
+Numbers and symbols are read out first, because capitals tell units and Roman numerals. A foreign
+letter is folded to the language's own (ø to o); what cannot be stays, and `Normalizer.check`
+reports it.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from icetransfer.data.numerals import NumberReader
+
 #: Raised whenever any language's normalised text changes; stands in every result.
-VERSION = "1"
+VERSION = "2"
+#: Raised when the text of words in the language's own letters changes, which have no digit or
+#: symbol: that of the synthetic corpora.
+WORDS_VERSION = "1"
 
 LANGUAGE_FOLDER = Path(__file__).parent / "languages"
 
@@ -31,7 +39,12 @@ _APOSTROPHES = "'’‘ʼ`´′"
 _HYPHENS = "-‐‑‒"
 # Symbols that are read aloud: they are not punctuation, and must not vanish from a transcript.
 _SPOKEN_SYMBOLS = frozenset("%‰&@#§")
-_KEYS = {"name", "alphabet", "apostrophe", "apostrophe_clitics", "hyphen", "replace"}
+_KEYS = {"name", "alphabet", "apostrophe", "apostrophe_clitics", "hyphen", "replace", "numbers"}
+# Foreign letters that are not a letter of the Latin alphabet with a mark.
+_FOLDED = {
+    "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "ħ": "h", "æ": "ae", "œ": "oe", "ß": "ss",
+    "þ": "th", "ŋ": "n",
+}  # fmt: skip
 
 
 def languages() -> list[str]:
@@ -46,7 +59,8 @@ class Normalizer:
         language: Code of the language, such as "nl".
         name: English name of the language.
         alphabet: The characters that training text may hold, the space among them.
-        version: What identifies these rules in a result, such as "nl-1".
+        version: What identifies these rules in a result, such as "nl-2".
+        words_version: The same for text of words in the language's own letters alone.
     """
 
     def __init__(self, language: str) -> None:
@@ -62,6 +76,7 @@ class Normalizer:
         self.language = language
         self.name = str(rules["name"])
         self.version = f"{language}-{VERSION}"
+        self.words_version = f"{language}-{WORDS_VERSION}"
         self._keep_apostrophe = rules.get("apostrophe", "remove") == "keep"
         self._keep_hyphen = rules.get("hyphen", "space") == "keep"
         self._replace = str.maketrans(dict(rules.get("replace", {})))
@@ -69,6 +84,11 @@ class Normalizer:
         self._clitic = re.compile(rf"(?<!\w)'(?=(?:{clitics})(?!\w))") if clitics else None
         extra = "'" * self._keep_apostrophe + "-" * self._keep_hyphen
         self.alphabet = frozenset(str(rules["alphabet"]) + extra + " ")
+        self._read_numbers: Callable[[str], str] = str
+        if "numbers" in rules:
+            self._read_numbers = NumberReader(
+                rules["numbers"], LANGUAGE_FOLDER / f"{language}.yaml"
+            )
 
     def __call__(self, text: str) -> str:
         """Return the normalised text. Never fails: what has no rule is left as it is.
@@ -76,6 +96,29 @@ class Normalizer:
         Args:
             text: A transcript or a hypothesis.
         """
+        words = self._plain_words(self._read_numbers(unicodedata.normalize("NFC", text)))
+        return "".join(map(self._own, words))
+
+    def check(self, text: str) -> list[str]:
+        """Return the characters that training text may not hold, sorted; empty when it may.
+
+        Args:
+            text: A transcript, normalised or not.
+        """
+        return sorted(set(self(text)) - self.alphabet)
+
+    def foreign(self, text: str) -> list[str]:
+        """Return the characters that are no letter of the language, sorted.
+
+        Those which normalisation would fold or read out are among them.
+
+        Args:
+            text: A transcript, a word or a name.
+        """
+        return sorted(set(self._plain_words(text)) - self.alphabet)
+
+    def _plain_words(self, text: str) -> str:
+        """Return the text in lower case, without punctuation."""
         text = unicodedata.normalize("NFC", text).lower()
         # Lower-casing can decompose (İ), so compose again before looking at single characters.
         text = unicodedata.normalize("NFC", text).translate(self._replace)
@@ -85,13 +128,13 @@ class Normalizer:
         kept = "".join(_plain(char) for char in marked)
         return " ".join(kept.translate(_UNMARK).split())
 
-    def check(self, text: str) -> list[str]:
-        """Return the characters that training text may not hold, sorted; empty when it may.
-
-        Args:
-            text: A transcript, normalised or not.
-        """
-        return sorted(set(self(text)) - self.alphabet)
+    def _own(self, char: str) -> str:
+        """Return the language's own letters for a foreign one; what has none stays."""
+        if char in self.alphabet:
+            return char
+        base = unicodedata.normalize("NFD", char)[0]
+        folded = _FOLDED.get(base, base)
+        return folded if set(folded) <= self.alphabet else char
 
     def _mark_kept(self, text: str) -> str:
         """Put private characters for the apostrophes and hyphens that are spelling."""
@@ -108,6 +151,11 @@ class Normalizer:
 _APOSTROPHE_MARK = "\ue000"
 _HYPHEN_MARK = "\ue001"
 _UNMARK = {ord(_APOSTROPHE_MARK): "'", ord(_HYPHEN_MARK): "-"}
+
+
+def raw(text: str) -> str:
+    """Return text as it is scored unnormalised: only composed (NFC), one space between words."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _plain(char: str) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer.config import load_config
+from icetransfer import score
+from icetransfer.config import has_split, load_config
+from icetransfer.data.published import PUBLISHED
 from icetransfer.transfer import BASE_MODELS
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -69,6 +71,25 @@ def test_every_yaml_is_valid() -> None:
             if file.name != "real.yaml":
                 config = load_config([default, file], [f"language={recipe.name}"])
                 assert config.data.corpora, file
+
+
+@pytest.mark.parametrize("language", ["de", "es", "fr", "it", "nl", "pl", "pt", "ro"])
+def test_public_corpora_are_those_that_exist_and_the_readme_says_why_others_do_not(
+    language: str,
+) -> None:
+    folder = REPO / "egs" / language
+    files = [folder / "conf/default.yaml", folder / "conf/public.yaml"]
+    config = load_config(files, [f"language={language}"])
+    exist = {kind for kind, corpus in PUBLISHED.items() if language in corpus.names}
+    assert set(config.data.corpora) == exist
+    assert all(corpus.kind == name for name, corpus in config.data.corpora.items())
+    assert set(score.test_sets(config)) == exist
+    assert not has_split(config.data.corpora["fleurs"], "train")
+    readme = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    for kind, corpus in PUBLISHED.items():
+        assert (f"`{kind}`" in readme) == (kind in exist)
+        if language in corpus.absent:
+            assert corpus.absent[language] in readme
 
 
 def test_real_speech_replaces_the_synthetic_corpus() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,29 @@ import numpy as np
 import pytest
 import soundfile
 
-from icetransfer.data import synthetic
-from icetransfer.data.corpora import (
-    SPLITS,
-    prepare_folder,
-    prepare_manifests,
-    prepare_synthetic,
-    read_transcripts,
-)
+from icetransfer.config import FolderCorpus, SyntheticCorpus
+from icetransfer.data import corpora, synthetic
+from icetransfer.data.corpora import Source, check_part, prepare_manifests, without_duplicates
+from icetransfer.data.readers.folder import read_folder
+from icetransfer.data.recordings import Limits
+from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 
-Settings = dict[str, Any]
-DUTCH: Settings = {
-    "language": "nl", "holdout_every": 0, "min_seconds": 0.5, "max_seconds": 30.0,
-}  # fmt: skip
+Prepared = dict[str, list[dict[str, Any]]]
+
+
+def folder_source(folder: Path, language: str = "nl", holdout_every: int = 0) -> Source:
+    corpus = FolderCorpus(kind="folder", path=folder, holdout_every=holdout_every)
+    return Source("corpus", corpus, folder, language, Limits(0.5, 30.0))
+
+
+def prepare_folder(
+    folder: Path, out: Path, language: str = "nl", holdout_every: int = 0
+) -> tuple[Prepared, list[list[str]]]:
+    """The cuts by split, and the lines of what was rejected."""
+    prepare_manifests(folder_source(folder, language, holdout_every), out)
+    cuts = {split: manifest(out / f"corpus_{split}.jsonl.gz") for split in SPLITS}
+    lines = (out / "corpus_rejected.tsv").read_text().splitlines()[1:]
+    return cuts, [line.split("\t") for line in lines]
 
 
 def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> None:
@@ -98,7 +109,7 @@ def good(path: Path) -> None:
         (long, "ja", "too long: 31.000 s, the limit is 30 s"),
         (good, "", "empty transcript"),
         (good, " ... ", "empty transcript"),
-        (good, "kamer 12", "train text outside the Dutch alphabet: 1 2"),
+        (good, "kamer ☎ 12", "train text outside the Dutch alphabet: ☎"),
     ],
 )
 def test_bad_recording_is_named_and_costs_no_other(
@@ -108,7 +119,7 @@ def test_bad_recording_is_named_and_costs_no_other(
     write_audio(tmp_path / "c.flac")
     make(tmp_path / "b.flac")
     write_transcripts(tmp_path, "a.flac\tJa.\tx", f"b.flac\t{text}\tx", "c.flac\tnee\tx")
-    prepare_manifests("corpus", tmp_path, DUTCH, tmp_path / "manifests")
+    prepare_manifests(folder_source(tmp_path), tmp_path / "manifests")
     cuts = manifest(tmp_path / "manifests/corpus_train.jsonl.gz")
     assert [cut["id"] for cut in cuts] == ["a", "c"]
     header, line = (tmp_path / "manifests/corpus_rejected.tsv").read_text().splitlines()
@@ -131,51 +142,52 @@ def test_bad_recording_is_named_and_costs_no_other(
 )
 def test_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
     (tmp_path / "transcripts.tsv").write_bytes(b"a.flac\tja\tx\n" + line + b"\nc.flac\tja\tx\n")
-    utterances, rejections = read_transcripts(tmp_path, 0)
-    assert [utterance.id for utterance in utterances] == ["a", "c"]
-    assert [(r.id, r.reason) for r in rejections] == [("transcripts.tsv:2", reason)]
+    found = list(without_duplicates(read_folder(tmp_path, 0)))
+    assert [u.id for u in found if isinstance(u, Utterance)] == ["a", "c"]
+    where = "a" if reason == "duplicate id" else "transcripts.tsv:2"
+    assert [(r.id, r.reason) for r in found if isinstance(r, Rejection)] == [(where, reason)]
 
 
 def test_test_text_is_never_dropped(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.flac", 0.4)
     write_audio(tmp_path / "b.flac", 31.0)
     write_audio(tmp_path / "c.flac", 0.2)
-    write_transcripts(tmp_path, "a.flac\tKamer 12\tx", "b.flac\tja €\tx", "c.flac\tja\tx")
-    prepared = prepare_folder(tmp_path, "nl", holdout_every=1)
-    texts = [cut["supervisions"][0]["text"] for cut in prepared.cuts["test"]]
-    assert texts == ["kamer 12", "ja €"]
-    assert [r.reason for r in prepared.rejections] == ["too short: 0.200 s, the limit is 0.29 s"]
+    write_transcripts(tmp_path, "a.flac\tKamer 12\tx", "b.flac\tja ☎\tx", "c.flac\tja\tx")
+    cuts, rejected = prepare_folder(tmp_path, tmp_path / "out", holdout_every=1)
+    texts = [cut["supervisions"][0]["text"] for cut in cuts["test"]]
+    assert texts == ["kamer twaalf", "ja ☎"]
+    assert [row[2] for row in rejected] == ["too short: 0.200 s, the limit is 0.29 s"]
 
 
 def test_holdout_header_and_own_split(tmp_path: Path) -> None:
     lines = [f"{n}.flac\tja\tx" for n in range(20)]
     lines[3] += "\tdev"
     write_transcripts(tmp_path, "path\ttext\tspeaker", *lines)
-    utterances, rejections = read_transcripts(tmp_path, 10)
-    assert not rejections
+    utterances = list(read_folder(tmp_path, 10))
+    assert all(isinstance(utterance, Utterance) for utterance in utterances)
     splits = {split: [u.id for u in utterances if u.split == split] for split in SPLITS}
     assert splits["test"] == ["9", "19"]
     assert splits["dev"] == ["3", "8", "18"]
     assert len(splits["train"]) == 15
-    assert {u.split for u in read_transcripts(tmp_path, 0)[0]} == {"train", "dev"}
+    assert {u.split for u in read_folder(tmp_path, 0)} == {"train", "dev"}
 
 
 def test_nothing_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     write_transcripts(tmp_path, "a.flac\tja\tx")
     with pytest.raises(ValueError, match=r"none of its 1 recordings.*a\.flac: no such file"):
-        prepare_folder(tmp_path, "nl")
+        prepare_folder(tmp_path, tmp_path / "out")
     write_transcripts(tmp_path)
-    with pytest.raises(ValueError, match=r"transcripts\.tsv is empty"):
-        prepare_folder(tmp_path, "nl")
+    with pytest.raises(ValueError, match=r"none of its 0 recordings .* is empty"):
+        prepare_folder(tmp_path, tmp_path / "out")
     (tmp_path / "transcripts.tsv").unlink()
     with pytest.raises(ValueError, match="does not exist: expected path, text, speaker"):
-        prepare_folder(tmp_path, "nl")
+        prepare_folder(tmp_path, tmp_path / "out")
 
 
 def test_text_is_normalised_and_the_original_kept(tmp_path: Path) -> None:
     write_audio(tmp_path / "sub/a.flac")
     write_transcripts(tmp_path, "sub/a.flac\t’s Ochtends: ja!\tanna")
-    (cut,) = prepare_folder(tmp_path, "nl", holdout_every=0).cuts["train"]
+    (cut,) = prepare_folder(tmp_path, tmp_path / "out")[0]["train"]
     supervision = cut["supervisions"][0]
     assert cut["id"] == "sub-a"
     assert supervision["text"] == "'s ochtends ja"
@@ -190,7 +202,7 @@ def test_other_rates_are_resampled_when_read(tmp_path: Path, rate: int) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate), rate)
     write_transcripts(tmp_path, "a.wav\tja\tx")
-    prepare_manifests("corpus", tmp_path, DUTCH, tmp_path)
+    prepare_manifests(folder_source(tmp_path), tmp_path)
     (cut,) = CutSet.from_jsonl_lazy(tmp_path / "corpus_train.jsonl.gz")
     samples = cut.load_audio()
     assert samples.shape == (1, 32000)
@@ -203,8 +215,8 @@ def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
         write_audio(tmp_path / f"{name}.flac")
     write_transcripts(tmp_path, "a.flac\tja\tx", "b.flac\tnee\ty", "c.flac\t\tx")
     first, second = tmp_path / "first", tmp_path / "second"
-    prepare_manifests("corpus", tmp_path, DUTCH, first)
-    prepare_manifests("corpus", tmp_path, DUTCH, second)
+    prepare_manifests(folder_source(tmp_path), first)
+    prepare_manifests(folder_source(tmp_path), second)
     content = {path.name: path.read_bytes() for path in first.iterdir()}
     assert content == {path.name: path.read_bytes() for path in second.iterdir()}
     assert set(content) == {
@@ -213,19 +225,21 @@ def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
     }  # fmt: skip
 
     (first / "corpus_rejected.tsv").write_text("untouched")
-    prepare_manifests("corpus", tmp_path, DUTCH, first)
+    prepare_manifests(folder_source(tmp_path), first)
     assert (first / "corpus_rejected.tsv").read_text() == "untouched"
     write_transcripts(tmp_path, "a.flac\tja\tx")
-    prepare_manifests("corpus", tmp_path, DUTCH, first)
+    prepare_manifests(folder_source(tmp_path), first)
     assert len(manifest(first / "corpus_train.jsonl.gz")) == 1
 
 
 def test_synthetic_corpus(tmp_path: Path) -> None:
+    corpus = SyntheticCorpus(kind="synthetic")
+    source = Source("slots", corpus, tmp_path, "pl", Limits(0.5, 30.0))
     with pytest.raises(ValueError, match="does not exist: run stage 0"):
-        prepare_synthetic(tmp_path)
+        prepare_manifests(source, tmp_path / "manifests")
     minutes = {"train": 0.1, "dev": 0.05, "test": 0.05}
     synthetic.synthesise("pl", "slots", minutes, tmp_path)
-    prepare_manifests("slots", tmp_path, {"language": "pl"}, tmp_path / "manifests")
+    prepare_manifests(source, tmp_path / "manifests")
     for split, wanted in minutes.items():
         cuts = manifest(tmp_path / f"manifests/slots_{split}.jsonl.gz")
         assert sum(cut["duration"] for cut in cuts) >= 60 * wanted
@@ -242,19 +256,68 @@ def test_synthetic_corpus(tmp_path: Path) -> None:
         ("es_fleurs10", "es", 1, (0, 0, 10), 0),
         ("fr_fleurs10", "fr", 1, (0, 0, 10), 0),
         ("pt_fleurs10", "pt", 1, (0, 0, 10), 0),
-        ("es_fleurs10", "es", 0, (9, 0, 0), 1),  # digits in the text
-        ("pt_fleurs10", "pt", 0, (6, 0, 0), 4),
+        ("es_fleurs10", "es", 0, (10, 0, 0), 0),
+        ("pt_fleurs10", "pt", 0, (10, 0, 0), 0),
         ("xx_picovoice", "en", 1, (0, 0, 8), 0),
     ],
 )
 def test_real_recordings(
     speech_dir: Path,
+    tmp_path: Path,
     name: str,
     language: str,
     holdout_every: int,
     kept: tuple[int, int, int],
     rejected: int,
 ) -> None:
-    prepared = prepare_folder(speech_dir / name, language, holdout_every=holdout_every)
-    assert tuple(len(prepared.cuts[split]) for split in SPLITS) == kept
-    assert len(prepared.rejections) == rejected
+    cuts, rejections = prepare_folder(speech_dir / name, tmp_path, language, holdout_every)
+    assert tuple(len(cuts[split]) for split in SPLITS) == kept
+    assert len(rejections) == rejected
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "PART", 3)
+    for number in range(10):
+        write_audio(tmp_path / f"{number}.flac")
+    write_transcripts(tmp_path, *[f"{n}.flac\t{'ja' if n % 4 else ''}\tx" for n in range(10)])
+    source = folder_source(tmp_path)
+    prepare_manifests(source, tmp_path / "whole")
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+    checked: list[str] = []
+
+    def check_and_die(part: list[Any], *arguments: Any) -> None:
+        check_part(part, *arguments)
+        checked.append(part[0].id)
+        if len(checked) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpora, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(corpora, "check_part", check_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_manifests(source, tmp_path / "killed")
+    (tmp_path / "killed/corpus_parts/.1.partial.000002.jsonl.gz").write_bytes(b"half")
+    prepare_manifests(source, tmp_path / "killed")
+    assert checked == ["0", "3", "6", "9"], "a part was checked twice, or not"
+    files = {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()}
+    assert files == expected
+
+
+class InThisProcess:
+    """A pool of processes that has none."""
+
+    def __init__(self, jobs: int) -> None:
+        pass
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_result(function(*arguments))
+        return future

@@ -1,11 +1,25 @@
+import json
 import math
 
+import numpy as np
 import pytest
+from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icetransfer.data import subset
-from icetransfer.data.features import read_manifest
+from icetransfer.data.features import read_manifest, write_manifest
 
 DURATIONS = {("a" if i % 3 else "b", f"cut-{i}"): 2.0 + i % 7 for i in range(600)}
+
+
+def make_cut(path, text, samples):
+    """A cut of audio that is not read."""
+    source = {"type": "file", "channels": [0], "source": str(path)}
+    recording = Recording.from_dict({
+        "id": path.stem, "sources": [source], "sampling_rate": 16000,
+        "num_samples": len(samples), "duration": len(samples) / 16000,
+    })  # fmt: skip
+    segment = SupervisionSegment(path.stem, path.stem, 0, recording.duration, text=text)
+    return MonoCut(path.stem, 0, recording.duration, 0, recording=recording, supervisions=[segment])
 
 
 def total(names):
@@ -31,9 +45,86 @@ def test_the_order_depends_on_names_alone():
     assert 0.15 < share < 0.55  # a third of the cuts are b's
 
 
+def test_one_corpus_is_taken_in_the_order_of_the_names_hashes():
+    one = {name: seconds for name, seconds in DURATIONS.items() if name[0] == "a"}
+    by_hash = sorted(one, key=lambda name: subset.order_key(*name))
+    assert subset.select(one, None) == by_hash
+    assert subset.select(one, 0.2) == by_hash[: len(subset.select(one, 0.2))]
+    # what the mini preset has trained on: may not change
+    names = [cut_id for _, cut_id in by_hash]
+    assert names[:5] == ["cut-461", "cut-73", "cut-283", "cut-500", "cut-389"]
+
+
+@pytest.mark.parametrize("hours", [0.05, 0.1, 0.3, 0.6])
+def test_every_corpus_gives_the_same_share(hours):
+    shares = []
+    for corpus in ("a", "b"):
+        there = sum(s for (name, _), s in DURATIONS.items() if name == corpus)
+        given = sum(DURATIONS[n] for n in subset.select(DURATIONS, hours) if n[0] == corpus)
+        shares.append(given / there)
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_speakers_give_their_share_but_for_chance():
+    durations = {("a", f"spk{i % 5}-{i}"): 3.0 + i % 4 for i in range(20000)}
+    taken = subset.select(durations, 3)
+    counts = [sum(name[1].startswith(f"spk{s}-") for name in taken) for s in range(5)]
+    expected = len(taken) / 5
+    assert max(abs(count - expected) for count in counts) < 3 * expected**0.5
+
+
+def with_corpus(experiment, name, splits):
+    """The experiment with a second corpus, whose manifests are made of the first one's cuts."""
+    for split, cuts in splits.items():
+        write_manifest(cuts, experiment.manifests_dir / f"{name}_{split}.jsonl.gz")
+        for cut in cuts:
+            cut.custom = {"source_id": cut.id}
+        write_manifest(cuts, experiment.manifests_dir / f"{name}_{split}_fbank.jsonl.gz")
+    corpora = experiment.config.data.corpora | {name: experiment.config.data.corpora["tones"]}
+    data = experiment.config.data.model_copy(update={"corpora": corpora})
+    return type(experiment)(experiment.dir, experiment.config.model_copy(update={"data": data}))
+
+
+def test_what_another_corpus_tests_on_is_not_trained_on(tone_recipe, caplog):
+    experiment = tone_recipe("held")
+    first = read_manifest(experiment.manifests_dir / "tones_train.jsonl.gz")
+    copied = read_manifest(experiment.manifests_dir / "tones_train.jsonl.gz")[1]
+    copied.recording.sources[0].source = "/elsewhere/copy.flac"  # the same, in another place
+    fresh = make_cut(experiment.dir / "fresh.flac", first[5].supervisions[0].text, np.ones(16000))
+    both = with_corpus(experiment, "other", {
+        "train": [fresh], "dev": [first[0]], "test": [copied, first[2]],
+    })  # fmt: skip
+    subset.subset_path(both).unlink(missing_ok=True)
+    subset.make_subset(both)
+    taken = subset.read_subset(subset.subset_path(both))
+    assert {("tones", cut.id) for cut in first[:3]}.isdisjoint(taken)
+    assert len(taken) == len(first) - 3 + 1
+    summary = json.loads(subset.subset_path(both).with_suffix(".json").read_text())
+    assert summary["in_dev_or_test"] == 3
+    assert summary["corpora"]["other"]["recordings"] == 1
+    assert "3 training recordings are in a dev or test split too" in caplog.text
+    subset.subset_path(both).unlink()
+
+
+def test_sentences_of_test_sets_are_counted(tone_recipe, caplog):
+    experiment = tone_recipe("repeats")
+    first = read_manifest(experiment.manifests_dir / "tones_train.jsonl.gz")
+    text = first[4].supervisions[0].text
+    repeats = sum(cut.supervisions[0].text == text for cut in first)
+    said_again = make_cut(experiment.dir / "again.flac", text, np.ones(16000))
+    both = with_corpus(experiment, "spoken", {"train": [], "dev": [], "test": [said_again]})
+    subset.subset_path(both).unlink(missing_ok=True)
+    subset.make_subset(both)
+    summary = json.loads(subset.subset_path(both).with_suffix(".json").read_text())
+    assert summary["sentences_in_test_sets"]["spoken"] == repeats
+    assert f"{repeats} training recordings have a sentence of the test set spoken" in caplog.text
+    assert len(subset.read_subset(subset.subset_path(both))) == len(first)
+    subset.subset_path(both).unlink()
+
+
 def test_more_hours_than_there_are_says_how_many_there_are():
     hours = total(DURATIONS) / 3600
-    with pytest.raises(ValueError, match=rf"has {hours:.4g} h"):
+    with pytest.raises(ValueError, match=rf"has {hours:.4g} h .* \(a 0\.\d+ h, b 0\.\d+ h\): ask"):
         subset.select(DURATIONS, 2)
     with pytest.raises(ValueError, match="0 usable"):
         subset.select({}, None)

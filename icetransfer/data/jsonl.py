@@ -1,0 +1,44 @@
+"""Files of a JSON object a line, packed: what manifests are.
+
+They are written with the same bytes each time, and read line by line, whatever their length.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from icetransfer.atomic import atomic_path
+
+
+def write_jsonl_gz(path: Path, items: Iterable[Mapping[str, Any]]) -> int:
+    """Writes objects to a file, whole or not at all; no time stamp and no name go into it.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
+    ):
+        for item in items:
+            packed.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def read_jsonl_gz(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a file.
+
+    Raises:
+        ValueError: The file does not exist.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)

@@ -1,0 +1,169 @@
+"""Whether a recording and its transcript can be used, and the lhotse cut that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import soundfile
+
+from icetransfer.data.text import Normalizer
+from icetransfer.data.utterances import Rejection, UnusableError, Utterance
+
+SAMPLING_RATE = 16_000  # Hz
+#: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
+SHORTEST_TEST_SECONDS = 0.29
+#: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
+_PROMISE_KEPT_SECONDS = 0.25
+_BLOCK = 1 << 16  # samples decoded at a time
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The shortest and the longest recording of train and dev, in seconds."""
+
+    min_seconds: float
+    max_seconds: float
+
+
+def check(
+    utterance: Utterance, normalizer: Normalizer, limits: Limits
+) -> dict[str, Any] | Rejection:
+    """Checks an utterance's text and decodes its audio to the end.
+
+    Args:
+        utterance: What a reader gave.
+        normalizer: Of its language.
+        limits: Of the recordings of train and dev; a test recording must be decodable, no more.
+
+    Returns:
+        The lhotse cut as it stands in a manifest, or why there is none.
+    """
+    try:
+        text = _checked_text(utterance, normalizer)
+        sampling_rate, file_samples, samples = _checked_audio(utterance, limits)
+    except UnusableError as error:
+        return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
+    return _cut(utterance, text, normalizer.language, sampling_rate, file_samples, samples)
+
+
+def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
+    text = normalizer(utterance.text)
+    if not text:
+        raise UnusableError("empty transcript", "write what is said, or remove the line")
+    offending = normalizer.check(text)
+    if offending and utterance.split != "test":
+        raise UnusableError(
+            f"{utterance.split} text outside the {normalizer.name} alphabet: {' '.join(offending)}",
+            "write it as it is spoken",
+        )
+    return text
+
+
+def _checked_audio(utterance: Utterance, limits: Limits) -> tuple[int, int, int]:
+    """Returns the sampling rate, the file's samples, and those of the utterance.
+
+    Raises:
+        UnusableError: The audio is missing, broken, silent, not mono, or of the wrong length.
+    """
+    path = utterance.path
+    if not path.is_file():
+        raise UnusableError("no such file", "correct the path, or bring the file")
+    if path.stat().st_size == 0:
+        raise UnusableError("empty file", "copy it again")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, channels, in_file = file.samplerate, file.channels, file.frames
+            first = round(utterance.start * rate)
+            wanted = in_file - first
+            if utterance.seconds is not None:
+                wanted = round(utterance.seconds * rate)
+            # Before it is read: a broken header can promise hours.
+            _check_length(wanted / rate, limits, utterance.split)
+            if first + wanted > in_file + rate // 100:
+                raise UnusableError(
+                    f"ends after the file: at {(first + wanted) / rate:.3f} s of "
+                    f"{in_file / rate:.3f} s",
+                    "correct the offset and the duration, or copy the file again",
+                )
+            wanted = min(wanted, in_file - first)
+            if first:
+                file.seek(first)
+            decoded, loudest = 0, 0.0
+            # Not SoundFile.blocks(): that yields whole blocks also when the file ends early.
+            while len(block := file.read(min(_BLOCK, wanted - decoded), dtype="float32")):
+                decoded += len(block)
+                loudest = max(loudest, float(abs(block).max()))
+    except soundfile.SoundFileError as error:
+        reason = str(error).splitlines()[0]
+        raise UnusableError(
+            f"not readable as audio ({reason})", "convert it to FLAC or WAV"
+        ) from None
+    if decoded != wanted:
+        raise UnusableError(f"truncated: {decoded} of {wanted} samples", "copy or convert it again")
+    promised = utterance.promised_seconds
+    if promised is not None and in_file / rate < promised - _PROMISE_KEPT_SECONDS:
+        raise UnusableError(
+            f"truncated: {in_file / rate:.3f} of {promised:.3f} s that the corpus promises",
+            "copy it again",
+        )
+    if channels != 1:
+        raise UnusableError(f"{channels} channels", "convert it to mono")
+    if loudest == 0.0:
+        raise UnusableError("nothing but digital silence", "record it again, or remove the line")
+    return rate, in_file, decoded
+
+
+def _check_length(seconds: float, limits: Limits, split: str) -> None:
+    shortest, longest = limits.min_seconds, limits.max_seconds
+    advice = "cut or join it, or change data.min_seconds and data.max_seconds"
+    if split == "test":
+        shortest, longest = SHORTEST_TEST_SECONDS, float("inf")
+        advice = "remove the line: that is less than one chunk of 160 ms and its look-ahead"
+    if not shortest <= seconds <= longest:
+        side, limit = ("short", shortest) if seconds < shortest else ("long", longest)
+        raise UnusableError(f"too {side}: {seconds:.3f} s, the limit is {limit:g} s", advice)
+
+
+def _cut(
+    utterance: Utterance,
+    text: str,
+    language: str,
+    sampling_rate: int,
+    file_samples: int,
+    samples: int,
+) -> dict[str, Any]:
+    """Returns a lhotse cut as it stands in a manifest; other rates are resampled when read."""
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
+    recording = Recording(
+        id=utterance.id,
+        sources=[AudioSource("file", [0], str(utterance.path))],
+        sampling_rate=sampling_rate,
+        num_samples=file_samples,
+        duration=file_samples / sampling_rate,
+    )
+    if sampling_rate != SAMPLING_RATE:
+        recording = recording.resample(SAMPLING_RATE)
+    whole = samples == file_samples
+    duration = recording.duration if whole else samples / sampling_rate
+    supervision = SupervisionSegment(
+        id=utterance.id,
+        recording_id=utterance.id,
+        start=0.0,
+        duration=duration,
+        text=text,
+        language=language,
+        speaker=utterance.speaker,
+        custom={"raw_text": utterance.text},
+    )
+    cut = MonoCut(
+        id=utterance.id,
+        start=0.0 if whole else utterance.start,
+        duration=duration,
+        channel=0,
+        supervisions=[supervision],
+        recording=recording,
+    )
+    described: dict[str, Any] = cut.to_dict()
+    return described

@@ -1,0 +1,52 @@
+"""What a corpus's reader gives to stage 1: recordings with their transcripts, not checked yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "dev", "test")
+UNKNOWN_SPEAKER = "unknown"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording, or a part of one, with its transcript.
+
+    Attributes:
+        id: Its name, once in the corpus.
+        path: The audio file.
+        text: As the corpus has it.
+        speaker: The corpus's name of the speaker, or "unknown".
+        split: "train", "dev" or "test".
+        start: Where it begins in the file, in seconds.
+        seconds: How long it is; None for the whole file.
+        promised_seconds: How long the corpus says that the file is; None where it says nothing.
+    """
+
+    id: str
+    path: Path
+    text: str
+    speaker: str
+    split: str
+    start: float = 0.0
+    seconds: float | None = None
+    promised_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A line of X_rejected.tsv."""
+
+    id: str
+    path: str
+    reason: str
+    advice: str
+
+
+class UnusableError(Exception):
+    """A recording cannot be used: the reason, and what to do about it."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.reason, self.advice = reason, advice
