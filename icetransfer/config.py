@@ -156,7 +156,8 @@ class Train(Section):
     log_every: int = Field(20, ge=1)
     valid_every: int = Field(200, ge=1)
     checkpoint_every: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)  # the last ones
+    keep_best: int = Field(0, ge=0)  # besides, those of the lowest dev loss
     average_period: int = Field(20, ge=1)  # steps between updates of the running model average
     average_fraction: float = Field(0.3, gt=0, le=1)  # of the run's end, averaged for decoding
     threads: int = Field(1, ge=1)

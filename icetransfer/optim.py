@@ -27,8 +27,8 @@ class ScaledAdam(Optimizer):
     of a group also holds what clipping needs: `model_norms` (clipping_update_period,),
     `model_norm_threshold`, `num_clipped`.
 
-    A tensor without a gradient is updated as if its gradient were zero; a group none of whose tensors
-    requires a gradient is frozen, and its state with it.
+    A tensor without a gradient is updated as if its gradient were zero; a group none of whose
+    tensors requires a gradient is frozen, and its state with it.
 
     A step whose gradient is not finite changes neither parameters nor moments.  It is skipped on
     the device: a step never waits for it, but when the clipping threshold is renewed.

@@ -6,6 +6,7 @@
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
 first_stage=0 last_stage=10 help=false running='' exp=''
+run_again=75 # exit code of a training that was stopped and wants the same command again
 # shellcheck disable=SC2034 # for the titles of run.sh
 data=data
 resolve=(--conf conf/default.yaml)
@@ -23,6 +24,9 @@ usage() {
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
+
+Exit codes: 0 done, 2 a mistake that the message explains, $run_again stopped by a signal in training
+with all saved: run the same command again.
 
 stages:
 EOF
@@ -74,7 +78,34 @@ while [ $# -gt 0 ]; do
 done
 
 py() {
-  python -m "icetransfer.$1" --exp "$exp"
+  if [ "$1" = train ]; then
+    with_signals python -m icetransfer.train --exp "$exp"
+  else
+    python -m "icetransfer.$1" --exp "$exp"
+  fi
+}
+
+# Runs a command that is to hear of the signals that this script gets: training saves and leaves,
+# with the exit code $run_again, on SIGTERM, on SIGUSR1 (Slurm's warning) and on Ctrl-C.
+with_signals() {
+  local child status=0
+  "$@" &
+  child=$!
+  # shellcheck disable=SC2064 # the number of now
+  trap "kill -TERM $child 2>/dev/null" TERM INT
+  # shellcheck disable=SC2064
+  trap "kill -USR1 $child 2>/dev/null" USR1
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
+    status=0
+    wait "$child" || status=$?
+  done
+  if [ "$status" -gt 128 ]; then # perhaps of such a signal: the child's own is remembered
+    status=0
+    wait "$child" || status=$?
+  fi
+  trap - TERM INT USR1
+  return "$status"
 }
 
 # stage NUMBER TITLE COMMAND...: runs the command when the number lies between --stage and
@@ -99,8 +130,14 @@ stage() {
 # At exit: names the stage that did not come to its end.
 report_failure() {
   local status=$?
-  [ -z "$running" ] ||
+  if [ -z "$running" ]; then
+    return
+  elif [ "$status" -eq "$run_again" ]; then
+    printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
+      "$language" "$running" "$status" >&2
+  else
     printf 'error: %s: %s failed (exit code %d)\n' "$language" "$running" "$status" >&2
+  fi
 }
 
 say() {

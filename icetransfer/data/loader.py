@@ -3,11 +3,14 @@
 Legend: N batch, T feature frames (10 ms), S tokens.
 """
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -15,10 +18,11 @@ from lhotse.dataset.sampling import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from icetransfer import atomic, config
 from icetransfer.data.features import PADDING, read_manifest
 from icetransfer.data.subset import order_key, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log
+from icetransfer.experiment import Experiment, log, sha256
 
 MAX_BUCKETS = 30
 BATCHES_PER_BUCKET = 5  # fewer than this in an epoch, and buckets would leave mostly stumps
@@ -55,6 +59,22 @@ class Batch:
             token_lens=self.token_lens.to(device, non_blocking=True),
         )
 
+    def split(self, pieces: int) -> list["Batch"]:
+        """The batch in at most so many pieces of whole utterances, each padded as it was."""
+        size = -(-len(self.ids) // pieces)
+        slices = [slice(start, start + size) for start in range(0, len(self.ids), size)]
+        return [
+            Batch(
+                features=self.features[rows],
+                feature_lens=self.feature_lens[rows],
+                tokens=self.tokens[rows],
+                token_lens=self.token_lens[rows],
+                ids=self.ids[rows],
+                seconds=self.seconds * len(self.ids[rows]) / len(self.ids),
+            )
+            for rows in slices
+        ]
+
 
 def encoder_frames(num_frames: int) -> int:
     """Encoder output frames (40 ms) of so many feature frames."""
@@ -70,6 +90,32 @@ def train_cuts(experiment: Experiment) -> list[Cut]:
         for cut in read_manifest(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz")
         if (corpus, cut.source_id) in subset
     ]
+
+
+def hold_training_data(experiment: Experiment, cuts: Sequence[Cut]) -> None:
+    """Notes in the experiment what it is trained on, or checks that it still is the same.
+
+    Raises:
+        ValueError: cuts or tokens are not those that were noted; says which differ.
+    """
+    path = experiment.dir / "train_data.jsonl.gz"
+    found = {cut.id: [cut.num_frames, text_of(cut)] for cut in cuts}
+    found["bpe.model"] = [0, sha256(experiment.lang_dir / "bpe.model")]
+    if not path.is_file():
+        lines = (json.dumps([name, *found[name]], ensure_ascii=False) for name in sorted(found))
+        with atomic.atomic_path(path) as temporary:
+            temporary.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+        return
+    rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())
+    noted = {name: facts for name, *facts in rows}
+    changed = config.differences(noted, found)
+    if changed:
+        raise ValueError(
+            f"{experiment.dir} was trained on other data than there are now; {len(changed)} cuts "
+            f"differ (frames and text: before -> now), such as\n  "
+            + "\n  ".join(changed[:5])
+            + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start anew"
+        )
 
 
 def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
@@ -90,6 +136,29 @@ def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
     return sorted(taken, key=lambda cut: (-cut.duration, cut.id))
 
 
+def load_features(cut: Cut) -> np.ndarray:
+    """The cut's features, (T, 80) float32.
+
+    Raises:
+        ValueError: they cannot be read, or are not as long as the manifest says.
+    """
+    try:
+        features: np.ndarray = cut.load_features()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
+            f"Bring the file back, or remove the split's *_fbank.jsonl.gz in the manifests and "
+            f"run stage 3 again; training then goes on from its last checkpoint"
+        ) from error
+    if features.shape[0] != cut.num_frames:
+        raise ValueError(
+            f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
+            f"its manifest says {cut.num_frames}: run stage 3 again"
+        )
+    return features
+
+
 class Collator:
     """Turns cuts into a `Batch`."""
 
@@ -98,7 +167,7 @@ class Collator:
 
     def __call__(self, cuts: Sequence[Cut]) -> Batch:
         """Loads the features and encodes the text of some cuts."""
-        features = [torch.from_numpy(cut.load_features()) for cut in cuts]
+        features = [torch.from_numpy(load_features(cut)) for cut in cuts]
         tokens = [
             torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts
         ]

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,38 @@ def test_an_environment_is_made_once_and_redone_when_killed(copy: Path, tmp_path
     assert "installing" not in call(script, **plain).stderr
     (copy / ".venv" / ".icetransfer-requirements").unlink()  # as a killed installation leaves it
     assert "installing" in call(script, **plain).stderr
+
+
+SLOW_TRAINING = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(75)))
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_script_reaches_training_whose_exit_code_is_its_own(
+    copy: Path, number: signal.Signals
+) -> None:
+    (copy / "icetransfer").unlink()
+    shutil.copytree(REPO / "icetransfer", copy / "icetransfer")
+    (copy / "icetransfer" / "train.py").write_text(SLOW_TRAINING)
+    script = copy / "egs" / "nl" / "run.sh"
+    here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        [script, "--stage", "6", "--stop-stage", "7"],
+        env=os.environ | here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None and running.stderr is not None
+        while "training\n" not in (line := running.stdout.readline()):
+            assert line, running.stderr.read()
+        running.send_signal(number)
+        assert running.wait() == 75
+        said = running.stderr.read()
+    assert "nl: stage 6, fine-tune" in said
+    assert "run the same command again to go on (exit code 75)" in said

@@ -13,12 +13,12 @@ PACKAGE = REPO / "icetransfer"
 # Imports go from right to left, or stay in their column.
 LAYERS = (
     {"atomic", "config"},
-    {"experiment", "data", "score"},
+    {"experiment", "data", "score", "faults"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
     {
         *("transfer", "train", "average", "search", "export", "quantize"),
-        *("onnx_model", "onnx_graph", "sherpa", "bundle"),
+        *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume"),
     },
     {"decode"},
     {"sweep", "gap", "gap_report", "report", "recommend"},

@@ -1,0 +1,288 @@
+"""A run and its checkpoints: what is in one, which of them stay, and where a run goes on from.
+
+A run that was killed and goes on equals the undisturbed one: a checkpoint holds the model, its
+running average, optimiser, schedule, place in the data, the counts of bad batches and the states of
+the random generators (which each step sets anew from the seed and its number).
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import torch
+
+from icetransfer.average import StateDict, start_average
+from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
+from icetransfer.config import Train
+from icetransfer.data.loader import TrainLoader, hold_training_data, train_cuts
+from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import Experiment, log
+from icetransfer.faults import (
+    MAX_RETURNS,
+    RATE_FACTOR,
+    BadBatches,
+    BadRun,
+    Return,
+    describe_end,
+    read_returns,
+    write_returns,
+)
+from icetransfer.model.transducer import TransducerModel, build_transducer
+from icetransfer.optim import Cooldown, Eden, ScaledAdam
+
+
+@dataclass
+class Run:
+    """What changes from step to step, and what the steps need.
+
+    Attributes:
+        experiment: whose config decides.
+        model: in training.
+        averaged: the running average of its weights.
+        optimizer: of its parameters.
+        scheduler: of the optimiser's rates.
+        loader: of the batches.
+        device: where the model is.
+        step: steps done.
+        rate: factor on the learning rate; below 1 after returns from bad batches.
+        bad: counts of skipped batches.
+        dev_losses: of the steps whose checkpoints may be kept for it.
+    """
+
+    experiment: Experiment
+    model: TransducerModel
+    averaged: StateDict
+    optimizer: ScaledAdam
+    scheduler: Cooldown | Eden
+    loader: TrainLoader
+    device: torch.device
+    step: int = 0
+    rate: float = 1.0
+    bad: BadBatches = field(default_factory=BadBatches)
+    dev_losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Train:
+        """The config's train section."""
+        return self.experiment.config.train
+
+    @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.experiment.config.seed
+
+
+def average_period(settings: Train) -> int:
+    """Steps between updates of the running average; a very short run still has ten of them."""
+    return min(settings.average_period, max(1, settings.max_steps // 10))
+
+
+def average_start(settings: Train) -> int:
+    """The step after which the final average begins, on an update of the running average."""
+    period = average_period(settings)
+    return int(settings.max_steps * (1 - settings.average_fraction)) // period * period
+
+
+def is_regular(settings: Train, step: int) -> bool:
+    """Whether an undisturbed run has a checkpoint of this step."""
+    return step % settings.checkpoint_every == 0 or step in (
+        settings.max_steps,
+        average_start(settings),
+    )
+
+
+def surplus(steps: Iterable[int], keep: int, start: int, best: Iterable[int] = ()) -> list[int]:
+    """The checkpoints to delete: all but the last `keep`, the one nearest `start`, and `best`."""
+    ordered = sorted(steps)
+    kept = {*ordered[-keep:], min(ordered, key=lambda step: abs(step - start)), *best}
+    return [step for step in ordered if step not in kept]
+
+
+def checkpoint_path(experiment: Experiment, step: int) -> Path:
+    """The checkpoint of a step."""
+    return experiment.checkpoints_dir / f"checkpoint-{step}.pt"
+
+
+def returns_path(experiment: Experiment) -> Path:
+    """The list of returns from bad batches."""
+    return experiment.checkpoints_dir / "returns.json"
+
+
+def saved_steps(experiment: Experiment) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    names = (path.name for path in experiment.checkpoints_dir.glob("checkpoint-*.pt"))
+    return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint-(\d+)\.pt", name)))
+
+
+def newest_checkpoint(experiment: Experiment) -> tuple[int, Checkpoint] | None:
+    """The last whole checkpoint and its step; a damaged one is put aside with a warning."""
+    for partial in experiment.checkpoints_dir.glob(".*.partial.checkpoint-*.pt"):
+        partial.unlink()  # of a process that was killed while it wrote
+    for step in reversed(saved_steps(experiment)):
+        path = checkpoint_path(experiment, step)
+        try:
+            return step, read_checkpoint(path)
+        except DamagedError as error:
+            aside = path.rename(path.with_name(f"{path.name}.damaged"))
+            log.warning("%s. It is now %s; the run goes on from the one before", error, aside.name)
+    return None
+
+
+def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> Run:
+    """The run at its newest checkpoint, or at init.pt when there is none.
+
+    Raises:
+        ValueError: init.pt is missing or does not fit the tokens, or the data are others than
+            those the run began with.
+    """
+    init = experiment.init_checkpoint
+    if newest is None and not init.is_file():
+        raise ValueError(f"{init} does not exist: run stage 5, which makes it")
+    path = checkpoint_path(experiment, newest[0]) if newest else init
+    dims, weights, extra = newest[1] if newest else read_checkpoint(init)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_transducer(dims)
+    model.load_state_dict(weights)
+    model.to(device)
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    if tokenizer.vocab_size != dims.vocab_size:
+        raise ValueError(
+            f"{path} has {dims.vocab_size} tokens, {experiment.lang_dir / 'bpe.model'} has "
+            f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
+        )
+    settings = experiment.config.train
+    cuts = train_cuts(experiment)
+    hold_training_data(experiment, cuts)
+    optimizer = ScaledAdam(
+        model.named_parameters(), lr=settings.lr, clipping_scale=settings.clipping_scale
+    )
+    run = Run(
+        experiment=experiment,
+        model=model,
+        averaged=start_average(model),
+        optimizer=optimizer,
+        scheduler=_make_scheduler(optimizer, settings),
+        loader=TrainLoader(cuts, tokenizer, settings.batch_seconds, experiment.config.seed),
+        device=device,
+        rate=RATE_FACTOR ** len(read_returns(returns_path(experiment))),
+    )
+    if newest:
+        _restore(run, extra)
+    return run
+
+
+def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
+    schedule = settings.schedule
+    if schedule.kind == "eden":
+        return Eden(
+            optimizer,
+            schedule.eden_batches,
+            schedule.eden_epochs,
+            warmup_batches=schedule.warmup_steps,
+        )
+    return Cooldown(
+        optimizer,
+        settings.max_steps,
+        warmup_batches=schedule.warmup_steps,
+        cooldown=schedule.cooldown_fraction,
+    )
+
+
+def save_run(run: Run) -> None:
+    """Writes the checkpoint of the run's step, then deletes those that are not needed any more.
+
+    Raises:
+        OSError: it could not be written; the earlier ones are all there.
+    """
+    save_checkpoint(
+        checkpoint_path(run.experiment, run.step),
+        run.model,
+        model_avg=run.averaged,
+        optimizer=run.optimizer.state_dict(),
+        scheduler=run.scheduler.state_dict(),
+        sampler=run.loader.state_dict(),
+        batch_idx_train=run.step,
+        average_period=average_period(run.settings),
+        bad_batches=asdict(run.bad),
+        dev_losses=run.dev_losses,
+        random_states=_random_states(),
+    )
+    _delete_surplus(run)
+
+
+def _delete_surplus(run: Run) -> None:
+    settings = run.settings
+    steps = saved_steps(run.experiment)
+    # One that a signal asked for has served once the next regular one is there.
+    passing = [s for s in steps if not is_regular(settings, s) and s != run.step]
+    regular = [s for s in steps if s not in passing]
+    measured = sorted(set(regular) & run.dev_losses.keys(), key=lambda s: run.dev_losses[s])
+    best = measured[: settings.keep_best]
+    if run.bad.in_a_row:  # where training would go back to
+        best += [s for s in regular if s < run.bad.since][-1:]
+    for step in passing + surplus(
+        regular, settings.keep_checkpoints, average_start(settings), best
+    ):
+        checkpoint_path(run.experiment, step).unlink()
+
+
+def _restore(run: Run, extra: Mapping[str, Any]) -> None:
+    run.step = extra["batch_idx_train"]
+    run.averaged = {name: value.to(run.device) for name, value in extra["model_avg"].items()}
+    run.optimizer.load_state_dict(extra["optimizer"])
+    run.scheduler.load_state_dict(extra["scheduler"])
+    run.loader.load_state_dict(extra["sampler"])
+    # What follows is not in the checkpoints of earlier versions.
+    run.bad = BadBatches(**extra.get("bad_batches", {}))
+    run.dev_losses = dict(extra.get("dev_losses", {}))
+    if "random_states" in extra:
+        _set_random_states(extra["random_states"])
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of all generators, in types that a safe load takes."""
+    _, keys, position, *gauss = cast(tuple[Any, ...], numpy.random.get_state())
+    return {
+        "python": random.getstate(),
+        "numpy": [keys.tolist(), position, *gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    keys, *rest = states["numpy"]
+    numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def go_back(experiment: Experiment, bad: BadRun) -> None:
+    """After a run of bad batches: back to the last checkpoint before it, with a lower rate.
+
+    Raises:
+        ValueError: this has been done `MAX_RETURNS` times; says what was seen at each.
+    """
+    path = returns_path(experiment)
+    returns = read_returns(path)
+    if len(returns) == MAX_RETURNS:
+        raise ValueError(describe_end(path, returns, bad))
+    settings = experiment.config.train
+    steps = saved_steps(experiment)
+    target = max((s for s in steps if s < bad.since and is_regular(settings, s)), default=0)
+    # First these: a process that is killed between the two will come here once more.
+    for step in steps:
+        if step > target:
+            checkpoint_path(experiment, step).unlink()
+    returns.append(Return(bad.since, target, bad.seen))
+    write_returns(path, returns)
+    log.warning(
+        "%s: back to step %d, from now on at %g times the learning rate",
+        bad, target, RATE_FACTOR ** len(returns),
+    )  # fmt: skip
