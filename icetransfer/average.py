@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icetransfer.adapters import plain_state
 from icetransfer.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
 from icetransfer.model.transducer import TransducerModel
@@ -22,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 def start_average(model: nn.Module) -> StateDict:
     """The running average before the first step: the model's weights in float64."""
-    return {name: _wide(value) for name, value in model.state_dict().items()}
+    return {name: _wide(value) for name, value in plain_state(model).items()}
 
 
 def update_averaged_model(
@@ -41,7 +42,7 @@ def update_averaged_model(
     if step % average_period != 0:
         return
     weight = average_period / step
-    for name, value in model.state_dict().items():
+    for name, value in plain_state(model).items():
         averaged[name] = _blend([(averaged[name], 1 - weight), (value, weight)])
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from icetransfer import atomic
+from icetransfer.adapters import plain_state
 from icetransfer.model.transducer import TransducerDims, TransducerModel
 
 FORMAT = 1
@@ -156,14 +157,14 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
 
     Args:
         path: the .pt file; `read_checkpoint` reads it back.
-        model: its parameters are written as they are.
+        model: its parameters are written as they are, adapters merged into the weights.
         extra: tensors, numbers, strings, and lists and dictionaries of them.
 
     Raises:
         OSError: it could not be written; a file of that name is as it was.
     """
     content = {
-        "model": model.state_dict(),
+        "model": plain_state(model),
         METADATA: {"format": FORMAT, "dims": model.dims.to_dict()},
         **extra,
     }

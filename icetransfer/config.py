@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
 LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
@@ -118,13 +126,43 @@ class SpecAugment(Section):
     max_frames_mask_fraction: float = 0.15
 
 
+SUBMODULES = (
+    *("encoder_embed", "encoder", "decoder", "joiner"),
+    *("simple_am_proj", "simple_lm_proj", "ctc_output"),
+)
+
+
+def check_part(part: str) -> str:
+    """Refuses what cannot be a part of the model; whether it is one shows when there is a model."""
+    submodule = part.partition(".")[0]
+    if submodule not in SUBMODULES:
+        near = difflib.get_close_matches(submodule, SUBMODULES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"a part of the model begins with one of {', '.join(SUBMODULES)}{hint}")
+    if not re.fullmatch(r"\w+(\.(\w+|\d+-\d+))*", part):
+        raise ValueError("a part of the model is written like encoder or encoder.encoders.0-2")
+    return part
+
+
+# A submodule, or a range of it: encoder, encoder.encoders.0-2, joiner.output_linear
+Part = Annotated[str, AfterValidator(check_part)]
+
+
+class Adapters(Section):
+    """Low-rank adapters in attention and feed-forward; the rest of the parts is left as loaded."""
+
+    rank: int = Field(0, ge=0)  # 0: none
+    parts: tuple[Part, ...] = Field(("encoder_embed", "encoder"), min_length=1)
+
+
 class Transfer(Section):
     """What an experiment starts from."""
 
     base_models: dict[Literal["en", "ml"], str] = {"en": "seed-en", "ml": "seed-ml"}
-    parts: tuple[Literal["encoder_embed", "encoder"], ...] = ("encoder_embed", "encoder")
+    parts: tuple[Part, ...] = ("encoder_embed", "encoder")  # loaded from the base model
     size: str | None = None  # random init only: a named size instead of the EN model's dimensions
     ctc: bool = True  # add a CTC head as an auxiliary task
+    adapters: Adapters = Adapters()
 
 
 class Schedule(Section):
@@ -144,6 +182,8 @@ class Train(Section):
     batch_seconds: float = Field(60, gt=0)  # audio per step, padding included
     lr: float = Field(0.045, gt=0)
     schedule: Schedule = Schedule()
+    lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = {}  # factor on lr, part by part
+    freeze: dict[Part, Annotated[int, Field(ge=-1)]] = {}  # steps a part stays frozen; -1: all
     clipping_scale: float = 2.0
     chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)  # one is drawn for each batch
     left_context_frames: tuple[int, ...] = (64, 128, -1)  # one is drawn with it

@@ -14,10 +14,12 @@ from typing import Any, cast
 
 import numpy
 import torch
+from torch import nn
 
+from icetransfer.adapters import adapter_state, attach, is_fixed
 from icetransfer.average import StateDict, start_average
 from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
-from icetransfer.config import Train
+from icetransfer.config import Config, Train
 from icetransfer.data.loader import TrainLoader, hold_training_data, train_cuts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log
@@ -33,6 +35,7 @@ from icetransfer.faults import (
 )
 from icetransfer.model.transducer import TransducerModel, build_transducer
 from icetransfer.optim import Cooldown, Eden, ScaledAdam
+from icetransfer.parts import by_parameter
 
 
 @dataclass
@@ -147,6 +150,9 @@ def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_transducer(dims)
     model.load_state_dict(weights)
+    if (adapters := experiment.config.transfer.adapters).rank:
+        attach(model, adapters.rank, adapters.parts, experiment.config.seed)
+        model.load_state_dict(extra.get("adapters", {}), strict=False)
     model.to(device)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     if tokenizer.vocab_size != dims.vocab_size:
@@ -157,9 +163,7 @@ def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> 
     settings = experiment.config.train
     cuts = train_cuts(experiment)
     hold_training_data(experiment, cuts)
-    optimizer = ScaledAdam(
-        model.named_parameters(), lr=settings.lr, clipping_scale=settings.clipping_scale
-    )
+    optimizer = make_optimizer(model, experiment.config)
     run = Run(
         experiment=experiment,
         model=model,
@@ -173,6 +177,52 @@ def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> 
     if newest:
         _restore(run, extra)
     return run
+
+
+def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
+    """ScaledAdam with a group for each learning rate and each time of freezing.
+
+    A group's `freeze_steps` says for how many steps it is frozen, -1 for all; `parts`, which parts
+    have its rate.
+
+    Raises:
+        ValueError: a part that matches no parameter, or nothing left to train.
+    """
+    settings, adapters = config.train, config.transfer.adapters
+    names = [name for name, _ in model.named_parameters()]
+    scales = by_parameter(settings.lr_scale, names, 1.0, "train.lr_scale")
+    frozen = by_parameter(settings.freeze, names, 0, "train.freeze")
+    if adapters.rank:
+        frozen |= {name: -1 for name in names if is_fixed(name, adapters.parts)}
+    if all(frozen.values()):
+        raise ValueError(
+            "train.freeze leaves nothing to train in the first steps: take a part out of it, such "
+            "as the decoder, which starts anew"
+        )
+    groups: dict[tuple[float, int], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((scales[name], frozen[name]), []).append((name, parameter))
+    return ScaledAdam(
+        [
+            {
+                "params": parameters,
+                "lr": settings.lr * scale,
+                "freeze_steps": steps,
+                "parts": [part for part, value in settings.lr_scale.items() if value == scale],
+            }
+            for (scale, steps), parameters in groups.items()
+        ],
+        lr=settings.lr,
+        clipping_scale=settings.clipping_scale,
+    )
+
+
+def set_frozen(optimizer: ScaledAdam, step: int) -> None:
+    """Freezes and wakes the groups as a step (from 1) wants it."""
+    for group in optimizer.param_groups:
+        if until := group.get("freeze_steps", 0):
+            for parameter in group["params"]:
+                parameter.requires_grad_(0 <= until < step)
 
 
 def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
@@ -210,6 +260,7 @@ def save_run(run: Run) -> None:
         bad_batches=asdict(run.bad),
         dev_losses=run.dev_losses,
         random_states=_random_states(),
+        adapters=adapter_state(run.model),
     )
     _delete_surplus(run)
 

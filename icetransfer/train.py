@@ -39,6 +39,7 @@ from icetransfer.resume import (
     is_regular,
     newest_checkpoint,
     save_run,
+    set_frozen,
     start_run,
 )
 
@@ -168,14 +169,23 @@ def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporte
             count, since = run.bad.in_a_row, run.bad.since
             raise BadRun(f"{count} bad batches in a row since step {since}", since, meter.seen)
     if logs:
-        rate = {"lr": run.optimizer.param_groups[0]["lr"], "epoch": run.loader.epoch}
-        reporter.report(step, meter.means() | rate, "train")
+        reporter.report(step, meter.means() | _rates(run), "train")
     if finished or step % settings.valid_every == 0:
         numbers = dev_loss(run, dev)
         run.dev_losses[step] = numbers["loss"]
         reporter.report(step, numbers, "dev")
     if saves:
         save_run(run)
+
+
+def _rates(run: Run) -> dict[str, float]:
+    """Learning rates, and the epoch that Eden's depend on."""
+    groups = run.optimizer.param_groups
+    rates = {"lr": groups[0]["lr"], "epoch": run.loader.epoch}
+    for group in groups:
+        names = [f"lr_{part}" for part in group.get("parts", ())] or ["lr"]
+        rates |= dict.fromkeys(names, group["lr"])
+    return rates
 
 
 def _stop(run: Run, meter: Meter, name: str) -> None:
@@ -205,6 +215,7 @@ def _train_step(run: Run, batch: Batch, features: Tensor) -> Tensor:
     if run.rate != 1.0:
         for group in run.optimizer.param_groups:
             group["lr"] *= run.rate
+    set_frozen(run.optimizer, step)
     sums = _gradients(run, replace(batch, features=features))
     run.optimizer.step(skip=~sums.isfinite().all())
     return torch.cat([sums, run.optimizer.grad_norm.reshape(1).to(sums)])

@@ -1,8 +1,9 @@
 """Stage 5: the model that training starts from -> exp/init.pt and exp/transfer.json.
 
 The encoder and its front end come from an EN or ML checkpoint; decoder, joiner and the other
-projections start anew for the new vocabulary.  `transfer.json` says for every parameter whether it
-was loaded or re-initialised, and what of the base checkpoint was left out.
+projections start anew for the new vocabulary; `transfer.parts` chooses otherwise, down to ranges of
+encoder stacks.  `transfer.json` says of every parameter whether it was loaded or re-initialised and
+from where, and what of the base checkpoint was left out.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from icetransfer.config import Config
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
+from icetransfer.parts import is_in, require_matches
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_MODELS = Path(__file__).with_name("base_models.yaml")
@@ -68,7 +70,7 @@ def transfer(
     Args:
         model: changed in place.
         base: the base checkpoint's state_dict.
-        parts: names of the submodules to load; all of each must fit.
+        parts: what to load (see `parts`); all of each must fit.
 
     Returns:
         The account of `transfer.json`: `groups` (submodule -> fate -> tensors and parameters),
@@ -78,15 +80,16 @@ def transfer(
         ValueError: an entry inside the parts is missing, superfluous or of another shape.
     """
     own = model.state_dict()
-    wanted = {name for name in own if name.split(".")[0] in parts}
-    offered = {name for name in base if name.split(".")[0] in parts}
+    wanted = {name for name in own if any(is_in(name, part) for part in parts)}
+    offered = {name for name in base if any(is_in(name, part) for part in parts)}
+    if not parts:
+        raise ValueError("nothing to load: transfer.parts is empty; for that, use init=random")
+    require_matches(parts, own, "transfer.parts")
     if problems := _mismatches(own, base, wanted, offered):
         raise ValueError(
             f"the base checkpoint does not fit the parts {list(parts)}, {len(problems)} entries, "
             f"such as: {'; '.join(problems[:3])}. Is it another model family or another size?"
         )
-    if not wanted or any(not any(n.startswith(f"{part}.") for n in wanted) for part in parts):
-        raise ValueError(f"nothing to load: transfer.parts={list(parts)} matches no parameter")
     model.load_state_dict({name: base[name] for name in wanted}, strict=False)
     return account(model, wanted, base)
 
@@ -154,12 +157,16 @@ def make_init(config: Config, vocab_size: int) -> tuple[TransducerModel, dict[st
         report = account(model, set(), {})
     else:
         report = transfer(model, base, section.parts)
+    fresh = f"initialised with seed {config.seed}"
+    for entry in report["parameters"].values():
+        entry["origin"] = facts["name"] if facts and entry["fate"] == LOADED else fresh
     what = "dimensions only" if config.init == "random" else "weights and dimensions"
     return model, {
         "init": config.init,
         "seed": config.seed,
         "base_model": facts and {**facts, "used_for": what},
         "parts": [] if config.init == "random" else list(section.parts),
+        "adapters": section.adapters.model_dump(mode="json") if section.adapters.rank else None,
         "vocab_size": vocab_size,
         **report,
     }

@@ -12,7 +12,7 @@ PACKAGE = REPO / "icetransfer"
 
 # Imports go from right to left, or stay in their column.
 LAYERS = (
-    {"atomic", "config"},
+    {"atomic", "config", "parts", "adapters"},
     {"experiment", "data", "score", "faults"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},

@@ -139,6 +139,33 @@ def test_training_learns(prepare):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_parts_freeze_and_have_their_own_rates(prepare, monkeypatch):
+    experiment = prepare(
+        "parts", "train.freeze={encoder_embed: 3, encoder.encoders.0: -1}",
+        "train.lr_scale={joiner: 2, encoder: 0.5}", "train.checkpoint_every=1",
+        "train.keep_checkpoints=9",
+    )  # fmt: skip
+    train.train(experiment)
+    start = read_checkpoint(experiment.init_checkpoint).state_dict
+
+    def moved(step, part):
+        end = checkpoint(experiment, step).state_dict
+        return [n for n in start if n.startswith(part) and not torch.equal(start[n], end[n])]
+
+    assert not moved(3, "encoder_embed.") and moved(4, "encoder_embed.")
+    assert not moved(8, "encoder.encoders.0.") and moved(1, "encoder.encoders.1.")
+    assert moved(1, "joiner.")
+    (first, *_) = (record for record in metrics(experiment) if record["kind"] == "train")
+    assert first["lr_joiner"] == 2 * first["lr"] == 4 * first["lr_encoder"]
+
+
+def test_freezing_everything_is_refused(prepare):
+    parts = ("encoder_embed", "encoder", "decoder", "joiner", "simple_am_proj", "simple_lm_proj")
+    frozen = ", ".join(f"{part}: 5" for part in (*parts, "ctc_output"))
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        train.train(prepare("allfrozen", f"train.freeze={{{frozen}}}"))
+
+
 def test_missing_pieces_say_which_stage_makes_them(prepare):
     experiment = prepare("missing")
     experiment.init_checkpoint.unlink()

@@ -75,6 +75,23 @@ def test_a_part_not_asked_for_is_new_and_said_to_be(tone_recipe, base_path):
     assert report["parts"] == ["encoder"]
 
 
+def test_a_range_of_stacks_is_loaded_and_the_others_are_new(tone_recipe, base_path):
+    _, weights, report = start(
+        tone_recipe, "range", "init=ml", both(base_path), "transfer.parts=[encoder.encoders.0-0]"
+    )
+    _, base, _ = read_checkpoint(base_path)
+    for name, entry in report["parameters"].items():
+        first = name.startswith("encoder.encoders.0.")
+        assert entry["fate"] == ("loaded" if first else "reinitialised")
+        assert entry["origin"] == ("base" if first else "initialised with seed 1")
+        if first:
+            assert torch.equal(weights[name], base[name])
+    name = "encoder.encoders.1.encoder.layers.0.self_attn1.in_proj.weight"
+    assert not torch.equal(weights[name], base[name])
+    with pytest.raises(ValueError, match=r"encoder\.encoders\.2-3 matches no parameter"):
+        start(tone_recipe, "none", both(base_path), "transfer.parts=[encoder.encoders.2-3]")
+
+
 def test_random_takes_the_dimensions_of_the_english_model_and_no_weights(tone_recipe, base_path):
     _, weights, report = start(tone_recipe, "random", "init=random", both(base_path))
     _, base, _ = read_checkpoint(base_path)
