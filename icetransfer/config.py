@@ -179,7 +179,10 @@ class Train(Section):
     """Multi-latency fine-tuning."""
 
     max_steps: int = Field(1000, ge=1)
-    batch_seconds: float = Field(60, gt=0)  # audio per step, padding included
+    batch_seconds: float = Field(60, gt=0)  # audio of a batch, padding included
+    accumulate: int = Field(1, ge=1)  # batches of a step, in each process
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the GPU has it
+    workers: int = Field(0, ge=0)  # processes that load batches ahead; 0: the training's own
     lr: float = Field(0.045, gt=0)
     schedule: Schedule = Schedule()
     lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = {}  # factor on lr, part by part

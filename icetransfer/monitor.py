@@ -13,6 +13,7 @@ from torch import Tensor
 
 from icetransfer import atomic
 from icetransfer.data.loader import Batch
+from icetransfer.distributed import World
 from icetransfer.experiment import log
 from icetransfer.faults import BadBatches
 
@@ -27,10 +28,12 @@ class Meter:
 
     Attributes:
         bad: the count of skipped steps, which `look` carries on.
+        world: the processes; all of them must call `look` and `means` at the same steps.
         seen: a line for each of the last bad steps in a row.
     """
 
     bad: BadBatches
+    world: World = field(default_factory=World)
     seen: list[str] = field(default_factory=list)
     _new: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)
     _good: list[list[float]] = field(default_factory=list)
@@ -46,8 +49,8 @@ class Meter:
         Args:
             step: its number.
             batches: what it was made on, here.
-            numbers: (len(LOSSES) + 2,), the summed losses, their encoder frames and the norm of
-                the gradient.
+            numbers: (len(LOSSES) + 2,), the losses and encoder frames summed over all processes,
+                and the norm of the gradient.
         """
         ids: tuple[str, ...] = ()
         for batch in batches:
@@ -70,6 +73,7 @@ class Meter:
                 self._good.append(row)
                 self.seen = []
                 continue
+            ids = tuple(name for own in self.world.gather(ids) for name in own)
             line = (
                 f"step {step}: loss {row[0]:g}, gradient norm {row[-1]:g}; batch skipped, its "
                 f"cuts: {', '.join(ids)}"
@@ -89,10 +93,12 @@ class Meter:
         if self._good:
             *sums, norms = (math.fsum(column) for column in zip(*self._good, strict=True))
             means = per_frame(sums) | {"gradient_norm": norms / len(self._good)}
+        here = [self._audio_seconds, self._tokens, self._frames, self._padded_frames]
+        seconds, tokens, frames, padded_frames = self.world.sum(torch.tensor(here)).tolist()
         means |= {
-            "audio_per_second": self._audio_seconds / elapsed,
-            "tokens_per_second": self._tokens / elapsed,
-            "padding": 1 - self._frames / max(self._padded_frames, 1),
+            "audio_per_second": seconds / elapsed,
+            "tokens_per_second": tokens / elapsed,
+            "padding": 1 - frames / max(padded_frames, 1),
             "skipped_batches": self.bad.total,
         }
         self._good, self._since = [], time.perf_counter()

@@ -54,6 +54,9 @@ class ScaledAdam(Optimizer):
         ValueError: a setting out of its range.
     """
 
+    # To torch's GradScaler: do not wait for the device, but tell `step` by `self.found_inf`.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
@@ -137,6 +140,8 @@ class ScaledAdam(Optimizer):
         norms = [flat.gather() for flat in trained]
         self.grad_norm = torch.linalg.vector_norm(torch.stack(norms))
         usable = self.grad_norm.isfinite()
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            usable = usable & (found_inf == 0)
         if skip is not None:
             usable = usable & ~skip
         for flat, norm in zip(trained, norms, strict=True):

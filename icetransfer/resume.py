@@ -20,8 +20,9 @@ from icetransfer.adapters import adapter_state, attach, is_fixed
 from icetransfer.average import StateDict, start_average
 from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
 from icetransfer.config import Config, Train
-from icetransfer.data.loader import TrainLoader, hold_training_data, train_cuts
+from icetransfer.data.loader import Shares, TrainLoader, hold_training_data, train_cuts
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.distributed import World
 from icetransfer.experiment import Experiment, log
 from icetransfer.faults import (
     MAX_RETURNS,
@@ -49,7 +50,9 @@ class Run:
         optimizer: of its parameters.
         scheduler: of the optimiser's rates.
         loader: of the batches.
-        device: where the model is.
+        scaler: of the loss, when it is computed in fp16.
+        precision: the type of most of the computation, float32 for all of it.
+        world: the processes that train together.
         step: steps done.
         rate: factor on the learning rate; below 1 after returns from bad batches.
         bad: counts of skipped batches.
@@ -62,7 +65,9 @@ class Run:
     optimizer: ScaledAdam
     scheduler: Cooldown | Eden
     loader: TrainLoader
-    device: torch.device
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype
+    world: World
     step: int = 0
     rate: float = 1.0
     bad: BadBatches = field(default_factory=BadBatches)
@@ -72,6 +77,11 @@ class Run:
     def settings(self) -> Train:
         """The config's train section."""
         return self.experiment.config.train
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.world.device
 
     @property
     def seed(self) -> int:
@@ -135,7 +145,11 @@ def newest_checkpoint(experiment: Experiment) -> tuple[int, Checkpoint] | None:
     return None
 
 
-def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> Run:
+def start_run(
+    experiment: Experiment,
+    newest: tuple[int, Checkpoint] | None,
+    world: World = World(),  # noqa: B008 - it is frozen
+) -> Run:
     """The run at its newest checkpoint, or at init.pt when there is none.
 
     Raises:
@@ -147,13 +161,12 @@ def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> 
         raise ValueError(f"{init} does not exist: run stage 5, which makes it")
     path = checkpoint_path(experiment, newest[0]) if newest else init
     dims, weights, extra = newest[1] if newest else read_checkpoint(init)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_transducer(dims)
     model.load_state_dict(weights)
     if (adapters := experiment.config.transfer.adapters).rank:
         attach(model, adapters.rank, adapters.parts, experiment.config.seed)
         model.load_state_dict(extra.get("adapters", {}), strict=False)
-    model.to(device)
+    model.to(world.device)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     if tokenizer.vocab_size != dims.vocab_size:
         raise ValueError(
@@ -162,21 +175,52 @@ def start_run(experiment: Experiment, newest: tuple[int, Checkpoint] | None) -> 
         )
     settings = experiment.config.train
     cuts = train_cuts(experiment)
-    hold_training_data(experiment, cuts)
+    if world.is_writer:
+        hold_training_data(experiment, cuts)
     optimizer = make_optimizer(model, experiment.config)
+    precision = choose_precision(settings.precision, world.device)
     run = Run(
         experiment=experiment,
         model=model,
         averaged=start_average(model),
         optimizer=optimizer,
         scheduler=_make_scheduler(optimizer, settings),
-        loader=TrainLoader(cuts, tokenizer, settings.batch_seconds, experiment.config.seed),
-        device=device,
+        loader=TrainLoader(
+            cuts,
+            tokenizer,
+            settings.batch_seconds,
+            experiment.config.seed,
+            Shares(
+                count=world.size * settings.accumulate,
+                mine=tuple(i * world.size + world.rank for i in range(settings.accumulate)),
+            ),
+            settings.workers,
+        ),
+        # As icefall: losses are sums, and large.
+        scaler=torch.amp.GradScaler(
+            world.device.type, init_scale=1.0, enabled=precision == torch.float16
+        ),
+        precision=precision,
+        world=world,
         rate=RATE_FACTOR ** len(read_returns(returns_path(experiment))),
     )
     if newest:
         _restore(run, extra)
     return run
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The type for most of the computation: "auto" is bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        ValueError: the GPU does not have the type.
+    """
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return torch.bfloat16 if bf16 else torch.float32
+    if wanted == "bf16" and device.type == "cuda" and not bf16:
+        raise ValueError("train.precision=bf16: this GPU does not have it; use fp16 or fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
 def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
@@ -245,15 +289,20 @@ def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
 def save_run(run: Run) -> None:
     """Writes the checkpoint of the run's step, then deletes those that are not needed any more.
 
+    Only the writer of the processes does.
+
     Raises:
         OSError: it could not be written; the earlier ones are all there.
     """
+    if not run.world.is_writer:
+        return
     save_checkpoint(
         checkpoint_path(run.experiment, run.step),
         run.model,
         model_avg=run.averaged,
         optimizer=run.optimizer.state_dict(),
         scheduler=run.scheduler.state_dict(),
+        scaler=run.scaler.state_dict(),
         sampler=run.loader.state_dict(),
         batch_idx_train=run.step,
         average_period=average_period(run.settings),
@@ -290,6 +339,8 @@ def _restore(run: Run, extra: Mapping[str, Any]) -> None:
     # What follows is not in the checkpoints of earlier versions.
     run.bad = BadBatches(**extra.get("bad_batches", {}))
     run.dev_losses = dict(extra.get("dev_losses", {}))
+    if extra.get("scaler"):
+        run.scaler.load_state_dict(extra["scaler"])
     if "random_states" in extra:
         _set_random_states(extra["random_states"])
 

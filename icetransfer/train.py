@@ -6,6 +6,7 @@ SpecAugment, dropout), so a run that was killed and resumed equals the undisturb
 from EN and ML see the same batches at the same tiers with the same masks.
 """
 
+import logging
 import random
 import sys
 import time
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 
 from icetransfer.average import update_averaged_model
+from icetransfer.checkpoint import Checkpoint, read_checkpoint
 from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
 from icetransfer.data.loader import Batch, dev_batches, dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.distributed import World, join_world
 from icetransfer.experiment import (
     Experiment,
     log,
@@ -30,7 +33,7 @@ from icetransfer.experiment import (
 from icetransfer.faults import BAD_RUN, RUN_AGAIN, BadRun, StopSignals, is_out_of_memory
 from icetransfer.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
 from icetransfer.model.scaling import set_batch_count
-from icetransfer.monitor import Meter, Reporter, per_frame
+from icetransfer.monitor import LOSSES, Meter, Reporter, per_frame
 from icetransfer.resume import (
     Run,
     average_period,
@@ -78,17 +81,33 @@ def train(experiment: Experiment) -> None:
     Raises:
         ValueError: data or init.pt are missing or changed, or the losses are not finite again and
             again.
-        OSError: a checkpoint could not be written.
+        OSError: a checkpoint could not be written, or a process that loads data died.
         SystemExit: with RUN_AGAIN, after a signal and with all saved.
     """
+    with join_world() as world, StopSignals() as signals:
+        if not world.is_writer:
+            log.setLevel(logging.ERROR)  # all of them have the same to say
+        try:
+            _train(experiment, world, signals)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"a process that loads data died ({str(error).splitlines()[0]}): the machine may "
+                f"be out of memory, then lower train.workers. Run again: training goes on from "
+                f"its last checkpoint"
+            ) from error
+
+
+def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     settings = experiment.config.train
-    newest = newest_checkpoint(experiment)
+    newest = _agree_on_newest(experiment, world)
     if newest and newest[0] == settings.max_steps:
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
     torch.set_num_threads(settings.threads)
     started = time.time()
-    run = start_run(experiment, newest)
+    run = start_run(experiment, newest, world)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     dev = dev_batches(dev_cuts(experiment, DEV_SECONDS), tokenizer, settings.batch_seconds)
     first = run.step
@@ -97,26 +116,39 @@ def train(experiment: Experiment) -> None:
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     backend = loss_backend(settings.loss_backend)
     log.info(
-        "%d parameters, %.1f minutes of audio at all speeds, %s, %d threads, loss by %s",
-        parameters, run.loader.seconds / 60, run.device, settings.threads, backend,
+        "%d parameters, %.1f minutes of audio at all speeds, %d x %s, %s, %d threads, loss by %s",
+        parameters, run.loader.seconds / 60, world.size, run.device, run.precision,
+        settings.threads, backend,
     )  # fmt: skip
-    with StopSignals() as signals:
-        while run.step < settings.max_steps:
-            try:
-                _train_loop(run, dev, signals)
-            except BadRun as bad:
+    while run.step < settings.max_steps:
+        try:
+            _train_loop(run, dev[world.rank :: world.size], signals)
+        except BadRun as bad:
+            if world.is_writer:
                 go_back(experiment, bad)
-                run = start_run(experiment, newest_checkpoint(experiment))
-    write_provenance(
-        experiment,
-        "train",
-        steps=[first, run.step],
-        seconds=round(time.time() - started, 1),
-        device=str(run.device),
-        loss_backend=backend,
-        skipped_batches=run.bad.total,
-        checkpoint_sha256=sha256(checkpoint_path(experiment, settings.max_steps)),
-    )
+            run = start_run(experiment, _agree_on_newest(experiment, world), world)
+    if world.is_writer:
+        write_provenance(
+            experiment,
+            "train",
+            steps=[first, run.step],
+            seconds=round(time.time() - started, 1),
+            device=str(run.device),
+            processes=world.size,
+            precision=str(run.precision),
+            loss_backend=backend,
+            skipped_batches=run.bad.total,
+            checkpoint_sha256=sha256(checkpoint_path(experiment, settings.max_steps)),
+        )
+
+
+def _agree_on_newest(experiment: Experiment, world: World) -> tuple[int, Checkpoint] | None:
+    """`newest_checkpoint`, the same one in every process."""
+    newest = newest_checkpoint(experiment) if world.is_writer else None
+    step = world.share(newest and newest[0])
+    if world.is_writer or step is None:
+        return newest
+    return step, read_checkpoint(checkpoint_path(experiment, step))
 
 
 def _train_loop(run: Run, dev: list[Batch], signals: StopSignals) -> None:
@@ -127,34 +159,36 @@ def _train_loop(run: Run, dev: list[Batch], signals: StopSignals) -> None:
         SystemExit: after a signal.
     """
     settings = run.settings
-    transform = make_transform(settings.spec_augment)
-    meter = Meter(run.bad)
+    meter = Meter(run.bad, run.world)
     run.model.train()
-    reporter = Reporter(run.experiment.dir, run.step, settings.max_steps)
+    reporter: Reporter | None = None
+    if run.world.is_writer:
+        reporter = Reporter(run.experiment.dir, run.step, settings.max_steps)
+    batches = iter(run.loader)
     try:
-        for batch in run.loader:
+        while True:
+            shares = [next(batches) for _ in range(settings.accumulate)]
             run.step += 1
-            seed_everything(_step_seed(run.seed, run.step))
-            on_device = batch.to(run.device)
-            features = augment(transform, on_device.features, batch.feature_lens)
             try:
-                numbers = _train_step(run, on_device, features)
+                numbers = _train_step(run, shares)
             except FloatingPointError as error:  # most of the recent gradients were bad
                 meter.look()
                 raise BadRun(str(error), run.bad.since, meter.seen) from None
-            meter.add(run.step, [batch], numbers)
+            meter.add(run.step, shares, numbers)
             update_averaged_model(run.step, average_period(settings), run.model, run.averaged)
-            reporter.progress(run.step)
+            if reporter:
+                reporter.progress(run.step)
             _report_and_save(run, dev, meter, reporter)
             if run.step == settings.max_steps:
                 return
-            if signals.received:
-                _stop(run, meter, signals.received.name)
+            if run.world.any(signals.received is not None):
+                _stop(run, meter, signals)
     finally:
-        reporter.close()
+        if reporter:
+            reporter.close()
 
 
-def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporter) -> None:
+def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporter | None) -> None:
     """What is due at the run's step: numbers of the training, dev losses, a checkpoint.
 
     Raises:
@@ -169,11 +203,14 @@ def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporte
             count, since = run.bad.in_a_row, run.bad.since
             raise BadRun(f"{count} bad batches in a row since step {since}", since, meter.seen)
     if logs:
-        reporter.report(step, meter.means() | _rates(run), "train")
+        numbers = meter.means() | _rates(run)
+        if reporter:
+            reporter.report(step, numbers, "train")
     if finished or step % settings.valid_every == 0:
         numbers = dev_loss(run, dev)
         run.dev_losses[step] = numbers["loss"]
-        reporter.report(step, numbers, "dev")
+        if reporter:
+            reporter.report(step, numbers, "dev")
     if saves:
         save_run(run)
 
@@ -188,10 +225,11 @@ def _rates(run: Run) -> dict[str, float]:
     return rates
 
 
-def _stop(run: Run, meter: Meter, name: str) -> None:
+def _stop(run: Run, meter: Meter, signals: StopSignals) -> None:
     """Saves and leaves, to be run again."""
     meter.look()
     save_run(run)
+    name = signals.received.name if signals.received else "a signal to another process"
     log.warning(
         "%s: stopped after step %d with all saved in %s; the same command goes on from there "
         "(exit code %d)",
@@ -200,12 +238,16 @@ def _stop(run: Run, meter: Meter, name: str) -> None:
     sys.exit(RUN_AGAIN)
 
 
-def _train_step(run: Run, batch: Batch, features: Tensor) -> Tensor:
+def _train_step(run: Run, shares: list[Batch]) -> Tensor:
     """One update of the weights, or none if loss or gradient are not finite.
 
+    Args:
+        run: at its new step.
+        shares: of the step's batch, those of this process.
+
     Returns:
-        The batch's summed losses in the order of `monitor.LOSSES`, its encoder frames and the norm
-        of the gradient; still on the device.
+        The step's losses, summed over all processes, in the order of `monitor.LOSSES`, its encoder
+        frames and the norm of the gradient; still on the device.
     """
     step = run.step
     from_scratch = run.experiment.config.init == "random"
@@ -216,16 +258,19 @@ def _train_step(run: Run, batch: Batch, features: Tensor) -> Tensor:
         for group in run.optimizer.param_groups:
             group["lr"] *= run.rate
     set_frozen(run.optimizer, step)
-    sums = _gradients(run, replace(batch, features=features))
-    run.optimizer.step(skip=~sums.isfinite().all())
+    sums = _gradients(run, shares)
+    sums = run.world.sum_gradients(run.model.parameters(), sums)
+    run.scaler.unscale_(run.optimizer)
+    run.scaler.step(run.optimizer, skip=~sums.isfinite().all())
+    run.scaler.update()
     return torch.cat([sums, run.optimizer.grad_norm.reshape(1).to(sums)])
 
 
-def _gradients(run: Run, batch: Batch) -> Tensor:
-    """Leaves the gradients of a batch's loss in the parameters; returns its `_sums`.
+def _gradients(run: Run, shares: list[Batch]) -> Tensor:
+    """Leaves the gradients of the shares' losses in the parameters; returns their `_sums`.
 
-    A batch that does not fit into the memory is tried again in halves, quarters, ...; losses are
-    sums over utterances, and so are their gradients.
+    What does not fit into the memory is tried again in halves, quarters, ...; losses are sums over
+    utterances, and so are their gradients.
 
     Raises:
         ValueError: a single utterance does not fit.
@@ -234,20 +279,21 @@ def _gradients(run: Run, batch: Batch) -> Tensor:
     while True:
         run.optimizer.zero_grad(set_to_none=True)
         try:
-            return torch.stack([_backward(run, part) for part in batch.split(pieces)]).sum(dim=0)
+            return torch.stack([_backward(run, i, s, pieces) for i, s in enumerate(shares)]).sum(0)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         # Here, where the error and with it the tensors of the failed attempt are gone.
-        names = ", ".join(batch.ids)
-        size = f"{len(batch.ids)} cuts of up to {batch.features.size(1) / 100:.1f} s"
-        if pieces >= len(batch.ids):
+        names = ", ".join(name for share in shares for name in share.ids)
+        most = max(len(share.ids) for share in shares)
+        size = f"{most} cuts of up to {max(s.features.size(1) for s in shares) / 100:.1f} s"
+        if pieces >= most:
             raise ValueError(
                 f"step {run.step}: out of memory ({reason}) even with one utterance at a time, in "
                 f"the batch of {size}: {names}. Lower data.max_seconds or take a larger machine"
             )
-        pieces = min(2 * pieces, len(batch.ids))
+        pieces = min(2 * pieces, most)
         log.warning(
             "step %d: out of memory (%s) on the batch of %s: %s; trying again in %d pieces. If "
             "this happens often, lower train.batch_seconds",
@@ -255,34 +301,51 @@ def _gradients(run: Run, batch: Batch) -> Tensor:
         )  # fmt: skip
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
-        seed_everything(_step_seed(run.seed, run.step))
 
 
-def _backward(run: Run, batch: Batch) -> Tensor:
-    """Adds the gradients of a batch's loss; returns its `_sums`."""
+def _backward(run: Run, number: int, share: Batch, pieces: int) -> Tensor:
+    """Adds the gradients of a share's loss.
+
+    Args:
+        run: its step and seed decide the tier, the masks and the dropout.
+        number: of the share among those of this process.
+        share: may be empty.
+        pieces: so many at most are computed one after the other.
+
+    Returns:
+        The share's `_sums`.
+    """
     settings, step = run.settings, run.step
-    chunk_size, left = draw_tier(settings, run.seed, step)
-    losses, frames = _losses(run, batch, batch.features, chunk_size, left)
-    simple, pruned = loss_scales(step, settings.loss_warmup_steps, settings.simple_loss_scale)
-    total = losses.total(simple, pruned, settings.ctc_loss_scale)
-    total.backward()  # type: ignore[no-untyped-call]
-    return _sums(total, losses, frames)
+    seed_everything(_step_seed(run.seed, step, number * run.world.size + run.world.rank))
+    sums = torch.zeros(len(LOSSES) + 1, device=run.device)
+    batch = share.to(run.device)
+    if batch.ids:
+        transform = make_transform(settings.spec_augment)
+        batch = replace(batch, features=augment(transform, batch.features, share.feature_lens))
+    for part in batch.split(pieces):
+        losses, frames = _losses(run, part, part.features, *draw_tier(settings, run.seed, step))
+        simple, pruned = loss_scales(step, settings.loss_warmup_steps, settings.simple_loss_scale)
+        total = losses.total(simple, pruned, settings.ctc_loss_scale)
+        run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        sums += _sums(total, losses, frames)
+    return sums
 
 
 def _losses(
     run: Run, batch: Batch, features: Tensor, chunk_size: int, left: int
 ) -> tuple[TransducerLosses, Tensor]:
     """Losses of a batch at a tier, and its encoder frames."""
-    out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
-    losses = transducer_loss(
-        run.model,
-        out,
-        out_lens,
-        batch.tokens,
-        batch.token_lens,
-        prune_range=run.settings.prune_range,
-        backend=run.settings.loss_backend,
-    )
+    with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
+        out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
+        losses = transducer_loss(
+            run.model,
+            out,
+            out_lens,
+            batch.tokens,
+            batch.token_lens,
+            prune_range=run.settings.prune_range,
+            backend=run.settings.loss_backend,
+        )
     return losses, out_lens.sum()
 
 
@@ -294,21 +357,21 @@ def _sums(total: Tensor, losses: TransducerLosses, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dev_loss(run: Run, dev: list[Batch]) -> dict[str, float]:
-    """Mean losses for each encoder frame of the dev batches, at one tier."""
+    """Mean losses for each encoder frame of all processes' dev batches, at one tier."""
     settings = run.settings
     run.model.eval()
-    sums = []
+    sums = [torch.zeros(len(LOSSES) + 1, device=run.device)]
     for batch in dev:
         on_device = batch.to(run.device)
         losses, frames = _losses(run, on_device, on_device.features, *dev_tier(settings))
         total = losses.total(settings.simple_loss_scale, 1.0, settings.ctc_loss_scale)
         sums.append(_sums(total, losses, frames))
     run.model.train()
-    return per_frame(torch.stack(sums).sum(dim=0).tolist())
+    return per_frame(run.world.sum(torch.stack(sums).sum(dim=0)).tolist())
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**32
+def _step_seed(seed: int, step: int, share: int) -> int:
+    return (seed * 1_000_003 + step + share * 2_654_435_761) % 2**32
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from icetransfer import atomic, config
-from icetransfer.data.features import PADDING, read_manifest
+from icetransfer.data.features import NUM_BINS, PADDING, read_manifest
 from icetransfer.data.subset import order_key, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, sha256
@@ -59,9 +59,16 @@ class Batch:
             token_lens=self.token_lens.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> "Batch":
+        """The batch in memory from which a GPU can fetch by itself."""
+        return replace(
+            self, features=self.features.pin_memory(), tokens=self.tokens.pin_memory(),
+            feature_lens=self.feature_lens.pin_memory(), token_lens=self.token_lens.pin_memory(),
+        )  # fmt: skip
+
     def split(self, pieces: int) -> list["Batch"]:
         """The batch in at most so many pieces of whole utterances, each padded as it was."""
-        size = -(-len(self.ids) // pieces)
+        size = max(1, -(-len(self.ids) // pieces))
         slices = [slice(start, start + size) for start in range(0, len(self.ids), size)]
         return [
             Batch(
@@ -165,15 +172,26 @@ class Collator:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, cuts: Sequence[Cut]) -> Batch:
-        """Loads the features and encodes the text of some cuts."""
-        features = [torch.from_numpy(load_features(cut)) for cut in cuts]
+    def __call__(self, cuts: Sequence[Cut], frames: int = 0) -> Batch:
+        """Loads the features and encodes the text of some cuts.
+
+        Args:
+            cuts: may be none.
+            frames: how far to pad at least.
+        """
+        if not cuts:
+            none = torch.zeros(0, dtype=torch.long)
+            features = torch.zeros(0, frames, NUM_BINS)
+            return Batch(features, none, none.view(0, 0), none, (), 0.0)
+        matrices = [torch.from_numpy(load_features(cut)) for cut in cuts]
+        padded = torch.nn.utils.rnn.pad_sequence(matrices, True, padding_value=PADDING)
+        missing = max(0, frames - padded.size(1))
         tokens = [
             torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts
         ]
         return Batch(
-            features=torch.nn.utils.rnn.pad_sequence(features, True, padding_value=PADDING),
-            feature_lens=torch.tensor([len(matrix) for matrix in features]),
+            features=torch.nn.functional.pad(padded, (0, 0, 0, missing), value=PADDING),
+            feature_lens=torch.tensor([len(matrix) for matrix in matrices]),
             tokens=torch.nn.utils.rnn.pad_sequence(tokens, True),
             token_lens=torch.tensor([len(ids) for ids in tokens]),
             ids=tuple(cut.id for cut in cuts),
@@ -181,34 +199,60 @@ class Collator:
         )
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How the batch of a step is dealt out, cut by cut.
+
+    Attributes:
+        count: of all shares.
+        mine: those of this process, one after the other.
+    """
+
+    count: int = 1
+    mine: tuple[int, ...] = (0,)
+
+
 class _Batches(Dataset[Batch]):
-    def __init__(self, batches: list[Sequence[Cut]], collate: Collator) -> None:
-        self.batches, self.collate = batches, collate
+    """One process's shares of some batches, padded as the whole batch: padding is heard."""
+
+    def __init__(self, batches: list[Sequence[Cut]], shares: Shares, collate: Collator) -> None:
+        self.batches, self.shares, self.collate = batches, shares, collate
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) * len(self.shares.mine)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.collate(self.batches[index])
+        number, position = divmod(index, len(self.shares.mine))
+        cuts, share = self.batches[number], self.shares.mine[position]
+        return self.collate(cuts[share :: self.shares.count], max(cut.num_frames for cut in cuts))
 
 
 class TrainLoader:
     """Endless training batches, shuffled anew each epoch; resumes exactly.
 
-    The order is a function of the cuts, `batch_seconds` and the seed: runs that differ in their
-    init alone see the same batches.
+    The order is a function of the cuts, the seconds of a step and the seed: runs that differ in
+    their init alone see the same batches.  A step's batch has `batch_seconds` for each share, and
+    one process with twice the seconds sees the same steps as two.
     """
 
     def __init__(
-        self, cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float, seed: int
+        self,
+        cuts: Sequence[Cut],
+        tokenizer: Tokenizer,
+        batch_seconds: float,
+        seed: int,
+        shares: Shares = Shares(),
+        workers: int = 0,
     ) -> None:
         """Keeps the cuts that can be trained on; says how many are left out and why.
 
         Args:
             cuts: with features; the order given does not matter.
             tokenizer: encodes their text.
-            batch_seconds: audio in a batch, padding included.
+            batch_seconds: audio in a share, padding included.
             seed: of the shuffles.
+            shares: of a step's batch; those of this process are given out one after the other.
+            workers: processes that load ahead.
 
         Raises:
             ValueError: no cut can be trained on.
@@ -216,35 +260,54 @@ class TrainLoader:
         usable = usable_cuts(sorted(cuts, key=lambda cut: cut.id), tokenizer)
         self._cuts = usable
         self._collate = Collator(tokenizer)
-        self._batch_seconds = batch_seconds
+        self._step_seconds = batch_seconds * shares.count
+        self._shares = shares
+        self._workers = workers
         self._seed = seed
         self.epoch = 0
-        self.batch = 0  # batches of the epoch already given out
+        self.batch = 0  # steps of the epoch already begun
         self.seconds = sum(cut.duration for cut in usable)
 
     def __iter__(self) -> Iterator[Batch]:
         """Goes on from `epoch` and `batch`, without end."""
         while True:
             batches = self._epoch_batches()
-            dataset = _Batches(batches[self.batch :], self._collate)
-            for batch in DataLoader(dataset, batch_size=None):
-                self.batch += 1
+            dataset = _Batches(batches[self.batch :], self._shares, self._collate)
+            loading = DataLoader(
+                dataset,
+                batch_size=None,
+                num_workers=self._workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for number, batch in enumerate(loading):
+                self.batch += number % len(self._shares.mine) == 0
                 yield batch
             self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is, for `load_state_dict`."""
-        return {"epoch": self.epoch, "batch": self.batch}
+        return {"epoch": self.epoch, "batch": self.batch, "shares": self._shares.count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes back to a saved place; takes effect at the next `iter`."""
+        """Goes back to a saved place; takes effect at the next `iter`.
+
+        With another number of shares the batches are others, and the place is the nearest one.
+        """
         self.epoch, self.batch = state["epoch"], state["batch"]
+        before = state.get("shares", 1)
+        if before != self._shares.count:
+            self.batch = self.batch * before // self._shares.count
+            log.warning(
+                "steps had %d shares (processes x train.accumulate) and now have %d: the run goes "
+                "on, with batches that an undisturbed one would not have had",
+                before, self._shares.count,
+            )  # fmt: skip
 
     def _epoch_batches(self) -> list[Sequence[Cut]]:
         cuts = CutSet.from_cuts(self._cuts)
-        buckets = min(MAX_BUCKETS, int(self.seconds / self._batch_seconds / BATCHES_PER_BUCKET))
+        buckets = min(MAX_BUCKETS, int(self.seconds / self._step_seconds / BATCHES_PER_BUCKET))
         settings: dict[str, Any] = {
-            "max_duration": max(self._batch_seconds, max(cut.duration for cut in cuts)),
+            "max_duration": max(self._step_seconds, max(cut.duration for cut in cuts)),
             "shuffle": True,
             "world_size": 1,
             "rank": 0,

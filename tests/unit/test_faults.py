@@ -276,7 +276,7 @@ def test_halves_give_the_gradients_of_the_whole(prepare, monkeypatch) -> None:
 
     for limit in (100, 2, 1):
         monkeypatch.setattr(train, "_losses", functools.partial(limited, limit))
-        sums = train._gradients(run, batch)
+        sums = train._gradients(run, [batch])
         gradients[limit] = torch.cat(
             [sums, *(p.grad.view(-1) for p in run.model.parameters() if p.grad is not None)]
         )
@@ -284,7 +284,7 @@ def test_halves_give_the_gradients_of_the_whole(prepare, monkeypatch) -> None:
         torch.testing.assert_close(gradients[limit], gradients[100], rtol=1e-3, atol=1e-3)
     monkeypatch.setattr(train, "_losses", functools.partial(limited, 0))
     with pytest.raises(ValueError, match="even with one utterance at a time") as error:
-        train._gradients(run, batch)
+        train._gradients(run, [batch])
     assert all(name in str(error.value) for name in batch.ids)
 
 
