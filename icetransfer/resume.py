@@ -125,6 +125,11 @@ def returns_path(experiment: Experiment) -> Path:
     return experiment.checkpoints_dir / "returns.json"
 
 
+def run_again_path(experiment: Experiment) -> Path:
+    """Says, while it is there, that a signal has stopped the run: torchrun hides exit codes."""
+    return experiment.checkpoints_dir / "run-again"
+
+
 def saved_steps(experiment: Experiment) -> list[int]:
     """The steps that have a checkpoint, in order."""
     names = (path.name for path in experiment.checkpoints_dir.glob("checkpoint-*.pt"))

@@ -41,6 +41,7 @@ from icetransfer.resume import (
     go_back,
     is_regular,
     newest_checkpoint,
+    run_again_path,
     save_run,
     set_frozen,
     start_run,
@@ -102,6 +103,8 @@ def train(experiment: Experiment) -> None:
 def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     settings = experiment.config.train
     newest = _agree_on_newest(experiment, world)
+    if world.is_writer:
+        run_again_path(experiment).unlink(missing_ok=True)
     if newest and newest[0] == settings.max_steps:
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
@@ -229,6 +232,8 @@ def _stop(run: Run, meter: Meter, signals: StopSignals) -> None:
     """Saves and leaves, to be run again."""
     meter.look()
     save_run(run)
+    if run.world.is_writer:
+        run_again_path(run.experiment).touch()
     name = signals.received.name if signals.received else "a signal to another process"
     log.warning(
         "%s: stopped after step %d with all saved in %s; the same command goes on from there "

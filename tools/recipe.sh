@@ -5,7 +5,13 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=10 help=false running='' exp=''
+first_stage=0 last_stage=10 help=false running='' exp='' gpus=''
+# Of a job step that srun started with one task on each of several nodes; the first node does the
+# other stages.
+nodes=1 node=0
+if [ "${SLURM_STEP_NUM_NODES:-1}" = "${SLURM_STEP_NUM_TASKS:-1}" ]; then
+  nodes=${SLURM_STEP_NUM_NODES:-1} node=${SLURM_NODEID:-0}
+fi
 run_again=75 # exit code of a training that was stopped and wants the same command again
 # shellcheck disable=SC2034 # for the titles of run.sh
 data=data
@@ -21,6 +27,7 @@ usage() {
   --hours 8min|100h|100      how much training data (default: all)
   --seed N                   of initialisation, batches and augmentation
   --conf FILE                more settings, over conf/default.yaml; may be repeated
+  --gpus N                   train with N processes on each node, each with a GPU where there are some
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
@@ -56,7 +63,7 @@ conf_file() {
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help=true ;;
-    --stage | --stop-stage | --init | --hours | --seed | --conf | --exp)
+    --stage | --stop-stage | --init | --hours | --seed | --conf | --exp | --gpus)
       [ $# -ge 2 ] || die "$1 needs a value; see $0 --help"
       case $1 in
         --stage) first_stage=$(stage_number "$1" "$2") ;;
@@ -66,6 +73,10 @@ while [ $# -gt 0 ]; do
           resolve+=(--conf "$file")
           ;;
         --exp) resolve+=(--exp "$2") ;;
+        --gpus)
+          [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--gpus takes a number from 1, got '$2'"
+          gpus=$2
+          ;;
         *) settings+=("${1#--}=$2") ;;
       esac
       shift
@@ -79,22 +90,42 @@ done
 
 py() {
   if [ "$1" = train ]; then
-    with_signals python -m icetransfer.train --exp "$exp"
+    train_processes
   else
     python -m "icetransfer.$1" --exp "$exp"
   fi
 }
 
-# Runs a command that is to hear of the signals that this script gets: training saves and leaves,
-# with the exit code $run_again, on SIGTERM, on SIGUSR1 (Slurm's warning) and on Ctrl-C.
+# Training: one process, or with --gpus one for each GPU of each node, started by torchrun.
+train_processes() {
+  local status=0 stopped=$exp/checkpoints/run-again
+  local meet=(--standalone)
+  if [ -z "$gpus" ]; then
+    with_signals python -m icetransfer.train --exp "$exp"
+    return
+  fi
+  if [ "$nodes" -gt 1 ]; then
+    meet=(--nnodes "$nodes" --node-rank "$node" --master-port $((20000 + SLURM_JOB_ID % 20000)))
+    meet+=(--master-addr "$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)")
+  fi
+  with_signals python -m torch.distributed.run "${meet[@]}" --nproc-per-node "$gpus" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 100 \
+    -m icetransfer.train --exp "$exp" || status=$?
+  # torchrun has one exit code for all that can happen to its processes.
+  if [ "$status" -ne 0 ] && [ -f "$stopped" ]; then
+    return "$run_again"
+  fi
+  return "$status"
+}
+
+# Runs a command that is to hear of the signals that this script gets: on SIGTERM, SIGUSR1 (Slurm's
+# warning) and Ctrl-C training saves and leaves with the exit code $run_again.
 with_signals() {
   local child status=0
   "$@" &
   child=$!
   # shellcheck disable=SC2064 # the number of now
-  trap "kill -TERM $child 2>/dev/null" TERM INT
-  # shellcheck disable=SC2064
-  trap "kill -USR1 $child 2>/dev/null" USR1
+  trap "kill -TERM $child 2>/dev/null" TERM INT USR1
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
     status=0
@@ -118,6 +149,8 @@ stage() {
     return
   fi
   if [ "$number" -lt "$first_stage" ] || [ "$number" -gt "$last_stage" ]; then
+    return
+  elif [ "$node" -gt 0 ] && [ "$1 $2" != "py train" ]; then
     return
   fi
   running="stage $number, $title"

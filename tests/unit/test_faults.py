@@ -18,7 +18,7 @@ import torch
 
 from icetransfer import checkpoint, faults, resume, train
 from icetransfer.checkpoint import DamagedError, read_checkpoint
-from icetransfer.data import features
+from icetransfer.data import features, loader
 from icetransfer.experiment import Experiment
 
 SOURCES = str(Path(train.__file__).parent)
@@ -378,3 +378,25 @@ def test_features_that_vanished_are_named(prepare, tone_data: Path) -> None:
             train.train(experiment)
     finally:
         (tone_data / "gone").rename(folder)
+
+
+def test_a_loading_process_that_dies_is_an_error_that_says_so(
+    prepare, undisturbed, monkeypatch
+) -> None:
+    experiment = prepare("worker", "train.workers=1")
+    collate = loader.Collator.__call__
+
+    def die(self: Any, cuts: Any, frames: int = 0) -> Any:
+        if torch.utils.data.get_worker_info() and doomed in [cut.id for cut in cuts]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collate(self, cuts, frames)
+
+    batches = iter(resume.start_run(undisturbed, None).loader)
+    doomed = [next(batches).ids for _ in range(7)][-1][0]
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.Collator, "__call__", die)
+        with pytest.raises(OSError, match=r"a process that loads data died.*lower train\.workers"):
+            train.train(experiment)
+    assert resume.saved_steps(experiment)[0] == 3
+    train.train(experiment)
+    assert_same(weights(undisturbed), weights(experiment))
