@@ -1,21 +1,32 @@
 """Stage 7: the average of the weights over the end of a run -> exp/averaged.pt.
 
+    python -m icetransfer.average --exp DIR
+    python -m icetransfer.average checkpoints=epoch-28.pt,epoch-29.pt,epoch-30.pt out=averaged.pt
+    python -m icetransfer.average checkpoints=DIR last=3 out=averaged.pt
+    python -m icetransfer.average checkpoints=epoch-20.pt,epoch-30.pt method=range out=averaged.pt
+
 A running average is kept while training; what is decoded is the average between two checkpoints.
+The other forms average any icefall or icetransfer checkpoints: the plain mean of several, or with
+`method=range` all steps from the first to the last, by their running averages (`model_avg`).  More
+key=value words go to `load_transducer`, such as num_heads or trusted=true.
 
 All functions work on state dicts (name to tensor) in double precision and never in place, so that
 tied entries, which share their storage, are averaged once like any other. Entries that are not
 floating point are taken from the latest model.
 """
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from icetransfer.adapters import plain_state
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
-from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from icetransfer.experiment import Experiment, log, main, run_stage, sha256, write_provenance
 from icetransfer.model.transducer import TransducerModel
 
 StateDict = dict[str, Tensor]
@@ -170,5 +181,57 @@ def average_run(experiment: Experiment) -> None:
     log.info("steps %d to %d -> %s", start_step, settings.max_steps, target)
 
 
+def average_files(words: list[str]) -> None:
+    """The standalone command: its key=value words as given.
+
+    Raises:
+        ValueError: a word that is missing or has no meaning, or files that cannot be averaged.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(given) < len(words) or not {"checkpoints", "out"} <= given.keys():
+        raise ValueError(
+            f"expected checkpoints=A.pt,B.pt out=F.pt, got {' '.join(words)}\nusage:\n"
+            + "\n".join(line for line in (__doc__ or "").splitlines() if "checkpoints=" in line)
+        )
+    out, method = Path(given.pop("out")), given.pop("method", "models")
+    paths = _named_files(given.pop("checkpoints"), given.pop("last", None))
+    if method not in ("models", "range"):
+        raise ValueError(f"method={method}: expected models or range")
+    if method == "range" and len(paths) < 2:
+        raise ValueError("method=range takes the first and the last checkpoint of the range")
+    trusted = given.pop("trusted", "false") == "true"
+    read = [read_checkpoint(path, trusted=trusted, **given) for path in paths]
+    if method == "range":
+        weights = average_range(read[0].extra, read[-1].extra)
+    else:
+        weights = average_models([checkpoint.state_dict for checkpoint in read])
+    model = TransducerModel(read[-1].dims)
+    load_weights(model, weights, paths[-1])
+    save_checkpoint(out, model, averaged_files=[str(path) for path in paths], method=method)
+    log.info("%s of %s -> %s", method, ", ".join(map(str, paths)), out)
+
+
+def _named_files(text: str, last: str | None) -> list[Path]:
+    """The files of a comma list, or the last ones of a folder by the numbers in their names."""
+    if last is None:
+        return [Path(name) for name in text.split(",")]
+    if not last.isdigit() or last == "0":
+        raise ValueError(f"last={last}: expected how many checkpoints to take, 1 or more")
+    numbered = {
+        int(match[2]): path
+        for path in Path(text).glob("*.pt")
+        if (match := re.fullmatch(r"(epoch|checkpoint)-(\d+)", path.stem))
+    }
+    if len(numbered) < int(last):
+        raise ValueError(
+            f"{text} has {len(numbered)} checkpoints (epoch-N.pt or checkpoint-N.pt), but "
+            f"last={last}"
+        )
+    return [numbered[number] for number in sorted(numbered)[-int(last) :]]
+
+
 if __name__ == "__main__":
-    run_stage(__doc__, average_run)
+    if any("=" in word for word in sys.argv[1:]) and "--exp" not in sys.argv:
+        main(lambda: average_files(sys.argv[1:]))
+    else:
+        run_stage(__doc__, average_run)

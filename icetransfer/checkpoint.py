@@ -196,7 +196,7 @@ def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds a Python object besides weights ({refused.group(1)}), and loading such "
             f"objects can run any code; if you know where the file comes from, load it with "
-            f"trusted=True"
+            f"trusted=True (in a recipe: transfer.trusted=true)"
         ) from None
     except Exception as error:  # on arbitrary bytes the unpickler raises whatever it stumbles on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -159,6 +159,7 @@ class Transfer(Section):
     """What an experiment starts from."""
 
     base_models: dict[Literal["en", "ml"], str] = {"en": "seed-en", "ml": "seed-ml"}
+    trusted: bool = False  # run code that these files hold: only if you know who made them
     parts: tuple[Part, ...] = ("encoder_embed", "encoder")  # loaded from the base model
     size: str | None = None  # random init only: a named size instead of the EN model's dimensions
     ctc: bool = True  # add a CTC head as an auxiliary task

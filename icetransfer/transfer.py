@@ -7,7 +7,9 @@ from where, and what of the base checkpoint was left out.
 """
 
 import dataclasses
+import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +44,11 @@ class BaseModel:
 def find_base_model(config: Config, key: str) -> BaseModel:
     """The checkpoint that the config names for "en" or "ml": an entry of the list, or a .pt file.
 
+    An entry that is not there yet is downloaded, if the list says from where.
+
     Raises:
-        ValueError: nothing is named, the name is unknown, or the file is not there.
+        ValueError: nothing is named, the name is unknown, the file is not there and cannot be
+            downloaded, or it is not the one that was downloaded.
     """
     where = f"transfer.base_models.{key}"
     name = dict(config.transfer.base_models).get(key)  # type: ignore[call-overload]
@@ -57,9 +62,63 @@ def find_base_model(config: Config, key: str) -> BaseModel:
     else:
         raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
     if not base.path.is_file():
-        get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
-        raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+        if "huggingface" not in base.facts:
+            get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
+            raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+        download(base)
+    hold_checksum(base)
     return base
+
+
+def download(base: BaseModel) -> None:
+    """Fetches a base model through huggingface_hub and records its checksum.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, or the download fails.
+    """
+    repository, name = base.facts["huggingface"]["repository"], base.facts["huggingface"]["file"]
+    by_hand = f"get it from {base.facts['get']}, and put it there"
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ValueError(
+            f"{base.path} does not exist; {by_hand}, or `pip install huggingface_hub` to have it "
+            f"downloaded"
+        ) from None
+    log.info("downloading %s of %s", name, repository)
+    try:
+        fetched = Path(hub.hf_hub_download(repo_id=repository, filename=name))
+        with atomic.atomic_path(base.path) as temporary:
+            shutil.copyfile(fetched, temporary)
+    except Exception as error:  # the hub's own kinds of error are many, and not all are OSError
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{base.path}: the download of {repository}/{name} failed ({reason}); {by_hand}"
+        ) from error
+    digest = sha256(base.path)
+    atomic.write_text(checksum_path(base), f"{digest}  {base.path.name}\n")
+    log.info("-> %s, sha256 %s", base.path, digest)
+
+
+def checksum_path(base: BaseModel) -> Path:
+    """Where the checksum of a downloaded base model is recorded, in the format of sha256sum."""
+    return base.path.with_name(f"{base.path.name}.sha256")
+
+
+def hold_checksum(base: BaseModel) -> None:
+    """Checks a base model against the checksum of the list, or the one recorded at its download.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    recorded, where = base.facts.get("sha256"), str(BASE_MODELS)
+    if recorded is None and (path := checksum_path(base)).is_file():
+        recorded, where = path.read_text(encoding="utf-8").split()[0], str(path)
+    if recorded is not None and (found := sha256(base.path)) != recorded:
+        raise ValueError(
+            f"{base.path} has sha256 {found}, but {where} says {recorded}: it was changed since "
+            f"its download, or is another file; remove it (and the record) to fetch it again"
+        )
 
 
 def transfer(
@@ -145,7 +204,7 @@ def make_init(config: Config, vocab_size: int) -> tuple[TransducerModel, dict[st
         dims = SIZES[section.size]
     else:
         source = find_base_model(config, "en" if config.init == "random" else config.init)
-        dims, base, _ = read_checkpoint(source.path)
+        dims, base, _ = read_checkpoint(source.path, trusted=section.trusted)
         facts = {
             "name": source.name,
             "path": str(source.path),
