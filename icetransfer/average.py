@@ -147,6 +147,19 @@ def _wide(value: Tensor) -> Tensor:
     return value.detach().to(dtype, copy=True)
 
 
+def final_step(experiment: Experiment) -> int:
+    """The step at which training ends or, after an early stop, has ended."""
+    path = stopped_early_path(experiment)
+    if path.is_file():
+        return int(path.read_text(encoding="utf-8"))
+    return experiment.config.train.max_steps
+
+
+def stopped_early_path(experiment: Experiment) -> Path:
+    """Holds the last step of a run that stopped before the config's."""
+    return experiment.checkpoints_dir / "stopped-early"
+
+
 def average_run(experiment: Experiment) -> None:
     """Averages the last `train.average_fraction` of a finished run.
 
@@ -157,18 +170,17 @@ def average_run(experiment: Experiment) -> None:
     if target.is_file():
         log.info("skip: %s is complete", target)
         return
-    settings = experiment.config.train
+    last = final_step(experiment)
     paths = {
         int(path.stem.partition("-")[2]): path
         for path in experiment.checkpoints_dir.glob("checkpoint-*.pt")
     }
-    if settings.max_steps not in paths:
+    if last not in paths:
         raise ValueError(
-            f"{experiment.checkpoints_dir} has no checkpoint of step {settings.max_steps}: "
-            f"run stage 6 to its end"
+            f"{experiment.checkpoints_dir} has no checkpoint of step {last}: run stage 6 to its end"
         )
-    wanted = settings.max_steps * (1 - settings.average_fraction)
-    dims, _, end = read_checkpoint(paths.pop(settings.max_steps))
+    wanted = last * (1 - experiment.config.train.average_fraction)
+    dims, _, end = read_checkpoint(paths.pop(last))
     if paths:
         start_step = min(paths, key=lambda step: abs(step - wanted))
         weights = average_range(read_checkpoint(paths[start_step]).extra, end)
@@ -176,9 +188,9 @@ def average_run(experiment: Experiment) -> None:
         start_step, weights = 0, average_models([end["model_avg"]])
     model = TransducerModel(dims)
     model.load_state_dict(weights)
-    save_checkpoint(target, model, averaged_steps=[start_step, settings.max_steps])
+    save_checkpoint(target, model, averaged_steps=[start_step, last])
     write_provenance(experiment, "average", averaged_sha256=sha256(target))
-    log.info("steps %d to %d -> %s", start_step, settings.max_steps, target)
+    log.info("steps %d to %d -> %s", start_step, last, target)
 
 
 def average_files(words: list[str]) -> None:

@@ -201,10 +201,18 @@ class Train(Section):
     valid_every: int = Field(200, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     keep_checkpoints: int = Field(3, ge=1)  # the last ones
-    keep_best: int = Field(0, ge=0)  # besides, those of the lowest dev loss
+    keep_best: int = Field(0, ge=0)  # besides, those of the lowest dev WER, or else dev loss
+    dev_wer: bool = False  # by greedy search at every chunk size, when the dev loss is computed
+    early_stop: int = Field(0, ge=0)  # after so many dev WERs that were no better; 0: never
     average_period: int = Field(20, ge=1)  # steps between updates of the running model average
     average_fraction: float = Field(0.3, gt=0, le=1)  # of the run's end, averaged for decoding
     threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _check_early_stop(self) -> "Train":
+        if self.early_stop and not self.dev_wer:
+            raise ValueError("early_stop needs dev_wer=true: it is the dev WER that decides")
+        return self
 
 
 class Decode(Section):

@@ -56,7 +56,7 @@ class Run:
         step: steps done.
         rate: factor on the learning rate; below 1 after returns from bad batches.
         bad: counts of skipped batches.
-        dev_losses: of the steps whose checkpoints may be kept for it.
+        dev_scores: dev WER, or without it dev loss, of each step at which it was computed.
     """
 
     experiment: Experiment
@@ -71,7 +71,7 @@ class Run:
     step: int = 0
     rate: float = 1.0
     bad: BadBatches = field(default_factory=BadBatches)
-    dev_losses: dict[int, float] = field(default_factory=dict)
+    dev_scores: dict[int, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> Train:
@@ -312,7 +312,7 @@ def save_run(run: Run) -> None:
         batch_idx_train=run.step,
         average_period=average_period(run.settings),
         bad_batches=asdict(run.bad),
-        dev_losses=run.dev_losses,
+        dev_scores=run.dev_scores,
         random_states=_random_states(),
         adapters=adapter_state(run.model),
     )
@@ -325,7 +325,8 @@ def _delete_surplus(run: Run) -> None:
     # One that a signal asked for has served once the next regular one is there.
     passing = [s for s in steps if not is_regular(settings, s) and s != run.step]
     regular = [s for s in steps if s not in passing]
-    measured = sorted(set(regular) & run.dev_losses.keys(), key=lambda s: run.dev_losses[s])
+    scores = run.dev_scores
+    measured = sorted(set(regular) & scores.keys(), key=lambda step: (scores[step], step))
     best = measured[: settings.keep_best]
     if run.bad.in_a_row:  # where training would go back to
         best += [s for s in regular if s < run.bad.since][-1:]
@@ -343,7 +344,7 @@ def _restore(run: Run, extra: Mapping[str, Any]) -> None:
     run.loader.load_state_dict(extra["sampler"])
     # What follows is not in the checkpoints of earlier versions.
     run.bad = BadBatches(**extra.get("bad_batches", {}))
-    run.dev_losses = dict(extra.get("dev_losses", {}))
+    run.dev_scores = dict(extra.get("dev_scores", {}))
     if extra.get("scaler"):
         run.scaler.load_state_dict(extra["scaler"])
     if "random_states" in extra:

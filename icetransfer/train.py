@@ -15,7 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from icetransfer.average import update_averaged_model
+from icetransfer import atomic
+from icetransfer.average import final_step, stopped_early_path, update_averaged_model
 from icetransfer.checkpoint import Checkpoint, read_checkpoint
 from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
@@ -46,6 +47,7 @@ from icetransfer.resume import (
     set_frozen,
     start_run,
 )
+from icetransfer.validate import dev_wer
 
 DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 # The regularisers' schedules count batches of full-size training.  A run from scratch, however
@@ -105,7 +107,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     newest = _agree_on_newest(experiment, world)
     if world.is_writer:
         run_again_path(experiment).unlink(missing_ok=True)
-    if newest and newest[0] == settings.max_steps:
+    if newest and newest[0] == final_step(experiment):
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
     torch.set_num_threads(settings.threads)
@@ -123,9 +125,9 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
         parameters, run.loader.seconds / 60, world.size, run.device, run.precision,
         settings.threads, backend,
     )  # fmt: skip
-    while run.step < settings.max_steps:
+    while run.step < final_step(experiment):
         try:
-            _train_loop(run, dev[world.rank :: world.size], signals)
+            _train_loop(run, dev[world.rank :: world.size], tokenizer, signals)
         except BadRun as bad:
             if world.is_writer:
                 go_back(experiment, bad)
@@ -141,7 +143,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
             precision=str(run.precision),
             loss_backend=backend,
             skipped_batches=run.bad.total,
-            checkpoint_sha256=sha256(checkpoint_path(experiment, settings.max_steps)),
+            checkpoint_sha256=sha256(checkpoint_path(experiment, run.step)),
         )
 
 
@@ -154,8 +156,8 @@ def _agree_on_newest(experiment: Experiment, world: World) -> tuple[int, Checkpo
     return step, read_checkpoint(checkpoint_path(experiment, step))
 
 
-def _train_loop(run: Run, dev: list[Batch], signals: StopSignals) -> None:
-    """Steps until the last one.
+def _train_loop(run: Run, dev: list[Batch], tokenizer: Tokenizer, signals: StopSignals) -> None:
+    """Steps until the last one, or until the dev WER has not become better for long.
 
     Raises:
         BadRun: too many bad batches in a row.
@@ -181,8 +183,8 @@ def _train_loop(run: Run, dev: list[Batch], signals: StopSignals) -> None:
             update_averaged_model(run.step, average_period(settings), run.model, run.averaged)
             if reporter:
                 reporter.progress(run.step)
-            _report_and_save(run, dev, meter, reporter)
-            if run.step == settings.max_steps:
+            _report_and_save(run, dev, tokenizer, meter, reporter)
+            if run.step == settings.max_steps or _stops_early(run):
                 return
             if run.world.any(signals.received is not None):
                 _stop(run, meter, signals)
@@ -191,8 +193,10 @@ def _train_loop(run: Run, dev: list[Batch], signals: StopSignals) -> None:
             reporter.close()
 
 
-def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporter | None) -> None:
-    """What is due at the run's step: numbers of the training, dev losses, a checkpoint.
+def _report_and_save(
+    run: Run, dev: list[Batch], tokenizer: Tokenizer, meter: Meter, reporter: Reporter | None
+) -> None:
+    """What is due at the run's step: numbers of the training and of dev, a checkpoint.
 
     Raises:
         BadRun: too many bad batches in a row.
@@ -211,11 +215,33 @@ def _report_and_save(run: Run, dev: list[Batch], meter: Meter, reporter: Reporte
             reporter.report(step, numbers, "train")
     if finished or step % settings.valid_every == 0:
         numbers = dev_loss(run, dev)
-        run.dev_losses[step] = numbers["loss"]
+        if settings.dev_wer:
+            numbers |= dev_wer(run.model, dev, tokenizer, settings, run.world)
+        run.dev_scores[step] = numbers.get("wer", numbers["loss"])
         if reporter:
             reporter.report(step, numbers, "dev")
     if saves:
         save_run(run)
+
+
+def _stops_early(run: Run) -> bool:
+    """Ends the run when the last `early_stop` dev WERs are no better than the best before them."""
+    patience, wers = run.settings.early_stop, run.dev_scores
+    if not patience or run.step not in wers:
+        return False
+    best = min(wers, key=lambda step: (wers[step], step))
+    if sum(step > best for step in wers) < patience:
+        return False
+    log.warning(
+        "early stop after step %d: the dev WER of %.2f %% at step %d was the best",
+        run.step, wers[best], best,
+    )  # fmt: skip
+    if not is_regular(run.settings, run.step):
+        save_run(run)
+    if run.world.is_writer:
+        atomic.write_text(stopped_early_path(run.experiment), f"{run.step}\n")
+    run.world.share(None)  # the others go on when it is written
+    return True
 
 
 def _rates(run: Run) -> dict[str, float]:

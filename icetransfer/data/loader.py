@@ -40,6 +40,7 @@ class Batch:
         token_lens: (N,).
         ids: names of the N cuts.
         seconds: audio in the batch, padding not counted.
+        texts: transcripts of the N cuts.
     """
 
     features: Tensor
@@ -48,6 +49,7 @@ class Batch:
     token_lens: Tensor
     ids: tuple[str, ...]
     seconds: float
+    texts: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with all tensors on the device."""
@@ -78,6 +80,7 @@ class Batch:
                 token_lens=self.token_lens[rows],
                 ids=self.ids[rows],
                 seconds=self.seconds * len(self.ids[rows]) / len(self.ids),
+                texts=self.texts[rows],
             )
             for rows in slices
         ]
@@ -196,6 +199,7 @@ class Collator:
             token_lens=torch.tensor([len(ids) for ids in tokens]),
             ids=tuple(cut.id for cut in cuts),
             seconds=sum(cut.duration for cut in cuts),
+            texts=tuple(text_of(cut) for cut in cuts),
         )
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
     {
         *("transfer", "train", "average", "search", "export", "quantize"),
-        *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume"),
+        *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume", "validate"),
     },
     {"decode"},
     {"sweep", "gap", "gap_report", "report", "recommend"},

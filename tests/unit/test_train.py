@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from icetransfer import resume, train
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.average import average_run
+from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.config import Train
+from icetransfer.data.loader import dev_cuts
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import build_transducer
+from icetransfer.score import count_errors
+from icetransfer.search import greedy_search
 
 
 def checkpoint(experiment, step):
@@ -164,6 +169,54 @@ def test_freezing_everything_is_refused(prepare):
     frozen = ", ".join(f"{part}: 5" for part in (*parts, "ctc_output"))
     with pytest.raises(ValueError, match="leaves nothing to train"):
         train.train(prepare("allfrozen", f"train.freeze={{{frozen}}}"))
+
+
+def test_dev_wer_is_measured_at_every_chunk_size(prepare):
+    experiment = prepare(
+        "wer", "train.dev_wer=true", "train.max_steps=40", "train.valid_every=20",
+        "train.schedule.warmup_steps=5", "train.spec_augment.enabled=false",
+    )  # fmt: skip
+    train.train(experiment)
+    model = load_transducer(experiment.checkpoints_dir / "checkpoint-40.pt")
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    record = [r for r in metrics(experiment) if r["kind"] == "dev"][-1]
+    wers = []
+    for chunk_size, name in ((8, "8"), (16, "16"), (32, "32"), (-1, "offline")):
+        pairs = []
+        for cut in dev_cuts(experiment, 600):
+            features = torch.from_numpy(cut.load_features())[None]
+            left = -1 if chunk_size == -1 else 128
+            with torch.no_grad():
+                out = model.encode(features, torch.tensor([features.size(1)]), chunk_size, left)
+            (tokens,) = greedy_search(model, *out)
+            pairs.append((cut.supervisions[0].text.split(), tokenizer.decode(tokens).split()))
+        wers.append(record[f"wer_chunk_{name}"])
+        # Alone an utterance is not padded, and may be heard a little differently.
+        assert wers[-1] == pytest.approx(count_errors(pairs).rate, abs=10)
+    assert record["wer"] == pytest.approx(sum(wers) / 4)
+
+
+def test_early_stop_ends_the_run_and_the_average(prepare, monkeypatch):
+    experiment = prepare(
+        "early", "train.dev_wer=true", "train.early_stop=2", "train.max_steps=20",
+        "train.valid_every=2", "train.keep_best=1", "train.checkpoint_every=2",
+    )  # fmt: skip
+    wers = iter([90.0, 50.0, 40.0, 41.0, 40.0, 0.0])
+    monkeypatch.setattr(train, "dev_wer", lambda *_: {"wer": next(wers)})
+    train.train(experiment)
+    # 6: the best; 8, 10: the last ones; 2 to 4 are gone.
+    assert [s for s in resume.saved_steps(experiment) if s <= 10] == [6, 8, 10]
+    assert resume.saved_steps(experiment)[-1] == 10
+    train.train(experiment)  # complete
+    assert next(wers) == 0.0
+    average_run(experiment)
+    extra = read_checkpoint(experiment.averaged_checkpoint).extra
+    assert extra["averaged_steps"] == [6, 10]
+
+
+def test_early_stop_needs_the_dev_wer():
+    with pytest.raises(ValueError, match="early_stop needs dev_wer=true"):
+        Train(early_stop=3)
 
 
 def test_missing_pieces_say_which_stage_makes_them(prepare):
