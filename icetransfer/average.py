@@ -182,7 +182,7 @@ def average_run(experiment: Experiment) -> None:
     wanted = last * (1 - experiment.config.train.average_fraction)
     dims, _, end = read_checkpoint(paths.pop(last))
     if paths:
-        start_step = min(paths, key=lambda step: abs(step - wanted))
+        start_step = min(sorted(paths), key=lambda step: abs(step - wanted))
         weights = average_range(read_checkpoint(paths[start_step]).extra, end)
     else:
         start_step, weights = 0, average_models([end["model_avg"]])

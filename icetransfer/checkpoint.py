@@ -173,8 +173,9 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
         free = shutil.disk_usage(path.parent).free
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"{path} could not be written ({str(error).splitlines()[0]}; {free / 1e6:.1f} MB are "
+            f"{path} could not be written ({reason}; {free / 1e6:.1f} MB are "
             f"free in its folder); files written before are as they were. Make room, then run the "
             f"same command again"
         ) from error

@@ -6,11 +6,10 @@
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
 first_stage=0 last_stage=10 help=false running='' exp='' gpus=''
-# Of a job step that srun started with one task on each of several nodes; the first node does the
-# other stages.
-nodes=1 node=0
-if [ "${SLURM_STEP_NUM_NODES:-1}" = "${SLURM_STEP_NUM_TASKS:-1}" ]; then
-  nodes=${SLURM_STEP_NUM_NODES:-1} node=${SLURM_NODEID:-0}
+# Of a job step that srun started with several tasks: all of them train, the first does the rest.
+tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
+if [ "$tasks" -gt 1 ]; then
+  task=$SLURM_PROCID
 fi
 run_again=75 # exit code of a training that was stopped and wants the same command again
 # shellcheck disable=SC2034 # for the titles of run.sh
@@ -104,8 +103,10 @@ train_processes() {
     with_signals python -m icetransfer.train --exp "$exp"
     return
   fi
-  if [ "$nodes" -gt 1 ]; then
-    meet=(--nnodes "$nodes" --node-rank "$node" --master-port $((20000 + SLURM_JOB_ID % 20000)))
+  if [ "$tasks" -gt 1 ]; then
+    [ "$tasks" = "$SLURM_STEP_NUM_NODES" ] || die "--gpus starts the processes of a node: give srun \
+--ntasks-per-node=1, or leave --gpus out and let each of the $tasks tasks be a process"
+    meet=(--nnodes "$tasks" --node-rank "$task" --master-port $((20000 + SLURM_JOB_ID % 20000)))
     meet+=(--master-addr "$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)")
   fi
   with_signals python -m torch.distributed.run "${meet[@]}" --nproc-per-node "$gpus" \
@@ -150,7 +151,7 @@ stage() {
   fi
   if [ "$number" -lt "$first_stage" ] || [ "$number" -gt "$last_stage" ]; then
     return
-  elif [ "$node" -gt 0 ] && [ "$1 $2" != "py train" ]; then
+  elif [ "$task" -gt 0 ] && [ "$1 $2" != "py train" ]; then
     return
   fi
   running="stage $number, $title"
