@@ -1,20 +1,32 @@
 """Stage 7: the average of the weights over the end of a run -> exp/averaged.pt.
 
+    python -m icetransfer.average --exp DIR
+    python -m icetransfer.average checkpoints=epoch-28.pt,epoch-29.pt,epoch-30.pt out=averaged.pt
+    python -m icetransfer.average checkpoints=DIR last=3 out=averaged.pt
+    python -m icetransfer.average checkpoints=epoch-20.pt,epoch-30.pt method=range out=averaged.pt
+
 A running average is kept while training; what is decoded is the average between two checkpoints.
+The other forms average any icefall or icetransfer checkpoints: the plain mean of several, or with
+`method=range` all steps from the first to the last, by their running averages (`model_avg`).  More
+key=value words go to `load_transducer`, such as num_heads or trusted=true.
 
 All functions work on state dicts (name to tensor) in double precision and never in place, so that
 tied entries, which share their storage, are averaged once like any other. Entries that are not
 floating point are taken from the latest model.
 """
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
-from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.adapters import plain_state
+from icetransfer.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from icetransfer.experiment import Experiment, log, main, run_stage, sha256, write_provenance
 from icetransfer.model.transducer import TransducerModel
 
 StateDict = dict[str, Tensor]
@@ -22,7 +34,7 @@ StateDict = dict[str, Tensor]
 
 def start_average(model: nn.Module) -> StateDict:
     """The running average before the first step: the model's weights in float64."""
-    return {name: _wide(value) for name, value in model.state_dict().items()}
+    return {name: _wide(value) for name, value in plain_state(model).items()}
 
 
 def update_averaged_model(
@@ -41,7 +53,7 @@ def update_averaged_model(
     if step % average_period != 0:
         return
     weight = average_period / step
-    for name, value in model.state_dict().items():
+    for name, value in plain_state(model).items():
         averaged[name] = _blend([(averaged[name], 1 - weight), (value, weight)])
 
 
@@ -135,6 +147,19 @@ def _wide(value: Tensor) -> Tensor:
     return value.detach().to(dtype, copy=True)
 
 
+def final_step(experiment: Experiment) -> int:
+    """The step at which training ends or, after an early stop, has ended."""
+    path = stopped_early_path(experiment)
+    if path.is_file():
+        return int(path.read_text(encoding="utf-8"))
+    return experiment.config.train.max_steps
+
+
+def stopped_early_path(experiment: Experiment) -> Path:
+    """Holds the last step of a run that stopped before the config's."""
+    return experiment.checkpoints_dir / "stopped-early"
+
+
 def average_run(experiment: Experiment) -> None:
     """Averages the last `train.average_fraction` of a finished run.
 
@@ -145,29 +170,80 @@ def average_run(experiment: Experiment) -> None:
     if target.is_file():
         log.info("skip: %s is complete", target)
         return
-    settings = experiment.config.train
+    last = final_step(experiment)
     paths = {
         int(path.stem.partition("-")[2]): path
         for path in experiment.checkpoints_dir.glob("checkpoint-*.pt")
     }
-    if settings.max_steps not in paths:
+    if last not in paths:
         raise ValueError(
-            f"{experiment.checkpoints_dir} has no checkpoint of step {settings.max_steps}: "
-            f"run stage 6 to its end"
+            f"{experiment.checkpoints_dir} has no checkpoint of step {last}: run stage 6 to its end"
         )
-    wanted = settings.max_steps * (1 - settings.average_fraction)
-    dims, _, end = read_checkpoint(paths.pop(settings.max_steps))
+    wanted = last * (1 - experiment.config.train.average_fraction)
+    dims, _, end = read_checkpoint(paths.pop(last))
     if paths:
-        start_step = min(paths, key=lambda step: abs(step - wanted))
+        start_step = min(sorted(paths), key=lambda step: abs(step - wanted))
         weights = average_range(read_checkpoint(paths[start_step]).extra, end)
     else:
         start_step, weights = 0, average_models([end["model_avg"]])
     model = TransducerModel(dims)
     model.load_state_dict(weights)
-    save_checkpoint(target, model, averaged_steps=[start_step, settings.max_steps])
+    save_checkpoint(target, model, averaged_steps=[start_step, last])
     write_provenance(experiment, "average", averaged_sha256=sha256(target))
-    log.info("steps %d to %d -> %s", start_step, settings.max_steps, target)
+    log.info("steps %d to %d -> %s", start_step, last, target)
+
+
+def average_files(words: list[str]) -> None:
+    """The standalone command: its key=value words as given.
+
+    Raises:
+        ValueError: a word that is missing or has no meaning, or files that cannot be averaged.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(given) < len(words) or not {"checkpoints", "out"} <= given.keys():
+        raise ValueError(
+            f"expected checkpoints=A.pt,B.pt out=F.pt, got {' '.join(words)}\nusage:\n"
+            + "\n".join(line for line in (__doc__ or "").splitlines() if "checkpoints=" in line)
+        )
+    out, method = Path(given.pop("out")), given.pop("method", "models")
+    paths = _named_files(given.pop("checkpoints"), given.pop("last", None))
+    if method not in ("models", "range"):
+        raise ValueError(f"method={method}: expected models or range")
+    if method == "range" and len(paths) < 2:
+        raise ValueError("method=range takes the first and the last checkpoint of the range")
+    trusted = given.pop("trusted", "false") == "true"
+    read = [read_checkpoint(path, trusted=trusted, **given) for path in paths]
+    if method == "range":
+        weights = average_range(read[0].extra, read[-1].extra)
+    else:
+        weights = average_models([checkpoint.state_dict for checkpoint in read])
+    model = TransducerModel(read[-1].dims)
+    load_weights(model, weights, paths[-1])
+    save_checkpoint(out, model, averaged_files=[str(path) for path in paths], method=method)
+    log.info("%s of %s -> %s", method, ", ".join(map(str, paths)), out)
+
+
+def _named_files(text: str, last: str | None) -> list[Path]:
+    """The files of a comma list, or the last ones of a folder by the numbers in their names."""
+    if last is None:
+        return [Path(name) for name in text.split(",")]
+    if not last.isdigit() or last == "0":
+        raise ValueError(f"last={last}: expected how many checkpoints to take, 1 or more")
+    numbered = {
+        int(match[2]): path
+        for path in Path(text).glob("*.pt")
+        if (match := re.fullmatch(r"(epoch|checkpoint)-(\d+)", path.stem))
+    }
+    if len(numbered) < int(last):
+        raise ValueError(
+            f"{text} has {len(numbered)} checkpoints (epoch-N.pt or checkpoint-N.pt), but "
+            f"last={last}"
+        )
+    return [numbered[number] for number in sorted(numbered)[-int(last) :]]
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, average_run)
+    if any("=" in word for word in sys.argv[1:]) and "--exp" not in sys.argv:
+        main(lambda: average_files(sys.argv[1:]))
+    else:
+        run_stage(__doc__, average_run)

@@ -10,8 +10,10 @@ import difflib
 import pathlib
 import pickle
 import re
+import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from icetransfer import atomic
+from icetransfer.adapters import plain_state
 from icetransfer.model.transducer import TransducerDims, TransducerModel
 
 FORMAT = 1
@@ -56,6 +59,10 @@ SAFE_CLASSES: list[Any] = [
 ]
 
 
+class DamagedError(ValueError):
+    """The file is not whole, or was changed on its way."""
+
+
 class Checkpoint(NamedTuple):
     """What a checkpoint file holds.
 
@@ -86,6 +93,7 @@ def load_transducer(
     Raises:
         ValueError: not a checkpoint, another model family, or dimensions that contradict the
             shapes; the message says which.
+        DamagedError: the file is cut short or its contents do not have their checksums.
     """
     checkpoint = read_checkpoint(path, trusted=trusted, **overrides)
     model = TransducerModel(checkpoint.dims)
@@ -149,16 +157,28 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
 
     Args:
         path: the .pt file; `read_checkpoint` reads it back.
-        model: its parameters are written as they are.
+        model: its parameters are written as they are, adapters merged into the weights.
         extra: tensors, numbers, strings, and lists and dictionaries of them.
+
+    Raises:
+        OSError: it could not be written; a file of that name is as it was.
     """
     content = {
-        "model": model.state_dict(),
+        "model": plain_state(model),
         METADATA: {"format": FORMAT, "dims": model.dims.to_dict()},
         **extra,
     }
-    with atomic.atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    try:
+        with atomic.atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+        free = shutil.disk_usage(path.parent).free
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OSError(
+            f"{path} could not be written ({reason}; {free / 1e6:.1f} MB are "
+            f"free in its folder); files written before are as they were. Make room, then run the "
+            f"same command again"
+        ) from error
 
 
 def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
@@ -171,17 +191,17 @@ def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise ValueError(
+            raise DamagedError(
                 f"{path} is not a PyTorch checkpoint, or is damaged: fetch or make it again"
             ) from None
         raise ValueError(
             f"{path} holds a Python object besides weights ({refused.group(1)}), and loading such "
             f"objects can run any code; if you know where the file comes from, load it with "
-            f"trusted=True"
+            f"trusted=True (in a recipe: transfer.trusted=true)"
         ) from None
     except Exception as error:  # on arbitrary bytes the unpickler raises whatever it stumbles on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise DamagedError(
             f"{path} is not a PyTorch checkpoint, or is damaged or cut short ({reason}); fetch or "
             f"make it again"
         ) from None
@@ -203,8 +223,21 @@ def _check_kind(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 found = "a TorchScript program: give the checkpoint that it was made from"
+            elif (entry := _first_damaged(archive)) is not None:
+                raise DamagedError(
+                    f"{path} is damaged: its entry {entry} does not have the recorded checksum; "
+                    f"fetch or make it again"
+                )
     if found:
         raise ValueError(f"{path} is {found}")
+
+
+def _first_damaged(archive: zipfile.ZipFile) -> str | None:
+    """The first entry that is not what was written; torch.load does not look."""
+    try:
+        return archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+        return str(error)
 
 
 def _weights(entries: Mapping[str, Any]) -> dict[str, Tensor]:

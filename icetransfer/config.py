@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
 LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
@@ -205,13 +213,44 @@ class SpecAugment(Section):
     max_frames_mask_fraction: float = 0.15
 
 
+SUBMODULES = (
+    *("encoder_embed", "encoder", "decoder", "joiner"),
+    *("simple_am_proj", "simple_lm_proj", "ctc_output"),
+)
+
+
+def check_part(part: str) -> str:
+    """Refuses what cannot be a part of the model; whether it is one shows when there is a model."""
+    submodule = part.partition(".")[0]
+    if submodule not in SUBMODULES:
+        near = difflib.get_close_matches(submodule, SUBMODULES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"a part of the model begins with one of {', '.join(SUBMODULES)}{hint}")
+    if not re.fullmatch(r"\w+(\.(\w+|\d+-\d+))*", part):
+        raise ValueError("a part of the model is written like encoder or encoder.encoders.0-2")
+    return part
+
+
+# A submodule, or a range of it: encoder, encoder.encoders.0-2, joiner.output_linear
+Part = Annotated[str, AfterValidator(check_part)]
+
+
+class Adapters(Section):
+    """Low-rank adapters in attention and feed-forward; the rest of the parts is left as loaded."""
+
+    rank: int = Field(0, ge=0)  # 0: none
+    parts: tuple[Part, ...] = Field(("encoder_embed", "encoder"), min_length=1)
+
+
 class Transfer(Section):
     """What an experiment starts from."""
 
     base_models: dict[Literal["en", "ml"], str] = {"en": "seed-en", "ml": "seed-ml"}
-    parts: tuple[Literal["encoder_embed", "encoder"], ...] = ("encoder_embed", "encoder")
+    trusted: bool = False  # run code that these files hold: only if you know who made them
+    parts: tuple[Part, ...] = ("encoder_embed", "encoder")  # loaded from the base model
     size: str | None = None  # random init only: a named size instead of the EN model's dimensions
     ctc: bool = True  # add a CTC head as an auxiliary task
+    adapters: Adapters = Adapters()
 
 
 class Schedule(Section):
@@ -228,9 +267,14 @@ class Train(Section):
     """Multi-latency fine-tuning."""
 
     max_steps: int = Field(1000, ge=1)
-    batch_seconds: float = Field(60, gt=0)  # audio per step, padding included
+    batch_seconds: float = Field(60, gt=0)  # audio of a batch, padding included
+    accumulate: int = Field(1, ge=1)  # batches of a step, in each process
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the GPU has it
+    workers: int = Field(0, ge=0)  # processes that load batches ahead; 0: the training's own
     lr: float = Field(0.045, gt=0)
     schedule: Schedule = Schedule()
+    lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = {}  # factor on lr, part by part
+    freeze: dict[Part, Annotated[int, Field(ge=-1)]] = {}  # steps a part stays frozen; -1: all
     clipping_scale: float = 2.0
     chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)  # one is drawn for each batch
     left_context_frames: tuple[int, ...] = (64, 128, -1)  # one is drawn with it
@@ -243,10 +287,19 @@ class Train(Section):
     log_every: int = Field(20, ge=1)
     valid_every: int = Field(200, ge=1)
     checkpoint_every: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)  # the last ones
+    keep_best: int = Field(0, ge=0)  # besides, those of the lowest dev WER, or else dev loss
+    dev_wer: bool = False  # by greedy search at every chunk size, when the dev loss is computed
+    early_stop: int = Field(0, ge=0)  # after so many dev WERs that were no better; 0: never
     average_period: int = Field(20, ge=1)  # steps between updates of the running model average
     average_fraction: float = Field(0.3, gt=0, le=1)  # of the run's end, averaged for decoding
     threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _check_early_stop(self) -> "Train":
+        if self.early_stop and not self.dev_wer:
+            raise ValueError("early_stop needs dev_wer=true: it is the dev WER that decides")
+        return self
 
 
 class Decode(Section):

@@ -6,6 +6,7 @@ what is saved there.  Paths in a config are relative to the recipe's folder, whe
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from icetransfer import atomic, config
 
@@ -114,7 +116,11 @@ def _hold(saved: Path, tree: config.Section, what: str, instead: str) -> None:
     if not saved.is_file():
         atomic.write_text(saved, config.dump_config(tree))
         return
-    lines = config.differences(yaml.safe_load(saved.read_text(encoding="utf-8")), new)
+    old = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    with contextlib.suppress(ValidationError):  # what does not fit is shown as a difference
+        # A key that came with a later version had its default.
+        old = type(tree).model_validate(old).model_dump(mode="json")
+    lines = config.differences(old, new)
     if lines:
         raise ValueError(
             f"{saved}: {what} was made with other settings:\n  "

@@ -6,7 +6,6 @@ each tensor's Adam update by the tensor's own root mean square (rms), and learns
 second, slower Adam update along the tensor's direction.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -14,8 +13,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-
-logger = logging.getLogger(__name__)
 
 # Early estimates of the clipping threshold, in steps, before a whole period has been seen.
 EARLY_THRESHOLD_STEPS = (10, 20, 40)
@@ -30,7 +27,14 @@ class ScaledAdam(Optimizer):
     of a group also holds what clipping needs: `model_norms` (clipping_update_period,),
     `model_norm_threshold`, `num_clipped`.
 
-    A tensor without a gradient is updated as if its gradient were zero.
+    A tensor without a gradient is updated as if its gradient were zero; a group none of whose
+    tensors requires a gradient is frozen, and its state with it.
+
+    A step whose gradient is not finite changes neither parameters nor moments.  It is skipped on
+    the device: a step never waits for it, but when the clipping threshold is renewed.
+
+    Attributes:
+        grad_norm: of the last step's gradient, each tensor's weighted by its rms; on the device.
 
     Args:
         params: tensors or parameter groups; a group may have its own value of any setting below.
@@ -49,6 +53,9 @@ class ScaledAdam(Optimizer):
     Raises:
         ValueError: a setting out of its range.
     """
+
+    # To torch's GradScaler: do not wait for the device, but tell `step` by `self.found_inf`.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class ScaledAdam(Optimizer):
             "clipping_update_period": clipping_update_period,
         }
         self._flat: list[_FlatGroup] = []  # by group, made at its first step
+        self.grad_norm = torch.zeros(())
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,15 +100,28 @@ class ScaledAdam(Optimizer):
         super().__setstate__(state)
         self._flat = []
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the counts that a run keeps on the device."""
+        for flat in self._flat:
+            flat.store_counts()
+        return super().state_dict()
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: None = None, *, skip: Tensor | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, skip: Tensor | None = None) -> float: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, skip: Tensor | None = None
+    ) -> float | None:
         """Update all parameters from their gradients.
+
+        Args:
+            closure: computes the gradients and returns the loss.
+            skip: a truth value on the device: when true, the step is skipped as one whose gradient
+                is not finite.
 
         Returns:
             What `closure` returned, else None.
@@ -115,8 +136,16 @@ class ScaledAdam(Optimizer):
                 loss = closure()
         for group in self.param_groups[len(self._flat) :]:
             self._flat.append(_FlatGroup(group, self.state))
-        for flat in self._flat:
-            flat.step()
+        trained = [flat for flat in self._flat if not flat.is_frozen()]
+        norms = [flat.gather() for flat in trained]
+        self.grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        usable = self.grad_norm.isfinite()
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            usable = usable & (found_inf == 0)
+        if skip is not None:
+            usable = usable & ~skip
+        for flat, norm in zip(trained, norms, strict=True):
+            flat.step(norm, usable)
         return loss
 
 
@@ -168,6 +197,22 @@ class _FlatGroup:
         self.scale_grads = self.rms.new_zeros(group["size_update_period"], count)
         self._share_state(stacks)
         self._spread_rms()
+        self.num_clipped = self.rms.new_tensor(self.states[0].get("num_clipped", 0))
+
+    def is_frozen(self) -> bool:
+        """Whether none of the parameters is to be changed."""
+        return not any(param.requires_grad for param in self.params)
+
+    def store_counts(self) -> None:
+        """Put what is counted on the device into the optimiser's state."""
+        if "num_clipped" in self.states[0]:
+            self.states[0]["num_clipped"] = int(self.num_clipped)
+
+    def gather(self) -> Tensor:
+        """Take the parameters and gradients in; return the norm of the latter, rms by rms."""
+        self._gather()
+        norm: Tensor = torch.linalg.vector_norm(self.grads * self.spread_rms)
+        return norm
 
     def _share_state(self, stacks: list[list[Tensor]]) -> None:
         """Make the optimiser's state views of the flat tensors, which take over what it held."""
@@ -192,22 +237,27 @@ class _FlatGroup:
                     view.copy_(state[name])
                 state[name] = view
 
-    def step(self) -> None:
-        """Update the parameters from their gradients."""
+    def step(self, norm: Tensor, usable: Tensor) -> None:
+        """Update the parameters from the gradients that were gathered.
+
+        Args:
+            norm: what `gather` returned.
+            usable: whether to; when false, the gradients count as zero and nothing decays.
+        """
         group, step = self.group, self.states[0]["step"]
         beta1, beta2 = group["betas"]
-        self._gather()
-        factor = self._clipping_factor(step)
-        if factor == 0.0:  # the gradient holds an inf or a NaN
-            self.grads.zero_()
-        elif factor != 1.0:
-            self.grads.mul_(factor)
-        self.delta.mul_(beta1)
+        factor = self._clipping_factor(step, norm, usable)
+        if factor is not None:
+            self.grads.mul_(factor.to(self.grads.dtype))
+        self.grads.masked_fill_(~usable, 0.0)
+        one = torch.ones_like(norm)
+        self.delta.mul_(torch.where(usable, beta1, one))
         self._update_scale(step)
 
         # Adam's direction, relative to each tensor's rms. The bias correction of exp_avg_sq goes
         # to eps and the step size.
-        self.exp_avg_sq.mul_(beta2).addcmul_(self.grads, self.grads, value=1 - beta2)
+        self.exp_avg_sq.mul_(torch.where(usable, beta2, one))
+        self.exp_avg_sq.addcmul_(self.grads, self.grads, value=1 - beta2)
         correction = math.sqrt(1 - beta2 ** (step + 1))
         denominator = self.exp_avg_sq.sqrt().add_(group["eps"] * correction)
         step_size = -(1 - beta1) * group["lr"] * correction
@@ -215,7 +265,7 @@ class _FlatGroup:
         for stack in self.value_stacks:
             if stack.shape[1] == 1:
                 stack.clamp_(-group["scalar_max"], group["scalar_max"])
-        self.values.add_(self.delta)
+        self.values.add_(self.delta * usable)
         torch._foreach_copy_(self.params, self.param_values)
         for state in self.states:
             state["step"] = step + 1
@@ -273,7 +323,7 @@ class _FlatGroup:
         scale_step.masked_fill_(self.is_scalar, 0.0)
         self.delta.addcmul_(self.values, self._spread(scale_step), value=1 - beta1)
 
-    def _clipping_factor(self, step: int) -> float:
+    def _clipping_factor(self, step: int, norm: Tensor, usable: Tensor) -> Tensor | None:
         """What to multiply the gradients with; also keeps the record of recent norms.
 
         Raises:
@@ -281,8 +331,7 @@ class _FlatGroup:
         """
         clipping_scale, period = self.group["clipping_scale"], self.group["clipping_update_period"]
         if clipping_scale is None or step == 0:
-            return 1.0
-        norm = torch.linalg.vector_norm(self.grads * self.spread_rms)
+            return None
         first = self.states[0]
         if "model_norms" not in first:
             first["model_norms"] = torch.zeros(period, device=norm.device)
@@ -293,7 +342,7 @@ class _FlatGroup:
             recent = norms.sort().values
             if early:
                 recent = recent[-step:]
-            median = recent[len(recent) // 4 * 2].item()
+            median = recent[len(recent) // 4 * 2].item()  # waits for the device
             if not math.isfinite(median):
                 raise FloatingPointError(
                     f"ScaledAdam: at step {step} most recent gradient norms are not finite; lower "
@@ -302,18 +351,13 @@ class _FlatGroup:
             # While the norm still changes fast, twice the room.
             first["model_norm_threshold"] = (2.0 if early else 1.0) * clipping_scale * median
             first["num_clipped"] = 0
-        size = norm.item()
-        if not math.isfinite(size):
-            logger.warning("step %d: gradient of norm %s taken as zero", step, size)
-            return 0.0
+            self.num_clipped.zero_()
         if "model_norm_threshold" not in first:
-            return 1.0
-        factor = min(1.0, first["model_norm_threshold"] / (size + 1e-20))
-        if factor < 1.0:
-            first["num_clipped"] += 1
-        if factor < 0.1:
-            logger.warning("step %d: gradient of norm %.3g scaled by %.3g", step, size, factor)
-        return float(factor)
+            return None
+        threshold: float = first["model_norm_threshold"]
+        factor = (threshold / (norm.double() + 1e-20)).clamp(max=1.0)
+        self.num_clipped += (factor < 1.0) & usable
+        return factor
 
 
 def _stacks(params: list[Tensor]) -> list[list[Tensor]]:

@@ -6,24 +6,23 @@ SpecAugment, dropout), so a run that was killed and resumed equals the undisturb
 from EN and ML see the same batches at the same tiers with the same masks.
 """
 
-import json
+import logging
 import random
-import re
+import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from icetransfer.average import StateDict, start_average, update_averaged_model
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer import atomic
+from icetransfer.average import final_step, stopped_early_path, update_averaged_model
+from icetransfer.checkpoint import Checkpoint, read_checkpoint
 from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
-from icetransfer.data.loader import Batch, TrainLoader, dev_batches, dev_cuts, train_cuts
+from icetransfer.data.loader import Batch, dev_batches, dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.distributed import World, join_world
 from icetransfer.experiment import (
     Experiment,
     log,
@@ -32,10 +31,23 @@ from icetransfer.experiment import (
     sha256,
     write_provenance,
 )
+from icetransfer.faults import BAD_RUN, RUN_AGAIN, BadRun, StopSignals, is_out_of_memory
 from icetransfer.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
 from icetransfer.model.scaling import set_batch_count
-from icetransfer.model.transducer import TransducerModel, build_transducer
-from icetransfer.optim import Cooldown, Eden, ScaledAdam
+from icetransfer.monitor import LOSSES, Meter, Reporter, per_frame
+from icetransfer.resume import (
+    Run,
+    average_period,
+    checkpoint_path,
+    go_back,
+    is_regular,
+    newest_checkpoint,
+    run_again_path,
+    save_run,
+    set_frozen,
+    start_run,
+)
+from icetransfer.validate import dev_wer
 
 DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 # The regularisers' schedules count batches of full-size training.  A run from scratch, however
@@ -43,144 +55,6 @@ DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 SCHEDULED_BATCHES = 20_000
 SCHEDULED_FRACTION = 0.1
 TRAINED_BATCHES = 100_000
-LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
-
-
-@dataclass
-class Run:
-    """What changes from step to step, and what the steps need."""
-
-    experiment: Experiment
-    model: TransducerModel
-    averaged: StateDict
-    optimizer: ScaledAdam
-    scheduler: Cooldown | Eden
-    loader: TrainLoader
-    device: torch.device
-    step: int = 0
-
-    @property
-    def settings(self) -> Train:
-        """The config's train section."""
-        return self.experiment.config.train
-
-    @property
-    def seed(self) -> int:
-        """The experiment's seed."""
-        return self.experiment.config.seed
-
-
-@dataclass
-class Meter:
-    """Losses of the steps since the last report, left on the device until they are asked for."""
-
-    steps: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)
-    audio_seconds: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, step: int, batch: Batch, sums: Tensor) -> None:
-        """Takes a step's summed losses and frames, (len(LOSSES) + 1,)."""
-        self.steps.append((step, batch.ids, sums))
-        self.audio_seconds += batch.seconds
-
-    def check(self) -> None:
-        """Looks for losses that are not finite.
-
-        Raises:
-            ValueError: there is one; its step and cuts are named.
-        """
-        if not self.steps:
-            return
-        finite = torch.stack([sums for _, _, sums in self.steps]).isfinite().all(dim=1).tolist()
-        if not all(finite):
-            step, ids, _ = self.steps[finite.index(False)]
-            raise ValueError(
-                f"the loss is not finite at step {step}, on the batch of the cuts "
-                f"{', '.join(ids)}: look at these recordings, or lower train.lr; the checkpoints "
-                f"are from before"
-            )
-
-    def means(self) -> dict[str, float]:
-        """Mean losses for each encoder frame (40 ms), and audio seconds per second; starts anew."""
-        self.check()
-        sums = torch.stack([sums for _, _, sums in self.steps]).sum(dim=0).tolist()
-        elapsed = time.perf_counter() - self.since
-        means = per_frame(sums) | {"audio_per_second": self.audio_seconds / elapsed}
-        self.steps, self.audio_seconds, self.since = [], 0.0, time.perf_counter()
-        return means
-
-
-class Reporter:
-    """Sends numbers to metrics.jsonl and TensorBoard, and shows where the run is."""
-
-    def __init__(self, run: Run) -> None:
-        """Continues the files of a resumed run from its step."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = run.experiment.dir
-        self._metrics = _open_metrics(folder / "metrics.jsonl", run.step)
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=run.step + 1)
-        self._total = run.settings.max_steps
-        self._first, self._start = run.step, time.perf_counter()
-        self._dev = ""
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[now]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("train", total=self._total, completed=run.step, now="")
-        self._bar.start()
-
-    def progress(self, step: int) -> None:
-        """Moves the bar."""
-        self._bar.update(self._task, completed=step)
-
-    def report(self, step: int, numbers: dict[str, float], kind: str) -> None:
-        """Writes the numbers of a step; `kind` is train or dev."""
-        self._metrics.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
-        self._metrics.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        if kind == "dev":
-            self._dev = f", dev loss {numbers['loss']:.4f}"
-            if self._bar.disable:
-                log.info("step %d/%d%s", step, self._total, self._dev)
-            return
-        pace = (time.perf_counter() - self._start) / max(step - self._first, 1)
-        left = int(pace * (self._total - step))
-        text = (
-            f"loss {numbers['loss']:.4f}{self._dev}, lr {numbers['lr']:.4f}, "
-            f"{numbers['audio_per_second']:.0f} s of audio/s, {left // 60}:{left % 60:02d} left"
-        )
-        if self._bar.disable:
-            log.info("step %d/%d: %s", step, self._total, text)
-        else:
-            self._bar.update(self._task, now=text)
-
-    def close(self) -> None:
-        """Flushes the files and takes the bar away."""
-        self._bar.stop()
-        self._board.close()
-        self._metrics.close()
-
-
-def _open_metrics(path: Path, step: int) -> Any:
-    """Opens metrics.jsonl to append, without what a killed run wrote after its checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
-
-
-def per_frame(sums: Iterable[float]) -> dict[str, float]:
-    """Names and normalises summed losses; the last of `sums` is the encoder frames."""
-    *losses, frames = sums
-    return {name: value / frames for name, value in zip(LOSSES, losses, strict=True)}
 
 
 def draw_tier(settings: Train, seed: int, step: int) -> tuple[int, int]:
@@ -204,38 +78,41 @@ def schedule_count(settings: Train, step: int, from_scratch: bool) -> float:
     return SCHEDULED_BATCHES * step / (SCHEDULED_FRACTION * settings.max_steps)
 
 
-def average_period(settings: Train) -> int:
-    """Steps between updates of the running average; a very short run still has ten of them."""
-    return min(settings.average_period, max(1, settings.max_steps // 10))
-
-
-def average_start(settings: Train) -> int:
-    """The step after which the final average begins, on an update of the running average."""
-    period = average_period(settings)
-    return int(settings.max_steps * (1 - settings.average_fraction)) // period * period
-
-
-def surplus(steps: Iterable[int], keep: int, start: int) -> list[int]:
-    """The checkpoints to delete: all but the last `keep` and the one nearest to `start`."""
-    ordered = sorted(steps)
-    kept = {*ordered[-keep:], min(ordered, key=lambda step: abs(step - start))}
-    return [step for step in ordered if step not in kept]
-
-
 def train(experiment: Experiment) -> None:
     """Trains from init.pt, or goes on from the last checkpoint, to the last step.
 
     Raises:
-        ValueError: data or init.pt are missing, or the loss is not finite.
+        ValueError: data or init.pt are missing or changed, or the losses are not finite again and
+            again.
+        OSError: a checkpoint could not be written, or a process that loads data died.
+        SystemExit: with RUN_AGAIN, after a signal and with all saved.
     """
+    with join_world() as world, StopSignals() as signals:
+        if not world.is_writer:
+            log.setLevel(logging.ERROR)  # all of them have the same to say
+        try:
+            _train(experiment, world, signals)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"a process that loads data died ({str(error).splitlines()[0]}): the machine may "
+                f"be out of memory, then lower train.workers. Run again: training goes on from "
+                f"its last checkpoint"
+            ) from error
+
+
+def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     settings = experiment.config.train
-    last = _checkpoint_path(experiment, settings.max_steps)
-    if last.is_file():
-        log.info("skip: %s is complete", last)
+    newest = _agree_on_newest(experiment, world)
+    if world.is_writer:
+        run_again_path(experiment).unlink(missing_ok=True)
+    if newest and newest[0] == final_step(experiment):
+        log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
     torch.set_num_threads(settings.threads)
     started = time.time()
-    run = start_run(experiment)
+    run = start_run(experiment, newest, world)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     dev = dev_batches(dev_cuts(experiment, DEV_SECONDS), tokenizer, settings.batch_seconds)
     first = run.step
@@ -244,135 +121,244 @@ def train(experiment: Experiment) -> None:
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     backend = loss_backend(settings.loss_backend)
     log.info(
-        "%d parameters, %.1f minutes of audio at all speeds, %s, %d threads, loss by %s",
-        parameters, run.loader.seconds / 60, run.device, settings.threads, backend,
+        "%d parameters, %.1f minutes of audio at all speeds, %d x %s, %s, %d threads, loss by %s",
+        parameters, run.loader.seconds / 60, world.size, run.device, run.precision,
+        settings.threads, backend,
     )  # fmt: skip
-    reporter = Reporter(run)
-    try:
-        _train_loop(run, dev, reporter)
-    finally:
-        reporter.close()
-    write_provenance(
-        experiment,
-        "train",
-        steps=[first, run.step],
-        seconds=round(time.time() - started, 1),
-        device=str(run.device),
-        loss_backend=backend,
-        checkpoint_sha256=sha256(last),
-    )
-
-
-def start_run(experiment: Experiment) -> Run:
-    """The run at its last checkpoint, or at init.pt when there is none."""
-    config = experiment.config
-    done = _saved_steps(experiment)
-    path = _checkpoint_path(experiment, done[-1]) if done else experiment.init_checkpoint
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: run stage 5, which makes it")
-    dims, weights, extra = read_checkpoint(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_transducer(dims)
-    model.load_state_dict(weights)
-    model.to(device)
-    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    if tokenizer.vocab_size != dims.vocab_size:
-        raise ValueError(
-            f"{path} has {dims.vocab_size} tokens, {experiment.lang_dir / 'bpe.model'} has "
-            f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
+    while run.step < final_step(experiment):
+        try:
+            _train_loop(run, dev[world.rank :: world.size], tokenizer, signals)
+        except BadRun as bad:
+            if world.is_writer:
+                go_back(experiment, bad)
+            run = start_run(experiment, _agree_on_newest(experiment, world), world)
+    if world.is_writer:
+        write_provenance(
+            experiment,
+            "train",
+            steps=[first, run.step],
+            seconds=round(time.time() - started, 1),
+            device=str(run.device),
+            processes=world.size,
+            precision=str(run.precision),
+            loss_backend=backend,
+            skipped_batches=run.bad.total,
+            checkpoint_sha256=sha256(checkpoint_path(experiment, run.step)),
         )
-    settings = config.train
-    optimizer = ScaledAdam(
-        model.named_parameters(), lr=settings.lr, clipping_scale=settings.clipping_scale
-    )
-    loader = TrainLoader(train_cuts(experiment), tokenizer, settings.batch_seconds, config.seed)
-    run = Run(
-        experiment=experiment,
-        model=model,
-        averaged=start_average(model),
-        optimizer=optimizer,
-        scheduler=_make_scheduler(optimizer, settings),
-        loader=loader,
-        device=device,
-    )
-    if done:
-        run.step = extra["batch_idx_train"]
-        run.averaged = {name: value.to(device) for name, value in extra["model_avg"].items()}
-        run.optimizer.load_state_dict(extra["optimizer"])
-        run.scheduler.load_state_dict(extra["scheduler"])
-        run.loader.load_state_dict(extra["sampler"])
-    return run
 
 
-def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
-    schedule = settings.schedule
-    if schedule.kind == "eden":
-        return Eden(
-            optimizer,
-            schedule.eden_batches,
-            schedule.eden_epochs,
-            warmup_batches=schedule.warmup_steps,
-        )
-    return Cooldown(
-        optimizer,
-        settings.max_steps,
-        warmup_batches=schedule.warmup_steps,
-        cooldown=schedule.cooldown_fraction,
-    )
+def _agree_on_newest(experiment: Experiment, world: World) -> tuple[int, Checkpoint] | None:
+    """`newest_checkpoint`, the same one in every process."""
+    newest = newest_checkpoint(experiment) if world.is_writer else None
+    step = world.share(newest and newest[0])
+    if world.is_writer or step is None:
+        return newest
+    return step, read_checkpoint(checkpoint_path(experiment, step))
 
 
-def _train_loop(run: Run, dev: list[Batch], reporter: Reporter) -> None:
+def _train_loop(run: Run, dev: list[Batch], tokenizer: Tokenizer, signals: StopSignals) -> None:
+    """Steps until the last one, or until the dev WER has not become better for long.
+
+    Raises:
+        BadRun: too many bad batches in a row.
+        SystemExit: after a signal.
+    """
     settings = run.settings
-    transform = make_transform(settings.spec_augment)
-    start = average_start(settings)
-    meter = Meter()
+    meter = Meter(run.bad, run.world)
     run.model.train()
-    for batch in run.loader:
-        run.step += 1
-        seed_everything(_step_seed(run.seed, run.step))
-        on_device = batch.to(run.device)
-        features = augment(transform, on_device.features, batch.feature_lens)
-        meter.add(run.step, batch, _train_step(run, on_device, features, meter))
-        update_averaged_model(run.step, average_period(settings), run.model, run.averaged)
-        reporter.progress(run.step)
+    reporter: Reporter | None = None
+    if run.world.is_writer:
+        reporter = Reporter(run.experiment.dir, run.step, settings.max_steps)
+    batches = iter(run.loader)
+    try:
+        while True:
+            shares = [next(batches) for _ in range(settings.accumulate)]
+            run.step += 1
+            try:
+                numbers = _train_step(run, shares)
+            except FloatingPointError as error:  # most of the recent gradients were bad
+                meter.look()
+                raise BadRun(str(error), run.bad.since, meter.seen) from None
+            meter.add(run.step, shares, numbers)
+            update_averaged_model(run.step, average_period(settings), run.model, run.averaged)
+            if reporter:
+                reporter.progress(run.step)
+            _report_and_save(run, dev, tokenizer, meter, reporter)
+            if run.step == settings.max_steps or _stops_early(run):
+                return
+            if run.world.any(signals.received is not None):
+                _stop(run, meter, signals)
+    finally:
+        if reporter:
+            reporter.close()
 
-        finished = run.step == settings.max_steps
-        if finished or run.step % settings.log_every == 0:
-            rate = {"lr": run.optimizer.param_groups[0]["lr"], "epoch": run.loader.epoch}
-            reporter.report(run.step, meter.means() | rate, "train")
-        if finished or run.step % settings.valid_every == 0:
-            reporter.report(run.step, dev_loss(run, dev), "dev")
-        if finished or run.step % settings.checkpoint_every == 0 or run.step == start:
-            meter.check()
-            _save(run, start)
-        if finished:
-            return
 
+def _report_and_save(
+    run: Run, dev: list[Batch], tokenizer: Tokenizer, meter: Meter, reporter: Reporter | None
+) -> None:
+    """What is due at the run's step: numbers of the training and of dev, a checkpoint.
 
-def _train_step(run: Run, batch: Batch, features: Tensor, meter: Meter) -> Tensor:
-    """One update of the weights.
-
-    Returns:
-        The batch's summed losses in the order of LOSSES, and its encoder frames.
+    Raises:
+        BadRun: too many bad batches in a row.
     """
     settings, step = run.settings, run.step
+    finished = step == settings.max_steps
+    logs, saves = finished or step % settings.log_every == 0, is_regular(settings, step)
+    if logs or saves:
+        meter.look()
+        if run.bad.in_a_row >= BAD_RUN:
+            count, since = run.bad.in_a_row, run.bad.since
+            raise BadRun(f"{count} bad batches in a row since step {since}", since, meter.seen)
+    if logs:
+        numbers = meter.means() | _rates(run)
+        if reporter:
+            reporter.report(step, numbers, "train")
+    if finished or step % settings.valid_every == 0:
+        numbers = dev_loss(run, dev)
+        if settings.dev_wer:
+            numbers |= dev_wer(run.model, dev, tokenizer, settings, run.world)
+        run.dev_scores[step] = numbers.get("wer", numbers["loss"])
+        if reporter:
+            reporter.report(step, numbers, "dev")
+    if saves:
+        save_run(run)
+
+
+def _stops_early(run: Run) -> bool:
+    """Ends the run when the last `early_stop` dev WERs are no better than the best before them."""
+    patience, wers = run.settings.early_stop, run.dev_scores
+    if not patience or run.step not in wers:
+        return False
+    best = min(wers, key=lambda step: (wers[step], step))
+    if sum(step > best for step in wers) < patience:
+        return False
+    log.warning(
+        "early stop after step %d: the dev WER of %.2f %% at step %d was the best",
+        run.step, wers[best], best,
+    )  # fmt: skip
+    if not is_regular(run.settings, run.step):
+        save_run(run)
+    if run.world.is_writer:
+        atomic.write_text(stopped_early_path(run.experiment), f"{run.step}\n")
+    run.world.share(None)  # the others go on when it is written
+    return True
+
+
+def _rates(run: Run) -> dict[str, float]:
+    """Learning rates, and the epoch that Eden's depend on."""
+    groups = run.optimizer.param_groups
+    rates = {"lr": groups[0]["lr"], "epoch": run.loader.epoch}
+    for group in groups:
+        names = [f"lr_{part}" for part in group.get("parts", ())] or ["lr"]
+        rates |= dict.fromkeys(names, group["lr"])
+    return rates
+
+
+def _stop(run: Run, meter: Meter, signals: StopSignals) -> None:
+    """Saves and leaves, to be run again."""
+    meter.look()
+    save_run(run)
+    if run.world.is_writer:
+        run_again_path(run.experiment).touch()
+    name = signals.received.name if signals.received else "a signal to another process"
+    log.warning(
+        "%s: stopped after step %d with all saved in %s; the same command goes on from there "
+        "(exit code %d)",
+        name, run.step, checkpoint_path(run.experiment, run.step), RUN_AGAIN,
+    )  # fmt: skip
+    sys.exit(RUN_AGAIN)
+
+
+def _train_step(run: Run, shares: list[Batch]) -> Tensor:
+    """One update of the weights, or none if loss or gradient are not finite.
+
+    Args:
+        run: at its new step.
+        shares: of the step's batch, those of this process.
+
+    Returns:
+        The step's losses, summed over all processes, in the order of `monitor.LOSSES`, its encoder
+        frames and the norm of the gradient; still on the device.
+    """
+    step = run.step
     from_scratch = run.experiment.config.init == "random"
-    set_batch_count(run.model, schedule_count(settings, step, from_scratch))
+    set_batch_count(run.model, schedule_count(run.settings, step, from_scratch))
     run.scheduler.step_epoch(run.loader.epoch)
     run.scheduler.step_batch(step)
-    chunk_size, left = draw_tier(settings, run.seed, step)
-    losses, frames = _losses(run, batch, features, chunk_size, left)
-    simple, pruned = loss_scales(step, settings.loss_warmup_steps, settings.simple_loss_scale)
-    total = losses.total(simple, pruned, settings.ctc_loss_scale)
-    run.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    sums = _sums(total, losses, frames)
-    try:
-        run.optimizer.step()
-    except FloatingPointError as error:
-        meter.add(step, batch, sums)
-        meter.check()
-        raise ValueError(f"step {step}: {error}") from None
+    if run.rate != 1.0:
+        for group in run.optimizer.param_groups:
+            group["lr"] *= run.rate
+    set_frozen(run.optimizer, step)
+    sums = _gradients(run, shares)
+    sums = run.world.sum_gradients(run.model.parameters(), sums)
+    run.scaler.unscale_(run.optimizer)
+    run.scaler.step(run.optimizer, skip=~sums.isfinite().all())
+    run.scaler.update()
+    return torch.cat([sums, run.optimizer.grad_norm.reshape(1).to(sums)])
+
+
+def _gradients(run: Run, shares: list[Batch]) -> Tensor:
+    """Leaves the gradients of the shares' losses in the parameters; returns their `_sums`.
+
+    What does not fit into the memory is tried again in halves, quarters, ...; losses are sums over
+    utterances, and so are their gradients.
+
+    Raises:
+        ValueError: a single utterance does not fit.
+    """
+    pieces = 1
+    while True:
+        run.optimizer.zero_grad(set_to_none=True)
+        try:
+            return torch.stack([_backward(run, i, s, pieces) for i, s in enumerate(shares)]).sum(0)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Here, where the error and with it the tensors of the failed attempt are gone.
+        names = ", ".join(name for share in shares for name in share.ids)
+        most = max(len(share.ids) for share in shares)
+        size = f"{most} cuts of up to {max(s.features.size(1) for s in shares) / 100:.1f} s"
+        if pieces >= most:
+            raise ValueError(
+                f"step {run.step}: out of memory ({reason}) even with one utterance at a time, in "
+                f"the batch of {size}: {names}. Lower data.max_seconds or take a larger machine"
+            )
+        pieces = min(2 * pieces, most)
+        log.warning(
+            "step %d: out of memory (%s) on the batch of %s: %s; trying again in %d pieces. If "
+            "this happens often, lower train.batch_seconds",
+            run.step, reason, size, names, pieces,
+        )  # fmt: skip
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _backward(run: Run, number: int, share: Batch, pieces: int) -> Tensor:
+    """Adds the gradients of a share's loss.
+
+    Args:
+        run: its step and seed decide the tier, the masks and the dropout.
+        number: of the share among those of this process.
+        share: may be empty.
+        pieces: so many at most are computed one after the other.
+
+    Returns:
+        The share's `_sums`.
+    """
+    settings, step = run.settings, run.step
+    seed_everything(_step_seed(run.seed, step, number * run.world.size + run.world.rank))
+    sums = torch.zeros(len(LOSSES) + 1, device=run.device)
+    batch = share.to(run.device)
+    if batch.ids:
+        transform = make_transform(settings.spec_augment)
+        batch = replace(batch, features=augment(transform, batch.features, share.feature_lens))
+    for part in batch.split(pieces):
+        losses, frames = _losses(run, part, part.features, *draw_tier(settings, run.seed, step))
+        simple, pruned = loss_scales(step, settings.loss_warmup_steps, settings.simple_loss_scale)
+        total = losses.total(simple, pruned, settings.ctc_loss_scale)
+        run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        sums += _sums(total, losses, frames)
     return sums
 
 
@@ -380,16 +366,17 @@ def _losses(
     run: Run, batch: Batch, features: Tensor, chunk_size: int, left: int
 ) -> tuple[TransducerLosses, Tensor]:
     """Losses of a batch at a tier, and its encoder frames."""
-    out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
-    losses = transducer_loss(
-        run.model,
-        out,
-        out_lens,
-        batch.tokens,
-        batch.token_lens,
-        prune_range=run.settings.prune_range,
-        backend=run.settings.loss_backend,
-    )
+    with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
+        out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
+        losses = transducer_loss(
+            run.model,
+            out,
+            out_lens,
+            batch.tokens,
+            batch.token_lens,
+            prune_range=run.settings.prune_range,
+            backend=run.settings.loss_backend,
+        )
     return losses, out_lens.sum()
 
 
@@ -401,46 +388,21 @@ def _sums(total: Tensor, losses: TransducerLosses, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dev_loss(run: Run, dev: list[Batch]) -> dict[str, float]:
-    """Mean losses for each encoder frame of the dev batches, at one tier."""
+    """Mean losses for each encoder frame of all processes' dev batches, at one tier."""
     settings = run.settings
     run.model.eval()
-    sums = []
+    sums = [torch.zeros(len(LOSSES) + 1, device=run.device)]
     for batch in dev:
         on_device = batch.to(run.device)
         losses, frames = _losses(run, on_device, on_device.features, *dev_tier(settings))
         total = losses.total(settings.simple_loss_scale, 1.0, settings.ctc_loss_scale)
         sums.append(_sums(total, losses, frames))
     run.model.train()
-    return per_frame(torch.stack(sums).sum(dim=0).tolist())
+    return per_frame(run.world.sum(torch.stack(sums).sum(dim=0)).tolist())
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**32
-
-
-def _save(run: Run, start: int) -> None:
-    """Writes the checkpoint of the run's step, then deletes those that are not needed any more."""
-    save_checkpoint(
-        _checkpoint_path(run.experiment, run.step),
-        run.model,
-        model_avg=run.averaged,
-        optimizer=run.optimizer.state_dict(),
-        scheduler=run.scheduler.state_dict(),
-        sampler=run.loader.state_dict(),
-        batch_idx_train=run.step,
-        average_period=average_period(run.settings),
-    )
-    for step in surplus(_saved_steps(run.experiment), run.settings.keep_checkpoints, start):
-        _checkpoint_path(run.experiment, step).unlink()
-
-
-def _checkpoint_path(experiment: Experiment, step: int) -> Path:
-    return experiment.checkpoints_dir / f"checkpoint-{step}.pt"
-
-
-def _saved_steps(experiment: Experiment) -> list[int]:
-    names = (path.name for path in experiment.checkpoints_dir.glob("checkpoint-*.pt"))
-    return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint-(\d+)\.pt", name)))
+def _step_seed(seed: int, step: int, share: int) -> int:
+    return (seed * 1_000_003 + step + share * 2_654_435_761) % 2**32
 
 
 if __name__ == "__main__":

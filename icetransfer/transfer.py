@@ -1,12 +1,15 @@
 """Stage 5: the model that training starts from -> exp/init.pt and exp/transfer.json.
 
 The encoder and its front end come from an EN or ML checkpoint; decoder, joiner and the other
-projections start anew for the new vocabulary.  `transfer.json` says for every parameter whether it
-was loaded or re-initialised, and what of the base checkpoint was left out.
+projections start anew for the new vocabulary; `transfer.parts` chooses otherwise, down to ranges of
+encoder stacks.  `transfer.json` says of every parameter whether it was loaded or re-initialised and
+from where, and what of the base checkpoint was left out.
 """
 
 import dataclasses
+import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from icetransfer.config import Config
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
+from icetransfer.parts import is_in, require_matches
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_MODELS = Path(__file__).with_name("base_models.yaml")
@@ -40,8 +44,11 @@ class BaseModel:
 def find_base_model(config: Config, key: str) -> BaseModel:
     """The checkpoint that the config names for "en" or "ml": an entry of the list, or a .pt file.
 
+    An entry that is not there yet is downloaded, if the list says from where.
+
     Raises:
-        ValueError: nothing is named, the name is unknown, or the file is not there.
+        ValueError: nothing is named, the name is unknown, the file is not there and cannot be
+            downloaded, or it is not the one that was downloaded.
     """
     where = f"transfer.base_models.{key}"
     name = dict(config.transfer.base_models).get(key)  # type: ignore[call-overload]
@@ -55,9 +62,63 @@ def find_base_model(config: Config, key: str) -> BaseModel:
     else:
         raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
     if not base.path.is_file():
-        get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
-        raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+        if "huggingface" not in base.facts:
+            get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
+            raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+        download(base)
+    hold_checksum(base)
     return base
+
+
+def download(base: BaseModel) -> None:
+    """Fetches a base model through huggingface_hub and records its checksum.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, or the download fails.
+    """
+    repository, name = base.facts["huggingface"]["repository"], base.facts["huggingface"]["file"]
+    by_hand = f"get it from {base.facts['get']}, and put it there"
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ValueError(
+            f"{base.path} does not exist; {by_hand}, or `pip install huggingface_hub` to have it "
+            f"downloaded"
+        ) from None
+    log.info("downloading %s of %s", name, repository)
+    try:
+        fetched = Path(hub.hf_hub_download(repo_id=repository, filename=name))
+        with atomic.atomic_path(base.path) as temporary:
+            shutil.copyfile(fetched, temporary)
+    except Exception as error:  # the hub's own kinds of error are many, and not all are OSError
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{base.path}: the download of {repository}/{name} failed ({reason}); {by_hand}"
+        ) from error
+    digest = sha256(base.path)
+    atomic.write_text(checksum_path(base), f"{digest}  {base.path.name}\n")
+    log.info("-> %s, sha256 %s", base.path, digest)
+
+
+def checksum_path(base: BaseModel) -> Path:
+    """Where the checksum of a downloaded base model is recorded, in the format of sha256sum."""
+    return base.path.with_name(f"{base.path.name}.sha256")
+
+
+def hold_checksum(base: BaseModel) -> None:
+    """Checks a base model against the checksum of the list, or the one recorded at its download.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    recorded, where = base.facts.get("sha256"), str(BASE_MODELS)
+    if recorded is None and (path := checksum_path(base)).is_file():
+        recorded, where = path.read_text(encoding="utf-8").split()[0], str(path)
+    if recorded is not None and (found := sha256(base.path)) != recorded:
+        raise ValueError(
+            f"{base.path} has sha256 {found}, but {where} says {recorded}: it was changed since "
+            f"its download, or is another file; remove it (and the record) to fetch it again"
+        )
 
 
 def transfer(
@@ -68,7 +129,7 @@ def transfer(
     Args:
         model: changed in place.
         base: the base checkpoint's state_dict.
-        parts: names of the submodules to load; all of each must fit.
+        parts: what to load (see `parts`); all of each must fit.
 
     Returns:
         The account of `transfer.json`: `groups` (submodule -> fate -> tensors and parameters),
@@ -78,15 +139,16 @@ def transfer(
         ValueError: an entry inside the parts is missing, superfluous or of another shape.
     """
     own = model.state_dict()
-    wanted = {name for name in own if name.split(".")[0] in parts}
-    offered = {name for name in base if name.split(".")[0] in parts}
+    wanted = {name for name in own if any(is_in(name, part) for part in parts)}
+    offered = {name for name in base if any(is_in(name, part) for part in parts)}
+    if not parts:
+        raise ValueError("nothing to load: transfer.parts is empty; for that, use init=random")
+    require_matches(parts, own, "transfer.parts")
     if problems := _mismatches(own, base, wanted, offered):
         raise ValueError(
             f"the base checkpoint does not fit the parts {list(parts)}, {len(problems)} entries, "
             f"such as: {'; '.join(problems[:3])}. Is it another model family or another size?"
         )
-    if not wanted or any(not any(n.startswith(f"{part}.") for n in wanted) for part in parts):
-        raise ValueError(f"nothing to load: transfer.parts={list(parts)} matches no parameter")
     model.load_state_dict({name: base[name] for name in wanted}, strict=False)
     return account(model, wanted, base)
 
@@ -142,7 +204,7 @@ def make_init(config: Config, vocab_size: int) -> tuple[TransducerModel, dict[st
         dims = SIZES[section.size]
     else:
         source = find_base_model(config, "en" if config.init == "random" else config.init)
-        dims, base, _ = read_checkpoint(source.path)
+        dims, base, _ = read_checkpoint(source.path, trusted=section.trusted)
         facts = {
             "name": source.name,
             "path": str(source.path),
@@ -154,12 +216,16 @@ def make_init(config: Config, vocab_size: int) -> tuple[TransducerModel, dict[st
         report = account(model, set(), {})
     else:
         report = transfer(model, base, section.parts)
+    fresh = f"initialised with seed {config.seed}"
+    for entry in report["parameters"].values():
+        entry["origin"] = facts["name"] if facts and entry["fate"] == LOADED else fresh
     what = "dimensions only" if config.init == "random" else "weights and dimensions"
     return model, {
         "init": config.init,
         "seed": config.seed,
         "base_model": facts and {**facts, "used_for": what},
         "parts": [] if config.init == "random" else list(section.parts),
+        "adapters": section.adapters.model_dump(mode="json") if section.adapters.rank else None,
         "vocab_size": vocab_size,
         **report,
     }

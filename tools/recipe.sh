@@ -5,7 +5,13 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=10 help=false running='' exp=''
+first_stage=0 last_stage=10 help=false running='' exp='' gpus=''
+# Of a job step that srun started with several tasks: all of them train, the first does the rest.
+tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
+if [ "$tasks" -gt 1 ]; then
+  task=$SLURM_PROCID
+fi
+run_again=75 # exit code of a training that was stopped and wants the same command again
 # shellcheck disable=SC2034 # for the titles of run.sh
 data=data
 resolve=(--conf conf/default.yaml)
@@ -20,9 +26,13 @@ usage() {
   --hours 8min|100h|100      how much training data (default: all)
   --seed N                   of initialisation, batches and augmentation
   --conf FILE                more settings, over conf/default.yaml; may be repeated
+  --gpus N                   train with N processes on each node, each with a GPU where there are some
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
+
+Exit codes: 0 done, 2 a mistake that the message explains, $run_again stopped by a signal in training
+with all saved: run the same command again.
 
 stages:
 EOF
@@ -52,7 +62,7 @@ conf_file() {
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help=true ;;
-    --stage | --stop-stage | --init | --hours | --seed | --conf | --exp)
+    --stage | --stop-stage | --init | --hours | --seed | --conf | --exp | --gpus)
       [ $# -ge 2 ] || die "$1 needs a value; see $0 --help"
       case $1 in
         --stage) first_stage=$(stage_number "$1" "$2") ;;
@@ -62,6 +72,10 @@ while [ $# -gt 0 ]; do
           resolve+=(--conf "$file")
           ;;
         --exp) resolve+=(--exp "$2") ;;
+        --gpus)
+          [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--gpus takes a number from 1, got '$2'"
+          gpus=$2
+          ;;
         *) settings+=("${1#--}=$2") ;;
       esac
       shift
@@ -74,7 +88,56 @@ while [ $# -gt 0 ]; do
 done
 
 py() {
-  python -m "icetransfer.$1" --exp "$exp"
+  if [ "$1" = train ]; then
+    train_processes
+  else
+    python -m "icetransfer.$1" --exp "$exp"
+  fi
+}
+
+# Training: one process, or with --gpus one for each GPU of each node, started by torchrun.
+train_processes() {
+  local status=0 stopped=$exp/checkpoints/run-again
+  local meet=(--standalone)
+  if [ -z "$gpus" ]; then
+    with_signals python -m icetransfer.train --exp "$exp"
+    return
+  fi
+  if [ "$tasks" -gt 1 ]; then
+    [ "$tasks" = "$SLURM_STEP_NUM_NODES" ] || die "--gpus starts the processes of a node: give srun \
+--ntasks-per-node=1, or leave --gpus out and let each of the $tasks tasks be a process"
+    meet=(--nnodes "$tasks" --node-rank "$task" --master-port $((20000 + SLURM_JOB_ID % 20000)))
+    meet+=(--master-addr "$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)")
+  fi
+  with_signals python -m torch.distributed.run "${meet[@]}" --nproc-per-node "$gpus" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 100 \
+    -m icetransfer.train --exp "$exp" || status=$?
+  # torchrun has one exit code for all that can happen to its processes.
+  if [ "$status" -ne 0 ] && [ -f "$stopped" ]; then
+    return "$run_again"
+  fi
+  return "$status"
+}
+
+# Runs a command that is to hear of the signals that this script gets: on SIGTERM, SIGUSR1 (Slurm's
+# warning) and Ctrl-C training saves and leaves with the exit code $run_again.
+with_signals() {
+  local child status=0
+  "$@" &
+  child=$!
+  # shellcheck disable=SC2064 # the number of now
+  trap "kill -TERM $child 2>/dev/null" TERM INT USR1
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
+    status=0
+    wait "$child" || status=$?
+  done
+  if [ "$status" -gt 128 ]; then # perhaps of such a signal: the child's own is remembered
+    status=0
+    wait "$child" || status=$?
+  fi
+  trap - TERM INT USR1
+  return "$status"
 }
 
 # stage NUMBER TITLE COMMAND...: runs the command when the number lies between --stage and
@@ -88,6 +151,8 @@ stage() {
   fi
   if [ "$number" -lt "$first_stage" ] || [ "$number" -gt "$last_stage" ]; then
     return
+  elif [ "$task" -gt 0 ] && [ "$1 $2" != "py train" ]; then
+    return
   fi
   running="stage $number, $title"
   say "stage $number: $title"
@@ -99,8 +164,14 @@ stage() {
 # At exit: names the stage that did not come to its end.
 report_failure() {
   local status=$?
-  [ -z "$running" ] ||
+  if [ -z "$running" ]; then
+    return
+  elif [ "$status" -eq "$run_again" ]; then
+    printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
+      "$language" "$running" "$status" >&2
+  else
     printf 'error: %s: %s failed (exit code %d)\n' "$language" "$running" "$status" >&2
+  fi
 }
 
 say() {

@@ -3,11 +3,14 @@
 Legend: N batch, T feature frames (10 ms), S tokens.
 """
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -15,10 +18,11 @@ from lhotse.dataset.sampling import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from icetransfer.data.features import PADDING, read_manifest
+from icetransfer import atomic, config
+from icetransfer.data.features import NUM_BINS, PADDING, read_manifest
 from icetransfer.data.subset import order_key, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log
+from icetransfer.experiment import Experiment, log, sha256
 
 MAX_BUCKETS = 30
 BATCHES_PER_BUCKET = 5  # fewer than this in an epoch, and buckets would leave mostly stumps
@@ -36,6 +40,7 @@ class Batch:
         token_lens: (N,).
         ids: names of the N cuts.
         seconds: audio in the batch, padding not counted.
+        texts: transcripts of the N cuts.
     """
 
     features: Tensor
@@ -44,6 +49,7 @@ class Batch:
     token_lens: Tensor
     ids: tuple[str, ...]
     seconds: float
+    texts: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with all tensors on the device."""
@@ -54,6 +60,30 @@ class Batch:
             tokens=self.tokens.to(device, non_blocking=True),
             token_lens=self.token_lens.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory from which a GPU can fetch by itself."""
+        return replace(
+            self, features=self.features.pin_memory(), tokens=self.tokens.pin_memory(),
+            feature_lens=self.feature_lens.pin_memory(), token_lens=self.token_lens.pin_memory(),
+        )  # fmt: skip
+
+    def split(self, pieces: int) -> list["Batch"]:
+        """The batch in at most so many pieces of whole utterances, each padded as it was."""
+        size = max(1, -(-len(self.ids) // pieces))
+        slices = [slice(start, start + size) for start in range(0, len(self.ids), size)]
+        return [
+            Batch(
+                features=self.features[rows],
+                feature_lens=self.feature_lens[rows],
+                tokens=self.tokens[rows],
+                token_lens=self.token_lens[rows],
+                ids=self.ids[rows],
+                seconds=self.seconds * len(self.ids[rows]) / len(self.ids),
+                texts=self.texts[rows],
+            )
+            for rows in slices
+        ]
 
 
 def encoder_frames(num_frames: int) -> int:
@@ -70,6 +100,32 @@ def train_cuts(experiment: Experiment) -> list[Cut]:
         for cut in read_manifest(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz")
         if (corpus, cut.source_id) in subset
     ]
+
+
+def hold_training_data(experiment: Experiment, cuts: Sequence[Cut]) -> None:
+    """Notes in the experiment what it is trained on, or checks that it still is the same.
+
+    Raises:
+        ValueError: cuts or tokens are not those that were noted; says which differ.
+    """
+    path = experiment.dir / "train_data.jsonl.gz"
+    found = {cut.id: [cut.num_frames, text_of(cut)] for cut in cuts}
+    found["bpe.model"] = [0, sha256(experiment.lang_dir / "bpe.model")]
+    if not path.is_file():
+        lines = (json.dumps([name, *found[name]], ensure_ascii=False) for name in sorted(found))
+        with atomic.atomic_path(path) as temporary:
+            temporary.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+        return
+    rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())
+    noted = {name: facts for name, *facts in rows}
+    changed = config.differences(noted, found)
+    if changed:
+        raise ValueError(
+            f"{experiment.dir} was trained on other data than there are now; {len(changed)} cuts "
+            f"differ (frames and text: before -> now), such as\n  "
+            + "\n  ".join(changed[:5])
+            + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start anew"
+        )
 
 
 def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
@@ -90,56 +146,117 @@ def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
     return sorted(taken, key=lambda cut: (-cut.duration, cut.id))
 
 
+def load_features(cut: Cut) -> np.ndarray:
+    """The cut's features, (T, 80) float32.
+
+    Raises:
+        ValueError: they cannot be read, or are not as long as the manifest says.
+    """
+    try:
+        features: np.ndarray = cut.load_features()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
+            f"Bring the file back, or remove the split's *_fbank.jsonl.gz in the manifests and "
+            f"run stage 3 again; training then goes on from its last checkpoint"
+        ) from error
+    if features.shape[0] != cut.num_frames:
+        raise ValueError(
+            f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
+            f"its manifest says {cut.num_frames}: run stage 3 again"
+        )
+    return features
+
+
 class Collator:
     """Turns cuts into a `Batch`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, cuts: Sequence[Cut]) -> Batch:
-        """Loads the features and encodes the text of some cuts."""
-        features = [torch.from_numpy(cut.load_features()) for cut in cuts]
+    def __call__(self, cuts: Sequence[Cut], frames: int = 0) -> Batch:
+        """Loads the features and encodes the text of some cuts.
+
+        Args:
+            cuts: may be none.
+            frames: how far to pad at least.
+        """
+        if not cuts:
+            none = torch.zeros(0, dtype=torch.long)
+            features = torch.zeros(0, frames, NUM_BINS)
+            return Batch(features, none, none.view(0, 0), none, (), 0.0)
+        matrices = [torch.from_numpy(load_features(cut)) for cut in cuts]
+        padded = torch.nn.utils.rnn.pad_sequence(matrices, True, padding_value=PADDING)
+        missing = max(0, frames - padded.size(1))
         tokens = [
             torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts
         ]
         return Batch(
-            features=torch.nn.utils.rnn.pad_sequence(features, True, padding_value=PADDING),
-            feature_lens=torch.tensor([len(matrix) for matrix in features]),
+            features=torch.nn.functional.pad(padded, (0, 0, 0, missing), value=PADDING),
+            feature_lens=torch.tensor([len(matrix) for matrix in matrices]),
             tokens=torch.nn.utils.rnn.pad_sequence(tokens, True),
             token_lens=torch.tensor([len(ids) for ids in tokens]),
             ids=tuple(cut.id for cut in cuts),
             seconds=sum(cut.duration for cut in cuts),
+            texts=tuple(text_of(cut) for cut in cuts),
         )
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How the batch of a step is dealt out, cut by cut.
+
+    Attributes:
+        count: of all shares.
+        mine: those of this process, one after the other.
+    """
+
+    count: int = 1
+    mine: tuple[int, ...] = (0,)
+
+
 class _Batches(Dataset[Batch]):
-    def __init__(self, batches: list[Sequence[Cut]], collate: Collator) -> None:
-        self.batches, self.collate = batches, collate
+    """One process's shares of some batches, padded as the whole batch: padding is heard."""
+
+    def __init__(self, batches: list[Sequence[Cut]], shares: Shares, collate: Collator) -> None:
+        self.batches, self.shares, self.collate = batches, shares, collate
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) * len(self.shares.mine)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.collate(self.batches[index])
+        number, position = divmod(index, len(self.shares.mine))
+        cuts, share = self.batches[number], self.shares.mine[position]
+        return self.collate(cuts[share :: self.shares.count], max(cut.num_frames for cut in cuts))
 
 
 class TrainLoader:
     """Endless training batches, shuffled anew each epoch; resumes exactly.
 
-    The order is a function of the cuts, `batch_seconds` and the seed: runs that differ in their
-    init alone see the same batches.
+    The order is a function of the cuts, the seconds of a step and the seed: runs that differ in
+    their init alone see the same batches.  A step's batch has `batch_seconds` for each share, and
+    one process with twice the seconds sees the same steps as two.
     """
 
     def __init__(
-        self, cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float, seed: int
+        self,
+        cuts: Sequence[Cut],
+        tokenizer: Tokenizer,
+        batch_seconds: float,
+        seed: int,
+        shares: Shares = Shares(),
+        workers: int = 0,
     ) -> None:
         """Keeps the cuts that can be trained on; says how many are left out and why.
 
         Args:
             cuts: with features; the order given does not matter.
             tokenizer: encodes their text.
-            batch_seconds: audio in a batch, padding included.
+            batch_seconds: audio in a share, padding included.
             seed: of the shuffles.
+            shares: of a step's batch; those of this process are given out one after the other.
+            workers: processes that load ahead.
 
         Raises:
             ValueError: no cut can be trained on.
@@ -147,35 +264,54 @@ class TrainLoader:
         usable = usable_cuts(sorted(cuts, key=lambda cut: cut.id), tokenizer)
         self._cuts = usable
         self._collate = Collator(tokenizer)
-        self._batch_seconds = batch_seconds
+        self._step_seconds = batch_seconds * shares.count
+        self._shares = shares
+        self._workers = workers
         self._seed = seed
         self.epoch = 0
-        self.batch = 0  # batches of the epoch already given out
+        self.batch = 0  # steps of the epoch already begun
         self.seconds = sum(cut.duration for cut in usable)
 
     def __iter__(self) -> Iterator[Batch]:
         """Goes on from `epoch` and `batch`, without end."""
         while True:
             batches = self._epoch_batches()
-            dataset = _Batches(batches[self.batch :], self._collate)
-            for batch in DataLoader(dataset, batch_size=None):
-                self.batch += 1
+            dataset = _Batches(batches[self.batch :], self._shares, self._collate)
+            loading = DataLoader(
+                dataset,
+                batch_size=None,
+                num_workers=self._workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for number, batch in enumerate(loading):
+                self.batch += number % len(self._shares.mine) == 0
                 yield batch
             self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is, for `load_state_dict`."""
-        return {"epoch": self.epoch, "batch": self.batch}
+        return {"epoch": self.epoch, "batch": self.batch, "shares": self._shares.count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes back to a saved place; takes effect at the next `iter`."""
+        """Goes back to a saved place; takes effect at the next `iter`.
+
+        With another number of shares the batches are others, and the place is the nearest one.
+        """
         self.epoch, self.batch = state["epoch"], state["batch"]
+        before = state.get("shares", 1)
+        if before != self._shares.count:
+            self.batch = self.batch * before // self._shares.count
+            log.warning(
+                "steps had %d shares (processes x train.accumulate) and now have %d: the run goes "
+                "on, with batches that an undisturbed one would not have had",
+                before, self._shares.count,
+            )  # fmt: skip
 
     def _epoch_batches(self) -> list[Sequence[Cut]]:
         cuts = CutSet.from_cuts(self._cuts)
-        buckets = min(MAX_BUCKETS, int(self.seconds / self._batch_seconds / BATCHES_PER_BUCKET))
+        buckets = min(MAX_BUCKETS, int(self.seconds / self._step_seconds / BATCHES_PER_BUCKET))
         settings: dict[str, Any] = {
-            "max_duration": max(self._batch_seconds, max(cut.duration for cut in cuts)),
+            "max_duration": max(self._step_seconds, max(cut.duration for cut in cuts)),
             "shuffle": True,
             "world_size": 1,
             "rank": 0,

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_help_prints_header_options_and_stages(language: str, tmp_path: Path) ->
         (["--stage"], "--stage needs a value"),
         (["--stage", "six"], "--stage takes a stage from 0 to 10, got 'six'"),
         (["--stop-stage", "11"], "--stop-stage takes a stage"),
+        (["--gpus", "0"], "--gpus takes a number from 1, got '0'"),
         (["--conf", "no such.yaml"], "--conf no such.yaml: there is no such file"),
         (["word"], "expected an option or key=value, got 'word'"),
         (["train.max_step=5"], "did you mean train.max_steps"),
@@ -261,3 +263,53 @@ def test_an_environment_is_made_once_and_redone_when_killed(copy: Path, tmp_path
     assert "installing" not in call(script, **plain).stderr
     (copy / ".venv" / ".icetransfer-requirements").unlink()  # as a killed installation leaves it
     assert "installing" in call(script, **plain).stderr
+
+
+SLOW_TRAINING = """
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    {mark}
+    time.sleep(0.3)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+def stop_training(copy: Path, training: str, number: signal.Signals, *options: str) -> str:
+    """Sends the signal to a recipe that trains; returns what it said after it left with 75."""
+    (copy / "icetransfer").unlink()
+    shutil.copytree(REPO / "icetransfer", copy / "icetransfer")
+    (copy / "icetransfer" / "train.py").write_text(training)
+    script = copy / "egs" / "nl" / "run.sh"
+    here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        [script, "--stage", "6", "--stop-stage", "7", *options],
+        env=os.environ | here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None and running.stderr is not None
+        while "training\n" not in (line := running.stdout.readline()):
+            assert line, running.stderr.read()
+        running.send_signal(number)
+        assert running.wait() == 75
+        return running.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_script_reaches_training_whose_exit_code_is_its_own(
+    copy: Path, number: signal.Signals
+) -> None:
+    said = stop_training(copy, SLOW_TRAINING.format(mark="pass"), number)
+    assert "nl: stage 6, fine-tune" in said
+    assert "run the same command again to go on (exit code 75)" in said
+
+
+def test_a_signal_reaches_the_processes_of_gpus_too(copy: Path) -> None:
+    mark = "f = Path(sys.argv[-1]) / 'checkpoints'; f.mkdir(); (f / 'run-again').touch()"
+    said = stop_training(copy, SLOW_TRAINING.format(mark=mark), signal.SIGUSR1, "--gpus", "1")
+    assert "run the same command again to go on (exit code 75)" in said

@@ -9,14 +9,28 @@ import pytest
 import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
+from icetransfer import transfer
+from icetransfer.checkpoint import save_checkpoint
 from icetransfer.config import load_config
 from icetransfer.data import features, tokenizer
+from icetransfer.data.subset import make_subset
 from icetransfer.experiment import Experiment, create_experiment
-from icetransfer.model.transducer import TransducerDims
+from icetransfer.model.transducer import TransducerDims, build_transducer
 
 WORDS = ("een", "twee", "drie", "vier", "vijf", "zes")
 CORPUS = "tones"
 SIZES = {"train": 36, "dev": 6, "test": 4}
+
+SHORT = (  # a run of seconds, with a checkpoint at steps 3, 5 (where the average begins), 6 and 8
+    "train.max_steps=8",
+    "train.batch_seconds=8",
+    "train.checkpoint_every=3",
+    "train.keep_checkpoints=2",
+    "train.average_period=2",
+    "train.log_every=2",
+    "train.valid_every=4",
+    "train.loss_backend=torch",
+)
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -107,3 +121,25 @@ def nano_dims() -> TransducerDims:
         subsampling_channels=(2, 4, 8),
         use_ctc=True,
     )
+
+
+@pytest.fixture(scope="session")
+def base_path(tmp_path_factory: pytest.TempPathFactory, nano_dims: TransducerDims) -> Path:
+    """A checkpoint to start from."""
+    path = tmp_path_factory.mktemp("base") / "base.pt"
+    save_checkpoint(path, build_transducer(nano_dims, seed=11))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
+    """Makes experiments of the tones that are ready to train, with the settings of SHORT."""
+
+    def make(name: str, *overrides: str) -> Experiment:
+        base = f"transfer.base_models={{en: {base_path}, ml: {base_path}}}"
+        experiment = tone_recipe(name, base, *SHORT, *overrides)
+        make_subset(experiment)
+        transfer.make_start(experiment)
+        return experiment
+
+    return make

@@ -12,13 +12,13 @@ PACKAGE = REPO / "icetransfer"
 
 # Imports go from right to left, or stay in their column.
 LAYERS = (
-    {"atomic", "config", "significance"},
-    {"experiment", "data", "score"},
+    {"atomic", "config", "parts", "adapters", "distributed", "significance"},
+    {"experiment", "data", "score", "faults"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
     {
         *("transfer", "train", "average", "search", "export", "quantize"),
-        *("onnx_model", "onnx_graph", "sherpa", "bundle"),
+        *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume", "validate"),
     },
     {"decode"},
     {

@@ -150,25 +150,108 @@ def test_backend_without_k2(monkeypatch: pytest.MonkeyPatch) -> None:
         loss_backend("cuda")
 
 
+class StandIn:
+    """k2's functions, with k2 1.24's names of arguments and their defaults.
+
+    Checks what the kernels of k2 would take; the results are those of `rnnt`.
+
+    Args:
+        N, T, S, V: of the batch.
+    """
+
+    def __init__(self, N: int, T: int, S: int, V: int) -> None:
+        self.N, self.T, self.S, self.V = N, T, S, V
+        self.calls: list[str] = []
+
+    def check(
+        self, call: str, tensors: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]]
+    ) -> None:
+        self.calls.append(call)
+        for name, (tensor, dtype, shape) in tensors.items():
+            assert tensor.dtype == dtype, (call, name)
+            assert tuple(tensor.shape) == shape, (call, name)
+
+    def check_lattice(self, symbols: Tensor, boundary: Tensor, termination_symbol: int) -> None:
+        assert termination_symbol == 0
+        assert symbols.tolist() == TOKENS.tolist()
+        assert boundary.tolist() == [[0, 0, 4, 9], [0, 0, 2, 6]]
+
+    def rnnt_loss_smoothed(
+        self, lm: Tensor, am: Tensor, symbols: Tensor, termination_symbol: int,
+        lm_only_scale: float = 0.1, am_only_scale: float = 0.1, boundary: Tensor | None = None,
+        rnnt_type: str = "regular", delay_penalty: float = 0.0, reduction: str = "mean",
+        return_grad: bool = False,
+    ) -> object:  # fmt: skip
+        N, T, S, V = self.N, self.T, self.S, self.V
+        self.check("smoothed", {
+            "lm": (lm, torch.float32, (N, S + 1, V)), "am": (am, torch.float32, (N, T, V)),
+            "symbols": (symbols, torch.int64, (N, S)), "boundary": (boundary, torch.int64, (N, 4)),
+        })  # fmt: skip
+        self.check_lattice(symbols, boundary, termination_symbol)
+        assert (lm_only_scale, am_only_scale, delay_penalty) == (0.25, 0.0, 0.0)
+        assert (rnnt_type, reduction, return_grad) == ("regular", "sum", True)
+        return rnnt.rnnt_loss_smoothed(
+            lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
+            delay_penalty, reduction, return_grad,
+        )  # fmt: skip
+
+    def get_rnnt_prune_ranges(
+        self, px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int
+    ) -> Tensor:
+        N, T, S = self.N, self.T, self.S
+        self.check("ranges", {
+            "px_grad": (px_grad, torch.float32, (N, S, T + 1)),
+            "py_grad": (py_grad, torch.float32, (N, S + 1, T)),
+            "boundary": (boundary, torch.int64, (N, 4)),
+        })  # fmt: skip
+        assert s_range == 3
+        return rnnt.get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
+
+    def do_rnnt_pruning(self, am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
+        self.check("pruning", {
+            "am": (am, torch.float32, (self.N, self.T, 20)),
+            "lm": (lm, torch.float32, (self.N, self.S + 1, 20)),
+            "ranges": (ranges, torch.int64, (self.N, self.T, 3)),
+        })  # fmt: skip
+        return rnnt.do_rnnt_pruning(am, lm, ranges)
+
+    def rnnt_loss_pruned(
+        self, logits: Tensor, symbols: Tensor, ranges: Tensor, termination_symbol: int,
+        boundary: Tensor | None = None, rnnt_type: str = "regular", delay_penalty: float = 0.0,
+        reduction: str = "mean", use_hat_loss: bool = False,
+    ) -> Tensor:  # fmt: skip
+        self.check("pruned", {
+            "logits": (logits, torch.float32, (self.N, self.T, 3, self.V)),
+            "symbols": (symbols, torch.int64, (self.N, self.S)),
+            "ranges": (ranges, torch.int64, (self.N, self.T, 3)),
+            "boundary": (boundary, torch.int64, (self.N, 4)),
+        })  # fmt: skip
+        self.check_lattice(symbols, boundary, termination_symbol)
+        assert (rnnt_type, delay_penalty, reduction) == ("regular", 0.0, "sum")
+        assert not use_hat_loss
+        return rnnt.rnnt_loss_pruned(
+            logits, symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty,
+            reduction,
+        )  # fmt: skip
+
+
+TOKENS = batch([9, 6], [4, 2])[2]
+
+
 @pytest.mark.usefixtures("fresh_backends")
 def test_k2_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in under k2's name: called with k2's argument names."""
-    monkeypatch.setitem(sys.modules, "k2", type(sys)("k2"))
-    calls = []
-    for name in (
-        "rnnt_loss_smoothed",
-        "get_rnnt_prune_ranges",
-        "do_rnnt_pruning",
-        "rnnt_loss_pruned",
-    ):
-
-        def stand_in(*args: object, name: str = name, **kwargs: object) -> object:
-            assert not args
-            calls.append(name)
-            return getattr(rnnt, name)(**kwargs)
-
-        setattr(sys.modules["k2"], name, stand_in)
+    stand_in = StandIn(2, 9, 4, VOCAB)
+    monkeypatch.setitem(sys.modules, "k2", stand_in)
     assert loss_backend() == "k2"
-    transducer_loss(make_model(), *batch([9, 6], [4, 2]))
-    assert len(calls) == 4
+    results = []
+    for backend in ("auto", "torch"):
+        model = make_model()
+        encoder_out, *rest = batch([9, 6], [4, 2])
+        losses = transducer_loss(model, encoder_out, *rest, prune_range=3, backend=backend)
+        total = losses.total(0.5, 1.0)
+        total.backward()
+        results.append([losses.simple, losses.pruned, encoder_out.grad])
+    assert stand_in.calls == ["smoothed", "ranges", "pruning", "pruned"]
     assert loss_backend("torch") == "torch"
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)

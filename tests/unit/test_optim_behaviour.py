@@ -89,17 +89,39 @@ def test_group_added_later() -> None:
     assert not torch.equal(b, before)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_gradient_is_a_lost_step_only(bad: float, caplog) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_a_bad_gradient_is_a_lost_step_only(bad: float | None) -> None:
     tensors = params((3, 2), (4,), ())
-    optimizer = ScaledAdam(tensors, lr=0.01, clipping_scale=2.0)
+    optimizer = ScaledAdam([{"params": tensors[:2]}, {"params": tensors[2:]}], clipping_scale=2.0)
     for step in range(50):
         set_grads(tensors, step)
-        if step == 17:
+        before = [p.detach().clone() for p in tensors]
+        skip = torch.tensor(step == 17 and bad is None)
+        if step == 17 and bad is not None:
             tensors[0].grad[0, 0] = bad
-        optimizer.step()
+        optimizer.step(skip=skip)
+        # The scalar stands in another group, and is spared too.
+        moved = [not torch.equal(p, old) for p, old in zip(tensors, before, strict=True)]
+        assert moved == [step != 17] * 3
     assert all(torch.isfinite(p).all() for p in tensors)
-    assert "step 17: gradient of norm" in caplog.text
+
+
+def test_a_frozen_group_stays_as_it_is_and_wakes_as_if_new() -> None:
+    frozen, new = params((3, 2)), params((3, 2))
+    optimizer = ScaledAdam([{"params": params((4,))}, {"params": frozen}], lr=0.01)
+    frozen[0].requires_grad_(False)
+    for step in range(5):
+        set_grads(optimizer.param_groups[0]["params"], step)
+        optimizer.step()
+    assert torch.equal(frozen[0], new[0])
+    frozen[0].requires_grad_(True)
+    other = ScaledAdam(new, lr=0.01)
+    for step in range(5):
+        set_grads(frozen, step)
+        set_grads(new, step)
+        optimizer.step()
+        other.step()
+    assert torch.equal(frozen[0], new[0])
 
 
 def test_only_bad_gradients_is_an_error() -> None:

@@ -4,41 +4,15 @@ from collections import Counter
 import pytest
 import torch
 
-from icetransfer import train, transfer
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer import resume, train
+from icetransfer.average import average_run
+from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.config import Train
-from icetransfer.data.subset import make_subset
+from icetransfer.data.loader import dev_cuts
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import build_transducer
-
-SHORT = (
-    "train.max_steps=8",
-    "train.batch_seconds=8",
-    "train.checkpoint_every=3",
-    "train.keep_checkpoints=2",
-    "train.average_period=2",
-    "train.log_every=2",
-    "train.valid_every=4",
-    "train.loss_backend=torch",
-)
-
-
-@pytest.fixture(scope="module")
-def base_path(tmp_path_factory, nano_dims):
-    path = tmp_path_factory.mktemp("base") / "base.pt"
-    save_checkpoint(path, build_transducer(nano_dims, seed=11))
-    return path
-
-
-@pytest.fixture
-def prepare(tone_recipe, base_path):
-    def make(name, *overrides):
-        base = f"transfer.base_models={{en: {base_path}, ml: {base_path}}}"
-        experiment = tone_recipe(name, base, *SHORT, *overrides)
-        make_subset(experiment)
-        transfer.make_start(experiment)
-        return experiment
-
-    return make
+from icetransfer.score import count_errors
+from icetransfer.search import greedy_search
 
 
 def checkpoint(experiment, step):
@@ -127,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_result(prepare, monkeypatch):
     # The means at step 4 begin at the checkpoint of step 3; all others are the same.
     reported = [
         [
-            {key: value for key, value in record.items() if key != "audio_per_second"}
+            {key: value for key, value in record.items() if not key.endswith("_per_second")}
             for record in metrics(run)
             if (record["step"], record["kind"]) != (4, "train")
         ]
@@ -170,22 +144,79 @@ def test_training_learns(prepare):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_names_the_cuts(prepare, monkeypatch):
-    experiment = prepare("nan")
-    inner = train._losses
+def test_parts_freeze_and_have_their_own_rates(prepare, monkeypatch):
+    experiment = prepare(
+        "parts", "train.freeze={encoder_embed: 3, encoder.encoders.0: -1}",
+        "train.lr_scale={joiner: 2, encoder: 0.5}", "train.checkpoint_every=1",
+        "train.keep_checkpoints=9",
+    )  # fmt: skip
+    train.train(experiment)
+    start = read_checkpoint(experiment.init_checkpoint).state_dict
 
-    def poisoned(run, batch, features, chunk_size, left):
-        losses, frames = inner(run, batch, features, chunk_size, left)
-        if run.step == 4:
-            poisoned.ids = batch.ids
-            frames = frames * float("nan")
-        return losses, frames
+    def moved(step, part):
+        end = checkpoint(experiment, step).state_dict
+        return [n for n in start if n.startswith(part) and not torch.equal(start[n], end[n])]
 
-    monkeypatch.setattr(train, "_losses", poisoned)
-    with pytest.raises(ValueError, match="not finite at step 4") as error:
-        train.train(experiment)
-    assert all(name in str(error.value) for name in poisoned.ids)
-    assert saved(experiment) == [3]
+    assert not moved(3, "encoder_embed.") and moved(4, "encoder_embed.")
+    assert not moved(8, "encoder.encoders.0.") and moved(1, "encoder.encoders.1.")
+    assert moved(1, "joiner.")
+    (first, *_) = (record for record in metrics(experiment) if record["kind"] == "train")
+    assert first["lr_joiner"] == 2 * first["lr"] == 4 * first["lr_encoder"]
+
+
+def test_freezing_everything_is_refused(prepare):
+    parts = ("encoder_embed", "encoder", "decoder", "joiner", "simple_am_proj", "simple_lm_proj")
+    frozen = ", ".join(f"{part}: 5" for part in (*parts, "ctc_output"))
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        train.train(prepare("allfrozen", f"train.freeze={{{frozen}}}"))
+
+
+def test_dev_wer_is_measured_at_every_chunk_size(prepare):
+    experiment = prepare(
+        "wer", "train.dev_wer=true", "train.max_steps=40", "train.valid_every=20",
+        "train.schedule.warmup_steps=5", "train.spec_augment.enabled=false",
+    )  # fmt: skip
+    train.train(experiment)
+    model = load_transducer(experiment.checkpoints_dir / "checkpoint-40.pt")
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    record = [r for r in metrics(experiment) if r["kind"] == "dev"][-1]
+    wers = []
+    for chunk_size, name in ((8, "8"), (16, "16"), (32, "32"), (-1, "offline")):
+        pairs = []
+        for cut in dev_cuts(experiment, 600):
+            features = torch.from_numpy(cut.load_features())[None]
+            left = -1 if chunk_size == -1 else 128
+            with torch.no_grad():
+                out = model.encode(features, torch.tensor([features.size(1)]), chunk_size, left)
+            (tokens,) = greedy_search(model, *out)
+            pairs.append((cut.supervisions[0].text.split(), tokenizer.decode(tokens).split()))
+        wers.append(record[f"wer_chunk_{name}"])
+        # Alone an utterance is not padded, and may be heard a little differently.
+        assert wers[-1] == pytest.approx(count_errors(pairs).rate, abs=10)
+    assert record["wer"] == pytest.approx(sum(wers) / 4)
+
+
+def test_early_stop_ends_the_run_and_the_average(prepare, monkeypatch):
+    experiment = prepare(
+        "early", "train.dev_wer=true", "train.early_stop=2", "train.max_steps=20",
+        "train.valid_every=2", "train.keep_best=1", "train.checkpoint_every=2",
+    )  # fmt: skip
+    wers = iter([90.0, 50.0, 40.0, 41.0, 40.0, 0.0])
+    monkeypatch.setattr(train, "dev_wer", lambda *_: {"wer": next(wers)})
+    train.train(experiment)
+    # 6: the best; 8, 10: the last ones; 2 to 4 are gone.
+    assert [s for s in resume.saved_steps(experiment) if s <= 10] == [6, 8, 10]
+    assert resume.saved_steps(experiment)[-1] == 10
+    train.train(experiment)  # complete
+    assert next(wers) == 0.0
+    average_run(experiment)
+    extra = read_checkpoint(experiment.averaged_checkpoint).extra
+    assert extra["averaged_steps"] == [6, 10]
+
+
+def test_early_stop_needs_the_dev_wer():
+    with pytest.raises(ValueError, match="early_stop needs dev_wer=true"):
+        Train(early_stop=3)
 
 
 def test_missing_pieces_say_which_stage_makes_them(prepare):
@@ -225,19 +256,20 @@ def test_schedules_end_in_the_first_tenth_from_scratch_and_at_once_from_weights(
 
 
 @pytest.mark.parametrize(
-    "steps, keep, start, expected",
+    "steps, keep, start, best, expected",
     [
-        ([10, 20, 30, 40, 50], 2, 20, [10, 30]),
-        ([10, 20], 3, 0, []),
-        ([10, 20, 30, 35, 40], 1, 35, [10, 20, 30]),
-        ([10, 20, 30], 1, 100, [10, 20]),
+        ([10, 20, 30, 40, 50], 2, 20, [], [10, 30]),
+        ([10, 20], 3, 0, [], []),
+        ([10, 20, 30, 35, 40], 1, 35, [], [10, 20, 30]),
+        ([10, 20, 30], 1, 100, [], [10, 20]),
+        ([10, 20, 30, 40, 50], 1, 40, [20], [10, 30]),
     ],
 )
-def test_the_start_of_the_average_is_not_deleted(steps, keep, start, expected):
-    assert train.surplus(steps, keep, start) == expected
+def test_the_start_of_the_average_and_the_best_are_not_deleted(steps, keep, start, best, expected):
+    assert resume.surplus(steps, keep, start, best) == expected
 
 
 def test_the_average_begins_on_an_update():
-    assert train.average_start(Train(max_steps=1000, average_fraction=0.3)) == 700
-    assert train.average_start(Train(max_steps=1010, average_period=20)) == 700
-    assert train.average_start(Train(max_steps=1000, average_fraction=1)) == 0
+    assert resume.average_start(Train(max_steps=1000, average_fraction=0.3)) == 700
+    assert resume.average_start(Train(max_steps=1010, average_period=20)) == 700
+    assert resume.average_start(Train(max_steps=1000, average_fraction=1)) == 0

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -75,6 +77,23 @@ def test_a_part_not_asked_for_is_new_and_said_to_be(tone_recipe, base_path):
     assert report["parts"] == ["encoder"]
 
 
+def test_a_range_of_stacks_is_loaded_and_the_others_are_new(tone_recipe, base_path):
+    _, weights, report = start(
+        tone_recipe, "range", "init=ml", both(base_path), "transfer.parts=[encoder.encoders.0-0]"
+    )
+    _, base, _ = read_checkpoint(base_path)
+    for name, entry in report["parameters"].items():
+        first = name.startswith("encoder.encoders.0.")
+        assert entry["fate"] == ("loaded" if first else "reinitialised")
+        assert entry["origin"] == ("base" if first else "initialised with seed 1")
+        if first:
+            assert torch.equal(weights[name], base[name])
+    name = "encoder.encoders.1.encoder.layers.0.self_attn1.in_proj.weight"
+    assert not torch.equal(weights[name], base[name])
+    with pytest.raises(ValueError, match=r"encoder\.encoders\.2-3 matches no parameter"):
+        start(tone_recipe, "none", both(base_path), "transfer.parts=[encoder.encoders.2-3]")
+
+
 def test_random_takes_the_dimensions_of_the_english_model_and_no_weights(tone_recipe, base_path):
     _, weights, report = start(tone_recipe, "random", "init=random", both(base_path))
     _, base, _ = read_checkpoint(base_path)
@@ -132,7 +151,8 @@ def test_a_base_that_does_not_fit_is_an_error(nano_dims):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path):
+def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
     experiment = tone_recipe("find", both(base_path))
     assert transfer.find_base_model(experiment.config, "ml").path == base_path
     for value, message in (
@@ -145,6 +165,61 @@ def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path)
             transfer.find_base_model(config, "en")
     with pytest.raises(ValueError, match=r"transfer\.base_models\.ml is not set"):
         transfer.find_base_model(config, "ml")
+
+
+@pytest.fixture
+def listed(tone_recipe, base_path, tmp_path, monkeypatch):
+    """An experiment on a listed model that is not there yet, and a stand-in for the hub."""
+    entry = {
+        "path": str(tmp_path / "models" / "pretrained.pt"),
+        "get": "https://example.org/some/model",
+        "huggingface": {"repository": "some/model", "file": "exp/pretrained.pt"},
+    }
+    models = tmp_path / "base_models.yaml"
+    models.write_text(json.dumps({"listed": entry}))
+    monkeypatch.setattr(transfer, "BASE_MODELS", models)
+    hub = types.ModuleType("huggingface_hub")
+
+    def fetch(repo_id, filename):
+        assert (repo_id, filename) == ("some/model", "exp/pretrained.pt")
+        fetch.count += 1
+        return str(base_path)
+
+    fetch.count = 0
+    hub.hf_hub_download = fetch
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return tone_recipe("listed", "transfer.base_models={en: listed}").config, hub
+
+
+def test_a_listed_model_is_downloaded_once_and_its_checksum_held(listed, base_path):
+    config, hub = listed
+    base = transfer.find_base_model(config, "en")
+    assert base.path.read_bytes() == base_path.read_bytes()
+    recorded = transfer.checksum_path(base)
+    assert recorded.read_text() == f"{sha256(base_path)}  pretrained.pt\n"
+    transfer.find_base_model(config, "en")
+    assert hub.hf_hub_download.count == 1
+    with base.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"changed since its download.*remove it") as error:
+        transfer.find_base_model(config, "en")
+    assert sha256(base_path) in str(error.value) and str(recorded) in str(error.value)
+
+
+def test_a_download_that_fails_says_what_to_do(listed, monkeypatch):
+    config, hub = listed
+
+    def fail(repo_id, filename):
+        raise RuntimeError("no connection\nand much more")
+
+    hub.hf_hub_download = fail
+    with pytest.raises(
+        ValueError, match=r"some/model/exp/pretrained\.pt failed \(no connection\); get"
+    ):
+        transfer.find_base_model(config, "en")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
+    with pytest.raises(ValueError, match=r"example\.org/some/model.*`pip install huggingface_hub`"):
+        transfer.find_base_model(config, "en")
 
 
 def test_a_finished_stage_is_left_alone(tone_recipe, base_path):

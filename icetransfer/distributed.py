@@ -1,0 +1,154 @@
+"""Several processes, one training: who is who, and what they agree on.
+
+torchrun or Slurm's srun start the processes, on one node or several.  Each computes the gradients
+of its share of a step's batch, and all step with their sum: losses are sums over utterances, so N
+processes do what one would do with N times the batch.
+
+The sums are taken here, after a step's last backward pass, and not by DistributedDataParallel.
+That takes means; and it needs the same number of backward passes in every process, while here a
+share may be empty, and one that does not fit into the memory is tried again in pieces.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET = 1 << 25  # gradients reduced at once, 128 MB in float32
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training, seen from one of them.
+
+    Attributes:
+        rank: of this process.
+        size: how many there are.
+        local_rank: of this process on its node, which is the number of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this is the one process that writes files."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], numbers: Tensor) -> Tensor:
+        """Sums the gradients over all processes, in place, and with them some numbers.
+
+        Args:
+            parameters: one without a gradient here has a gradient of zero.
+            numbers: (n,) float32.
+
+        Returns:
+            The sum of the numbers.
+        """
+        if self.size == 1:
+            return numbers
+        trained = [p for p in parameters if p.requires_grad]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained] + [numbers]
+        buckets: list[list[Tensor]] = [[]]
+        for part in parts:
+            if sum(p.numel() for p in buckets[-1]) + part.numel() > BUCKET and buckets[-1]:
+                buckets.append([])
+            buckets[-1].append(part)
+        flat = [torch.cat([part.reshape(-1) for part in bucket]) for bucket in buckets]
+        for work in [dist.all_reduce(bucket, async_op=True) for bucket in flat]:
+            work.wait()
+        summed: list[Tensor] = [
+            value.view_as(part)
+            for bucket, sums in zip(buckets, flat, strict=True)
+            for part, value in zip(
+                bucket, torch.split_with_sizes(sums, [p.numel() for p in bucket]), strict=True
+            )
+        ]
+        for parameter, gradient in zip(trained, summed, strict=False):
+            parameter.grad = gradient
+        return summed[-1]
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.size > 1:
+            numbers = numbers.clone()
+            dist.all_reduce(numbers)
+        return numbers
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process; computed on the hosts."""
+        return bool(self.sum(torch.tensor(int(here))))
+
+    def share(self, value: Any) -> Any:
+        """The writer's value, in every process."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Meets the other processes that torchrun or srun started, if any.
+
+    Raises:
+        ValueError: there are more processes than GPUs on this node.
+    """
+    environment = slurm_environment(os.environ) or dict(os.environ)
+    size = int(environment.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World()
+        return
+    os.environ.update(environment)
+    world = World(int(environment["RANK"]), size, int(environment["LOCAL_RANK"]))
+    if world.device.type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {world.local_rank} of this node has no GPU: there are "
+                f"{torch.cuda.device_count()}; start at most so many processes on a node"
+            )
+        torch.cuda.set_device(world.device)
+    # What the hosts tell each other goes through gloo on either kind of machine.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def slurm_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The variables that torchrun would set, where srun has started several tasks without it."""
+    if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return None
+    nodes = environment["SLURM_STEP_NODELIST"]
+    first = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": first,
+        "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000),
+    }

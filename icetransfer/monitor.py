@@ -1,0 +1,185 @@
+"""What can be watched of a run: its losses, metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icetransfer import atomic
+from icetransfer.data.loader import Batch
+from icetransfer.distributed import World
+from icetransfer.experiment import log
+from icetransfer.faults import BadBatches
+
+LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
+
+
+@dataclass
+class Meter:
+    """Numbers of the steps since the last report.
+
+    They are left on the device until `look` is called, so that no step waits for them.
+
+    Attributes:
+        bad: the count of skipped steps, which `look` carries on.
+        world: the processes; all of them must call `look` and `means` at the same steps.
+        seen: a line for each of the last bad steps in a row.
+    """
+
+    bad: BadBatches
+    world: World = field(default_factory=World)
+    seen: list[str] = field(default_factory=list)
+    _new: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)
+    _good: list[list[float]] = field(default_factory=list)
+    _audio_seconds: float = 0.0
+    _tokens: float = 0.0
+    _frames: float = 0.0
+    _padded_frames: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: int, batches: Iterable[Batch], numbers: Tensor) -> None:
+        """Takes a step in.
+
+        Args:
+            step: its number.
+            batches: what it was made on, here.
+            numbers: (len(LOSSES) + 2,), the losses and encoder frames summed over all processes,
+                and the norm of the gradient.
+        """
+        ids: tuple[str, ...] = ()
+        for batch in batches:
+            ids += batch.ids
+            self._audio_seconds += batch.seconds
+            self._tokens += float(batch.token_lens.sum())
+            self._frames += float(batch.feature_lens.sum())
+            self._padded_frames += batch.features.shape[0] * batch.features.shape[1]
+        self._new.append((step, ids, numbers))
+
+    def look(self) -> None:
+        """Brings the numbers to the host; logs and counts the steps that were skipped."""
+        if not self._new:
+            return
+        rows = torch.stack([numbers for _, _, numbers in self._new]).tolist()
+        for (step, ids, _), row in zip(self._new, rows, strict=True):
+            good = all(map(math.isfinite, row))
+            self.bad.count(step, good)
+            if good:
+                self._good.append(row)
+                self.seen = []
+                continue
+            ids = tuple(name for own in self.world.gather(ids) for name in own)
+            line = (
+                f"step {step}: loss {row[0]:g}, gradient norm {row[-1]:g}; batch skipped, its "
+                f"cuts: {', '.join(ids)}"
+            )
+            self.seen.append(line)
+            log.warning("%s", line)
+        self._new = []
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call, losses for each encoder frame (40 ms); starts anew.
+
+        Without a good step since then there are no losses among them.
+        """
+        self.look()
+        elapsed = time.perf_counter() - self._since
+        means: dict[str, float] = {}
+        if self._good:
+            *sums, norms = (math.fsum(column) for column in zip(*self._good, strict=True))
+            means = per_frame(sums) | {"gradient_norm": norms / len(self._good)}
+        here = [self._audio_seconds, self._tokens, self._frames, self._padded_frames]
+        seconds, tokens, frames, padded_frames = self.world.sum(torch.tensor(here)).tolist()
+        means |= {
+            "audio_per_second": seconds / elapsed,
+            "tokens_per_second": tokens / elapsed,
+            "padding": 1 - frames / max(padded_frames, 1),
+            "skipped_batches": self.bad.total,
+        }
+        self._good, self._since = [], time.perf_counter()
+        self._audio_seconds = self._tokens = self._frames = self._padded_frames = 0.0
+        return means
+
+
+def per_frame(sums: Iterable[float]) -> dict[str, float]:
+    """Names and normalises summed losses; the last of `sums` is the encoder frames."""
+    *losses, frames = sums
+    return {name: value / frames for name, value in zip(LOSSES, losses, strict=True)}
+
+
+class Reporter:
+    """Sends numbers to metrics.jsonl and TensorBoard, and shows where the run is."""
+
+    def __init__(self, folder: Path, step: int, max_steps: int) -> None:
+        """Continues the files of a run from a step.
+
+        Args:
+            folder: the experiment's.
+            step: the last one done; what the files hold of later ones is dropped.
+            max_steps: of the whole run.
+        """
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._metrics = _open_metrics(folder / "metrics.jsonl", step)
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+        self._total = max_steps
+        self._first, self._start = step, time.perf_counter()
+        self._dev = ""
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=self._total, completed=step, now="")
+        self._bar.start()
+
+    def progress(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, numbers: dict[str, float], kind: str) -> None:
+        """Writes the numbers of a step; `kind` is train or dev."""
+        self._metrics.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        self._metrics.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        loss = numbers.get("loss", math.nan)
+        if kind == "dev":
+            self._dev = f", dev loss {loss:.4f}"
+            if self._bar.disable:
+                log.info("step %d/%d%s", step, self._total, self._dev)
+            return
+        pace = (time.perf_counter() - self._start) / max(step - self._first, 1)
+        left = int(pace * (self._total - step))
+        text = (
+            f"loss {loss:.4f}{self._dev}, lr {numbers['lr']:.4f}, "
+            f"{numbers['audio_per_second']:.0f} s of audio/s, {left // 60}:{left % 60:02d} left"
+        )
+        if self._bar.disable:
+            log.info("step %d/%d: %s", step, self._total, text)
+        else:
+            self._bar.update(self._task, now=text)
+
+    def close(self) -> None:
+        """Flushes the files and takes the bar away."""
+        self._bar.stop()
+        self._board.close()
+        self._metrics.close()
+
+
+def _open_metrics(path: Path, step: int) -> Any:
+    """Opens metrics.jsonl to append, without what a killed run wrote after its checkpoint."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    atomic.write_text(path, "".join(line + "\n" for line in whole))
+    return path.open("a", encoding="utf-8")

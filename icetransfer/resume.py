@@ -1,0 +1,396 @@
+"""A run and its checkpoints: what is in one, which of them stay, and where a run goes on from.
+
+A run that was killed and goes on equals the undisturbed one: a checkpoint holds the model, its
+running average, optimiser, schedule, place in the data, the counts of bad batches and the states of
+the random generators (which each step sets anew from the seed and its number).
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import torch
+from torch import nn
+
+from icetransfer.adapters import adapter_state, attach, is_fixed
+from icetransfer.average import StateDict, start_average
+from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
+from icetransfer.config import Config, Train
+from icetransfer.data.loader import Shares, TrainLoader, hold_training_data, train_cuts
+from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.distributed import World
+from icetransfer.experiment import Experiment, log
+from icetransfer.faults import (
+    MAX_RETURNS,
+    RATE_FACTOR,
+    BadBatches,
+    BadRun,
+    Return,
+    describe_end,
+    read_returns,
+    write_returns,
+)
+from icetransfer.model.transducer import TransducerModel, build_transducer
+from icetransfer.optim import Cooldown, Eden, ScaledAdam
+from icetransfer.parts import by_parameter
+
+
+@dataclass
+class Run:
+    """What changes from step to step, and what the steps need.
+
+    Attributes:
+        experiment: whose config decides.
+        model: in training.
+        averaged: the running average of its weights.
+        optimizer: of its parameters.
+        scheduler: of the optimiser's rates.
+        loader: of the batches.
+        scaler: of the loss, when it is computed in fp16.
+        precision: the type of most of the computation, float32 for all of it.
+        world: the processes that train together.
+        step: steps done.
+        rate: factor on the learning rate; below 1 after returns from bad batches.
+        bad: counts of skipped batches.
+        dev_scores: dev WER, or without it dev loss, of each step at which it was computed.
+    """
+
+    experiment: Experiment
+    model: TransducerModel
+    averaged: StateDict
+    optimizer: ScaledAdam
+    scheduler: Cooldown | Eden
+    loader: TrainLoader
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype
+    world: World
+    step: int = 0
+    rate: float = 1.0
+    bad: BadBatches = field(default_factory=BadBatches)
+    dev_scores: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Train:
+        """The config's train section."""
+        return self.experiment.config.train
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.world.device
+
+    @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.experiment.config.seed
+
+
+def average_period(settings: Train) -> int:
+    """Steps between updates of the running average; a very short run still has ten of them."""
+    return min(settings.average_period, max(1, settings.max_steps // 10))
+
+
+def average_start(settings: Train) -> int:
+    """The step after which the final average begins, on an update of the running average."""
+    period = average_period(settings)
+    return int(settings.max_steps * (1 - settings.average_fraction)) // period * period
+
+
+def is_regular(settings: Train, step: int) -> bool:
+    """Whether an undisturbed run has a checkpoint of this step."""
+    return step % settings.checkpoint_every == 0 or step in (
+        settings.max_steps,
+        average_start(settings),
+    )
+
+
+def surplus(steps: Iterable[int], keep: int, start: int, best: Iterable[int] = ()) -> list[int]:
+    """The checkpoints to delete: all but the last `keep`, the one nearest `start`, and `best`."""
+    ordered = sorted(steps)
+    kept = {*ordered[-keep:], min(ordered, key=lambda step: abs(step - start)), *best}
+    return [step for step in ordered if step not in kept]
+
+
+def checkpoint_path(experiment: Experiment, step: int) -> Path:
+    """The checkpoint of a step."""
+    return experiment.checkpoints_dir / f"checkpoint-{step}.pt"
+
+
+def returns_path(experiment: Experiment) -> Path:
+    """The list of returns from bad batches."""
+    return experiment.checkpoints_dir / "returns.json"
+
+
+def run_again_path(experiment: Experiment) -> Path:
+    """Says, while it is there, that a signal has stopped the run: torchrun hides exit codes."""
+    return experiment.checkpoints_dir / "run-again"
+
+
+def saved_steps(experiment: Experiment) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    names = (path.name for path in experiment.checkpoints_dir.glob("checkpoint-*.pt"))
+    return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint-(\d+)\.pt", name)))
+
+
+def newest_checkpoint(experiment: Experiment) -> tuple[int, Checkpoint] | None:
+    """The last whole checkpoint and its step; a damaged one is put aside with a warning."""
+    for partial in experiment.checkpoints_dir.glob(".*.partial.checkpoint-*.pt"):
+        partial.unlink()  # of a process that was killed while it wrote
+    for step in reversed(saved_steps(experiment)):
+        path = checkpoint_path(experiment, step)
+        try:
+            return step, read_checkpoint(path)
+        except DamagedError as error:
+            aside = path.rename(path.with_name(f"{path.name}.damaged"))
+            log.warning("%s. It is now %s; the run goes on from the one before", error, aside.name)
+    return None
+
+
+def start_run(
+    experiment: Experiment,
+    newest: tuple[int, Checkpoint] | None,
+    world: World = World(),  # noqa: B008 - it is frozen
+) -> Run:
+    """The run at its newest checkpoint, or at init.pt when there is none.
+
+    Raises:
+        ValueError: init.pt is missing or does not fit the tokens, or the data are others than
+            those the run began with.
+    """
+    init = experiment.init_checkpoint
+    if newest is None and not init.is_file():
+        raise ValueError(f"{init} does not exist: run stage 5, which makes it")
+    path = checkpoint_path(experiment, newest[0]) if newest else init
+    dims, weights, extra = newest[1] if newest else read_checkpoint(init)
+    model = build_transducer(dims)
+    model.load_state_dict(weights)
+    if (adapters := experiment.config.transfer.adapters).rank:
+        attach(model, adapters.rank, adapters.parts, experiment.config.seed)
+        model.load_state_dict(extra.get("adapters", {}), strict=False)
+    model.to(world.device)
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    if tokenizer.vocab_size != dims.vocab_size:
+        raise ValueError(
+            f"{path} has {dims.vocab_size} tokens, {experiment.lang_dir / 'bpe.model'} has "
+            f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
+        )
+    settings = experiment.config.train
+    cuts = train_cuts(experiment)
+    if world.is_writer:
+        hold_training_data(experiment, cuts)
+    optimizer = make_optimizer(model, experiment.config)
+    precision = choose_precision(settings.precision, world.device)
+    run = Run(
+        experiment=experiment,
+        model=model,
+        averaged=start_average(model),
+        optimizer=optimizer,
+        scheduler=_make_scheduler(optimizer, settings),
+        loader=TrainLoader(
+            cuts,
+            tokenizer,
+            settings.batch_seconds,
+            experiment.config.seed,
+            Shares(
+                count=world.size * settings.accumulate,
+                mine=tuple(i * world.size + world.rank for i in range(settings.accumulate)),
+            ),
+            settings.workers,
+        ),
+        # As icefall: losses are sums, and large.
+        scaler=torch.amp.GradScaler(
+            world.device.type, init_scale=1.0, enabled=precision == torch.float16
+        ),
+        precision=precision,
+        world=world,
+        rate=RATE_FACTOR ** len(read_returns(returns_path(experiment))),
+    )
+    if newest:
+        _restore(run, extra)
+    return run
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The type for most of the computation: "auto" is bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        ValueError: the GPU does not have the type.
+    """
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return torch.bfloat16 if bf16 else torch.float32
+    if wanted == "bf16" and device.type == "cuda" and not bf16:
+        raise ValueError("train.precision=bf16: this GPU does not have it; use fp16 or fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
+    """ScaledAdam with a group for each learning rate and each time of freezing.
+
+    A group's `freeze_steps` says for how many steps it is frozen, -1 for all; `parts`, which parts
+    have its rate.
+
+    Raises:
+        ValueError: a part that matches no parameter, or nothing left to train.
+    """
+    settings, adapters = config.train, config.transfer.adapters
+    names = [name for name, _ in model.named_parameters()]
+    scales = by_parameter(settings.lr_scale, names, 1.0, "train.lr_scale")
+    frozen = by_parameter(settings.freeze, names, 0, "train.freeze")
+    if adapters.rank:
+        frozen |= {name: -1 for name in names if is_fixed(name, adapters.parts)}
+    if all(frozen.values()):
+        raise ValueError(
+            "train.freeze leaves nothing to train in the first steps: take a part out of it, such "
+            "as the decoder, which starts anew"
+        )
+    groups: dict[tuple[float, int], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((scales[name], frozen[name]), []).append((name, parameter))
+    return ScaledAdam(
+        [
+            {
+                "params": parameters,
+                "lr": settings.lr * scale,
+                "freeze_steps": steps,
+                "parts": [part for part, value in settings.lr_scale.items() if value == scale],
+            }
+            for (scale, steps), parameters in groups.items()
+        ],
+        lr=settings.lr,
+        clipping_scale=settings.clipping_scale,
+    )
+
+
+def set_frozen(optimizer: ScaledAdam, step: int) -> None:
+    """Freezes and wakes the groups as a step (from 1) wants it."""
+    for group in optimizer.param_groups:
+        if until := group.get("freeze_steps", 0):
+            for parameter in group["params"]:
+                parameter.requires_grad_(0 <= until < step)
+
+
+def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
+    schedule = settings.schedule
+    if schedule.kind == "eden":
+        return Eden(
+            optimizer,
+            schedule.eden_batches,
+            schedule.eden_epochs,
+            warmup_batches=schedule.warmup_steps,
+        )
+    return Cooldown(
+        optimizer,
+        settings.max_steps,
+        warmup_batches=schedule.warmup_steps,
+        cooldown=schedule.cooldown_fraction,
+    )
+
+
+def save_run(run: Run) -> None:
+    """Writes the checkpoint of the run's step, then deletes those that are not needed any more.
+
+    Only the writer of the processes does.
+
+    Raises:
+        OSError: it could not be written; the earlier ones are all there.
+    """
+    if not run.world.is_writer:
+        return
+    save_checkpoint(
+        checkpoint_path(run.experiment, run.step),
+        run.model,
+        model_avg=run.averaged,
+        optimizer=run.optimizer.state_dict(),
+        scheduler=run.scheduler.state_dict(),
+        scaler=run.scaler.state_dict(),
+        sampler=run.loader.state_dict(),
+        batch_idx_train=run.step,
+        average_period=average_period(run.settings),
+        bad_batches=asdict(run.bad),
+        dev_scores=run.dev_scores,
+        random_states=_random_states(),
+        adapters=adapter_state(run.model),
+    )
+    _delete_surplus(run)
+
+
+def _delete_surplus(run: Run) -> None:
+    settings = run.settings
+    steps = saved_steps(run.experiment)
+    # One that a signal asked for has served once the next regular one is there.
+    passing = [s for s in steps if not is_regular(settings, s) and s != run.step]
+    regular = [s for s in steps if s not in passing]
+    scores = run.dev_scores
+    measured = sorted(set(regular) & scores.keys(), key=lambda step: (scores[step], step))
+    best = measured[: settings.keep_best]
+    if run.bad.in_a_row:  # where training would go back to
+        best += [s for s in regular if s < run.bad.since][-1:]
+    for step in passing + surplus(
+        regular, settings.keep_checkpoints, average_start(settings), best
+    ):
+        checkpoint_path(run.experiment, step).unlink()
+
+
+def _restore(run: Run, extra: Mapping[str, Any]) -> None:
+    run.step = extra["batch_idx_train"]
+    run.averaged = {name: value.to(run.device) for name, value in extra["model_avg"].items()}
+    run.optimizer.load_state_dict(extra["optimizer"])
+    run.scheduler.load_state_dict(extra["scheduler"])
+    run.loader.load_state_dict(extra["sampler"])
+    # What follows is not in the checkpoints of earlier versions.
+    run.bad = BadBatches(**extra.get("bad_batches", {}))
+    run.dev_scores = dict(extra.get("dev_scores", {}))
+    if extra.get("scaler"):
+        run.scaler.load_state_dict(extra["scaler"])
+    if "random_states" in extra:
+        _set_random_states(extra["random_states"])
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of all generators, in types that a safe load takes."""
+    _, keys, position, *gauss = cast(tuple[Any, ...], numpy.random.get_state())
+    return {
+        "python": random.getstate(),
+        "numpy": [keys.tolist(), position, *gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    keys, *rest = states["numpy"]
+    numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def go_back(experiment: Experiment, bad: BadRun) -> None:
+    """After a run of bad batches: back to the last checkpoint before it, with a lower rate.
+
+    Raises:
+        ValueError: this has been done `MAX_RETURNS` times; says what was seen at each.
+    """
+    path = returns_path(experiment)
+    returns = read_returns(path)
+    if len(returns) == MAX_RETURNS:
+        raise ValueError(describe_end(path, returns, bad))
+    settings = experiment.config.train
+    steps = saved_steps(experiment)
+    target = max((s for s in steps if s < bad.since and is_regular(settings, s)), default=0)
+    # First these: a process that is killed between the two will come here once more.
+    for step in steps:
+        if step > target:
+            checkpoint_path(experiment, step).unlink()
+    returns.append(Return(bad.since, target, bad.seen))
+    write_returns(path, returns)
+    log.warning(
+        "%s: back to step %d, from now on at %g times the learning rate",
+        bad, target, RATE_FACTOR ** len(returns),
+    )  # fmt: skip
