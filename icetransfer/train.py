@@ -125,7 +125,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
         parameters, run.loader.seconds / 60, world.size, run.device, run.precision,
         settings.threads, backend,
     )  # fmt: skip
-    while run.step < final_step(experiment):
+    while run.step < final_step(experiment) and not _stops_early(run):
         try:
             _train_loop(run, dev[world.rank :: world.size], tokenizer, signals)
         except BadRun as bad:
