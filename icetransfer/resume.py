@@ -36,7 +36,7 @@ from icetransfer.faults import (
 )
 from icetransfer.model.transducer import TransducerModel, build_transducer
 from icetransfer.optim import Cooldown, Eden, ScaledAdam
-from icetransfer.parts import by_parameter
+from icetransfer.parts import by_parameter, is_in
 
 
 @dataclass
@@ -232,7 +232,8 @@ def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
     """ScaledAdam with a group for each learning rate and each time of freezing.
 
     A group's `freeze_steps` says for how many steps it is frozen, -1 for all; `parts`, which parts
-    have its rate.
+    have its rate. What is said of the parts that a base model gives is for its weights: with
+    init=random these parts begin with noise, and train at the full rate from the first step.
 
     Raises:
         ValueError: a part that matches no parameter, or nothing left to train.
@@ -241,6 +242,10 @@ def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
     names = [name for name, _ in model.named_parameters()]
     scales = by_parameter(settings.lr_scale, names, 1.0, "train.lr_scale")
     frozen = by_parameter(settings.freeze, names, 0, "train.freeze")
+    if config.init == "random":
+        begun = {name for part in config.transfer.parts for name in names if is_in(name, part)}
+        scales |= dict.fromkeys(begun, 1.0)
+        frozen |= dict.fromkeys(begun, 0)
     if adapters.rank:
         frozen |= {name: -1 for name in names if is_fixed(name, adapters.parts)}
     if all(frozen.values()):

@@ -164,6 +164,25 @@ def test_parts_freeze_and_have_their_own_rates(prepare, monkeypatch):
     assert first["lr_joiner"] == 2 * first["lr"] == 4 * first["lr_encoder"]
 
 
+def test_what_was_not_loaded_is_neither_frozen_nor_slowed(prepare):
+    settings = ("train.freeze={encoder: -1}", "train.lr_scale={encoder: 0.5, joiner: 2}")
+    groups = {}
+    for init in ("ml", "random"):
+        experiment = prepare(f"parts-{init}", f"init={init}", *settings)
+        model = build_transducer(read_checkpoint(experiment.init_checkpoint).dims)
+        optimizer = resume.make_optimizer(model, experiment.config)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups[init] = {
+            names[id(parameter)].split(".")[0]: (group["lr"], group["freeze_steps"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+    lr = experiment.config.train.lr
+    assert groups["ml"]["encoder"] == (0.5 * lr, -1)
+    assert groups["random"]["encoder"] == (lr, 0)
+    assert groups["ml"]["joiner"] == groups["random"]["joiner"] == (2 * lr, 0)
+
+
 def test_freezing_everything_is_refused(prepare):
     parts = ("encoder_embed", "encoder", "decoder", "joiner", "simple_am_proj", "simple_lm_proj")
     frozen = ", ".join(f"{part}: 5" for part in (*parts, "ctc_output"))
