@@ -8,8 +8,8 @@ it was in the sweep, else on the mean over the languages that were.  Without, or
 data out of the sweep's reach, it rests on the published law, and says so.  plan.csv has the columns
 language and hours, and may have chunk_ms (-1: offline); the answer is a table.
 
-"ML" or "EN" is said where the expected difference matters (0.25 points) and the chance of the other
-being the better one is under 5 %; else "either".  The interval printed is of 95 %, two-sided.
+"ML" or "EN" is said where the expected difference matters (0.25 points) and one of the other sign
+is ruled out at the 5 % level, one-sided; else "either".  The interval printed is two-sided, 95 %.
 """
 
 import argparse

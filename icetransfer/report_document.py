@@ -112,8 +112,8 @@ def answer(analysis: Row) -> Answer:
     languages = "one language" if count == 1 else f"mean of {count} languages"
     texts = [
         f"Gap, WER(EN) − WER(ML) in points ({where}, {languages}): {gaps}. "
-        f"{gap_report.intervals_text(analysis)} A start is named where the other one is better "
-        f"with a chance under 5 % and the gap is {gap.NEGLIGIBLE:g} points or more.",
+        f"{gap_report.intervals_text(analysis)} A start is named where a gap of the other sign "
+        f"is ruled out at the 5 % level, one-sided, and the gap is at least {gap.NEGLIGIBLE:g}.",
         _decay_text(analysis, first),
         _latency_text(analysis, first),
         _quantisation_text(analysis),
@@ -142,7 +142,8 @@ def _decay_text(analysis: Row, first: Row) -> str:
     text = f"Each doubling of the data leaves {law['factor_per_doubling']:.2f} of the gap"
     if law["factor_ci_low"] is not None:
         text += f" [{law['factor_ci_low']:.2f}, {law['factor_ci_high']:.2f}]"
-    text += f"; it is under {law['threshold']:g} points from {threshold_text(law)} on"
+    if (law["hours_under_threshold"] or {}).get("hours"):
+        text += f"; it is under {law['threshold']:g} points from {threshold_text(law)} on"
     if law["n_points"] == 2:
         return text + " (two amounts of data fix a law and cannot test it)."
     if law["chosen"] is None:
