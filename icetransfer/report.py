@@ -125,7 +125,7 @@ def write(results: Path, root: Path) -> None:
     plan = json.loads(path.read_text(encoding="utf-8"))
     rows, missing, costs = collect(plan, results, root)
     atomic.write_text(results / "results.csv", results_csv(rows))
-    notes = remarks(rows)
+    notes = remarks(rows, results)
     analysis = None
     try:
         measured = gap.read_results(results / "results.csv")

@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from icetransfer import gap
 from icetransfer.config import hours_label
 from icetransfer.gap_report import TableData, latency_order, tier_label
+from icetransfer.score import count_differing_tokens
 
 COLUMNS = (
     *("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer", "cer"),
@@ -148,26 +150,44 @@ def cost_table(costs: Sequence[Row]) -> TableData:
     return [*header, "of the training"], lines
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
-    """What a reader should know besides the tables."""
+def remarks(rows: Sequence[Row], results: Path) -> list[str]:
+    """What a reader should know besides the tables.
+
+    Args:
+        rows: of wer.json files.
+        results: the folder that their `recogs` are relative to.
+    """
     lines = []
     failed = sum(row["failed"] for row in rows)
     if failed:
         lines.append(f"{failed} recordings could not be recognised; each counts as all deleted.")
-    full: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        full[_measurement(row)][row["engine"]] = row["wer"]
-    spreads = [
-        max(found.values()) - min(found.values()) for found in full.values() if len(found) > 1
-    ]
-    if spreads:
-        lines.append(
-            f"Engines agree to {max(spreads):.2f} WER points where several decoded the same model."
-        )
+    agreement = _agreement(rows, results)
+    if agreement:
+        lines.append(agreement)
     control = _control(rows)
     if control:
         lines.append(control)
     return lines
+
+
+def _agreement(rows: Sequence[Row], results: Path) -> str:
+    """In how many utterances the engines that decoded the same model found the same tokens."""
+    groups: dict[tuple[Any, ...], dict[str, Path]] = defaultdict(dict)
+    for row in rows:
+        path = results / str(row.get("recogs", ""))
+        if path.is_file():
+            groups[_measurement(row)][row["engine"]] = path
+    several = {key: found for key, found in groups.items() if len(found) > 1}
+    if not several:
+        return ""
+    counts = [count_differing_tokens([*found.values()]) for found in several.values()]
+    differing, total = (sum(column) for column in zip(*counts, strict=True))
+    engines = sorted({engine for found in several.values() for engine in found})
+    return (
+        f"The same tokens from {' and '.join(engines)} in {total - differing} of {total} decoded "
+        f"utterances, wherever more than one of them ran the same model at the same latency and "
+        f"precision."
+    )
 
 
 def _control(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -278,6 +278,41 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     return table, missing
 
 
+def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
+    """Compares what several engines recognised with the same model.
+
+    Args:
+        paths: a recogs.jsonl of each, of the same test set.
+
+    Returns:
+        How many utterances do not have the same tokens in all of them, and how many there are.
+    """
+    tokens: dict[str, set[tuple[int, ...]]] = {}
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row: Row = json.loads(line)
+            tokens.setdefault(row["id"], set()).add(tuple(row["tokens"]))
+    return sum(len(found) > 1 for found in tokens.values()), len(tokens)
+
+
+def agreement(experiment: Experiment) -> list[str]:
+    """A line for each test set, precision, tier and search that several engines have decoded."""
+    groups: dict[Run, dict[str, Path]] = {}
+    for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
+        path = run.folder(experiment.decode_dir) / "recogs.jsonl"
+        if path.is_file():
+            groups.setdefault(replace(run, engine=""), {})[run.engine] = path
+    lines = []
+    for run, paths in groups.items():
+        if len(paths) > 1:
+            differing, total = count_differing_tokens([*paths.values()])
+            lines.append(
+                f"{run.test_set}, {run.precision}, {chunk_label(run.chunk_size)}: the same tokens "
+                f"from {', '.join(paths)} in {total - differing} of {total} utterances"
+            )
+    return lines
+
+
 def _run_of(result: dict[str, Any]) -> Run:
     return Run(**{key: result[key] for key in Run.__dataclass_fields__})
 
@@ -300,7 +335,10 @@ def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
 
 def _run(experiment: Experiment) -> None:
     table, missing = results_table(experiment)
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for line in agreement(experiment):
+        console.print(line, soft_wrap=True, markup=False)
     if missing:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)
 

@@ -81,6 +81,21 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment(tmp_path, Config.model_validate(tree))
 
 
+def test_engines_that_disagree_are_counted(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    for run in score.planned_runs(toy.config):
+        folder = run.folder(toy.decode_dir)
+        folder.mkdir(parents=True)
+        last = 9 if (run.engine, run.precision, run.chunk_size) == ("sherpa", "fp32", 16) else 3
+        rows = [{"id": "a", "tokens": [1, 2]}, {"id": "b", "tokens": [last]}]
+        (folder / "recogs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert score.agreement(toy) == [
+        "toy, fp32, 320 ms (+130 ms look-ahead): the same tokens from sherpa, torch in 1 of 2 "
+        "utterances",
+        "toy, fp32, offline: the same tokens from sherpa, torch in 2 of 2 utterances",
+    ]
+
+
 def test_planned_runs_and_their_folders(tmp_path: Path) -> None:
     runs = score.planned_runs(experiment(tmp_path).config)
     names = [str(run.folder(Path("decode"))) for run in runs]
