@@ -379,7 +379,11 @@ def make_result(config: Config, run: score.Run, rows: list[score.Row]) -> dict[s
 
 
 def decode_run(
-    experiment: Experiment, run: score.Run, cuts: list[Cut], checkpoint_sha256: str
+    experiment: Experiment,
+    run: score.Run,
+    cuts: list[Cut],
+    checkpoint_sha256: str,
+    normalize: Normalizer,
 ) -> None:
     """Decodes one test set in one way, unless that is done for this checkpoint.
 
@@ -402,7 +406,7 @@ def decode_run(
     title = f"{run.test_set} {run.engine} {run.precision} {chunk_label(run.chunk_size)}"
     found, problems, seconds = recognise(make_engine(experiment, run), cuts, title)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    rows = make_rows(cuts, found, problems, tokenizer, Normalizer(config.language))
+    rows = make_rows(cuts, found, problems, tokenizer, normalize)
     result = make_result(config, run, rows) | {
         "rtf": seconds / max(sum(cut.duration for cut in cuts if cut.id in found), 1e-9),
         "batch_streams": config.decode.batch_streams,
@@ -410,7 +414,7 @@ def decode_run(
         "host_load": load,
         "model_bytes": model_bytes,
         "checkpoint_sha256": checkpoint_sha256,
-        "normalizer": Normalizer(config.language).version,
+        "normalizer": normalize.version,
         "provenance": provenance(),
     }
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -462,11 +466,12 @@ def decode_all(experiment: Experiment) -> None:
             f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it"
         )
     checkpoint_sha256 = sha256(experiment.averaged_checkpoint)
-    for test_set, manifest in score.test_sets(experiment.config).items():
+    for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         cuts = _read_test_set(experiment.manifests_dir / manifest)
+        normalize = Normalizer(language)
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
-                decode_run(experiment, run, cuts, checkpoint_sha256)
+                decode_run(experiment, run, cuts, checkpoint_sha256, normalize)
     write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
 
 

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import kaldialign
 from rich.console import Console
@@ -34,6 +34,7 @@ from icetransfer.experiment import Experiment, log, main, run_stage
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
+FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
 
 class Row(TypedDict):
@@ -123,13 +124,22 @@ class Run:
         return decode_dir / self.test_set / f"{self.engine}-{self.precision}-{tier}-{self.search}"
 
 
-def test_sets(config: Config) -> dict[str, str]:
-    """The manifest of each set that the config asks to decode, by the set's name.
+class TestSet(NamedTuple):
+    """A set that is decoded: its manifest's name, and the language whose text rules hold."""
+
+    manifest: str
+    language: str
+
+
+def test_sets(config: Config) -> dict[str, TestSet]:
+    """Each set that the config asks to decode, by its name.
 
     A test split has its corpus's name, a dev split "<corpus>-dev".
     """
     return {
-        corpus if split == "test" else f"{corpus}-{split}": f"{corpus}_{split}.jsonl.gz"
+        corpus if split == "test" else f"{corpus}-{split}": TestSet(
+            f"{corpus}_{split}.jsonl.gz", settings.language or config.language
+        )
         for split in config.decode.splits
         for corpus, settings in config.data.corpora.items()
         if has_split(settings, split)
@@ -336,6 +346,8 @@ def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
 def _run(experiment: Experiment) -> None:
     table, missing = results_table(experiment)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     console.print(table)
     for line in agreement(experiment):
         console.print(line, soft_wrap=True, markup=False)

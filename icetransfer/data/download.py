@@ -183,3 +183,7 @@ def find_common_voice(name: str, folder: Path, language: str) -> None:
     for archive in archives:
         unpack(archive, folder)
     language_folder(folder, language)
+
+
+if __name__ == "__main__":
+    experiment.run_stage(__doc__, download)
