@@ -65,6 +65,7 @@ class Preset(config.Section):
     random_hours: Amounts = ()  # amounts of data at which random initialisation is a control
     seeds: int = Field(1, ge=1)  # every cell is run with the seeds 1 to this number
     replicates: Replicates | None = None
+    max_steps: dict[config.Hours, int] = Field(default_factory=dict)  # by the amount of data
     settings: tuple[str, ...] = ()  # key=value for every recipe
 
 
@@ -106,8 +107,14 @@ class Sweep:
         hours = config.hours_label(cell.hours)
         return [
             *("--init", cell.init, "--hours", hours, "--seed", str(cell.seed)),
-            *("--exp", f"exp/{self.name}/{cell.init}-{hours}-seed{cell.seed}", *self.settings),
+            *("--exp", f"exp/{self.name}/{cell.init}-{hours}-seed{cell.seed}"),
+            *self.cell_settings(cell),
         ]
+
+    def cell_settings(self, cell: Cell) -> list[str]:
+        """The key=value settings of a cell: the same for every init and seed."""
+        steps = self.preset.max_steps.get(cell.hours)
+        return [*([f"train.max_steps={steps}"] if steps else []), *self.settings]
 
     def experiment(self, cell: Cell) -> Path:
         """The folder of the cell's experiment."""
@@ -119,7 +126,8 @@ class Sweep:
         settings = [f"language={cell.language}", f"init={cell.init}", f"seed={cell.seed}"]
         settings.append(f"hours={config.hours_label(cell.hours)}")
         return config.load_config(
-            [self.recipe(cell) / "conf" / "default.yaml"], [*settings, *self.settings]
+            [self.recipe(cell) / "conf" / "default.yaml"],
+            [*settings, *self.cell_settings(cell)],
         )
 
     def is_done(self, cell: Cell) -> bool:

@@ -12,6 +12,7 @@ import torch
 from icetransfer import decode, export, score
 from icetransfer.checkpoint import save_checkpoint
 from icetransfer.data.features import read_manifest
+from icetransfer.data.text import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import StreamingState, build_transducer
 from icetransfer.search import GreedySearch
@@ -78,7 +79,7 @@ def test_complete_runs_are_skipped_and_stale_bundles_refused(decoded, tmp_path) 
     assert target.stat().st_mtime_ns == before
     sherpa = next(r for r in score.planned_runs(decoded.config) if r.engine == "sherpa")
     with pytest.raises(ValueError, match=r"was not exported from .* as it is now: run stage 8"):
-        decode.decode_run(decoded, sherpa, [], "another sha256")
+        decode.decode_run(decoded, sherpa, [], "another sha256", Normalizer("nl"))
 
 
 def test_one_bad_recording_costs_only_itself(decoded, tmp_path) -> None:

@@ -195,6 +195,14 @@ def test_other_settings_are_not_done(root: Path) -> None:
     assert not make(root, settings=("train.max_steps=7",)).is_done(cell)
 
 
+def test_steps_by_amount_of_data_are_those_of_every_init(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min 8min", max_steps={"8min": 7})
+    steps = {cell: made.config(cell).train.max_steps for cell in sweep.plan(made.preset)}
+    assert {cell.init for cell in steps if cell.hours == 8 / 60} == {"en", "ml"}
+    assert all((count == 7) == (cell.hours == 8 / 60) for cell, count in steps.items())
+    assert all(("train.max_steps=7" in made.arguments(c)) == (steps[c] == 7) for c in steps)
+
+
 def test_a_failed_cell_costs_no_other(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
