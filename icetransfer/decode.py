@@ -328,13 +328,15 @@ def make_rows(
         supervision = cut.supervisions[0]
         text = supervision.text or ""
         tokens, frames = found.get(cut.id, Hypothesis([], []))
+        said = tokenizer.decode(tokens)
         rows.append(
             {
                 "id": cut.id,
                 "speaker": supervision.speaker or "",
                 "ref": normalize(text),
-                "hyp": normalize(tokenizer.decode(tokens)),
+                "hyp": normalize(said),
                 "raw_ref": (supervision.custom or {}).get("raw_text", text),
+                "raw_hyp": said,
                 "audio_seconds": round(cut.duration, 3),
                 "tokens": tokens,
                 "timestamps": [round(frame * OUTPUT_SECONDS, 2) for frame in frames],
@@ -364,6 +366,7 @@ def make_result(config: Config, run: score.Run, rows: list[score.Row]) -> dict[s
         "effective_left_context_frames": -1 if offline else left - left % run.chunk_size,
         "search": run.search,
         "wer": words.rate,
+        "raw_wer": score.raw_word_errors(rows).rate,
         "errors": words.errors,
         "words": words.length,
         "insertions": words.insertions,

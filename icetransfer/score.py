@@ -5,7 +5,8 @@
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
-between words among them.  One normaliser (`data/text.py`) has been over reference and hypothesis.
+between words among them.  One normaliser (`data/text.py`) has been over reference and hypothesis;
+`raw_wer` in wer.json is that of the text as it came.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
 Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
@@ -28,7 +29,7 @@ from rich.table import Table
 
 from icetransfer import significance
 from icetransfer.config import Config, chunk_label, has_split
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text import Normalizer, raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
@@ -44,7 +45,8 @@ class Row(TypedDict):
     speaker: str
     ref: str
     hyp: str
-    raw_ref: str
+    raw_ref: str  # as the corpus has it
+    raw_hyp: str  # as the model said it
     audio_seconds: float
     tokens: list[int]
     timestamps: list[float]  # seconds
@@ -92,6 +94,11 @@ def count_errors(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Counts
 def word_errors(rows: Sequence[Row]) -> Counts:
     """Errors in words."""
     return count_errors((row["ref"].split(), row["hyp"].split()) for row in rows)
+
+
+def raw_word_errors(rows: Sequence[Row]) -> Counts:
+    """Errors in words of the corpus's own text, with its case, punctuation and digits."""
+    return count_errors((raw(row["raw_ref"]).split(), raw(row["raw_hyp"]).split()) for row in rows)
 
 
 def character_errors(rows: Sequence[Row]) -> Counts:
@@ -299,8 +306,7 @@ def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
     """
     tokens: dict[str, set[tuple[int, ...]]] = {}
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row: Row = json.loads(line)
+        for row in read_rows(path):
             tokens.setdefault(row["id"], set()).add(tuple(row["tokens"]))
     return sum(len(found) > 1 for found in tokens.values()), len(tokens)
 

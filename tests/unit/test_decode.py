@@ -59,6 +59,7 @@ def test_wer_json(decoded) -> None:
     assert result["left_context_frames"] == 128
     assert result["words"] == sum(len(row["ref"].split()) for row in rows)
     assert result["errors"] == score.word_errors(rows).errors
+    assert result["raw_wer"] == score.raw_word_errors(rows).rate
     assert result["errors"] == sum(
         result[key] for key in ("insertions", "deletions", "substitutions")
     )

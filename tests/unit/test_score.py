@@ -20,7 +20,8 @@ def row(key: str, ref: str, hyp: str, failed: str | None = None) -> score.Row:
         "speaker": "s",
         "ref": ref,
         "hyp": hyp,
-        "raw_ref": ref,
+        "raw_ref": f"{ref.capitalize()}.",
+        "raw_hyp": hyp,
         "audio_seconds": 1.0,
         "tokens": [],
         "timestamps": [],
@@ -42,6 +43,8 @@ def test_word_and_character_errors() -> None:
     assert words.rate == pytest.approx(100 * 4 / 6)
     characters = score.character_errors(ROWS[1:])
     assert (characters.deletions, characters.length) == (9, 13)
+    raw = score.raw_word_errors(ROWS)  # Een, twee and drie. are wrong, Vijf. is, two are missing
+    assert (raw.errors, raw.length) == (6, 6)
 
 
 def test_no_reference_is_an_error() -> None:
