@@ -49,6 +49,8 @@ class LowRank(nn.Module):
 def attach(model: nn.Module, rank: int, parts: tuple[str, ...], seed: int) -> None:
     """Gives every attention and feed-forward projection in the parts an adapter.
 
+    A part may have none, as the front end: it is then only left as it is.
+
     Args:
         model: on the CPU; changed in place, its outputs are the same but for rounding.
         rank: of the adapters.
@@ -56,21 +58,25 @@ def attach(model: nn.Module, rank: int, parts: tuple[str, ...], seed: int) -> No
         seed: of their start.
 
     Raises:
-        ValueError: a part without such a layer.
+        ValueError: a part that matches no parameter, or no such layer in any of them.
     """
+    key = "transfer.adapters.parts"
+    require_matches(parts, [name for name, _ in model.named_parameters()], key)
     layers = {
         name: module
         for name, module in model.named_modules()
-        if ADAPTED.search(name) and isinstance(module, nn.Linear)
+        if ADAPTED.search(name)
+        and isinstance(module, nn.Linear)
+        and any(is_in(name, part) for part in parts)
     }
-    require_matches(parts, layers, "transfer.adapters.parts")
+    if not layers:
+        raise ValueError(f"{key}={list(parts)}: no attention or feed-forward layer lies in these")
     generator = torch.Generator().manual_seed(seed)
-    for name, layer in layers.items():
-        if any(is_in(name, part) for part in parts):
-            adapter = LowRank(layer.weight.detach(), rank, generator)
-            with torch.no_grad():
-                layer.weight.sub_(adapter.up @ adapter.down)
-            parametrize.register_parametrization(layer, "weight", adapter)
+    for layer in layers.values():
+        adapter = LowRank(layer.weight.detach(), rank, generator)
+        with torch.no_grad():
+            layer.weight.sub_(adapter.up @ adapter.down)
+        parametrize.register_parametrization(layer, "weight", adapter)
 
 
 def is_fixed(name: str, parts: tuple[str, ...]) -> bool:
