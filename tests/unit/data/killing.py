@@ -55,9 +55,9 @@ def run(stage: Callable[[Experiment], None], experiment: Experiment, kill: str, 
 
 
 def main() -> None:
-    """Prints how often the stages were killed."""
+    """Prints how often each stage was killed."""
     corpora.PART, features.SHARD_SECONDS = 3, 1
-    experiment, kill, total = open_experiment(Path(sys.argv[1])), sys.argv[2], 0
+    experiment, kill = open_experiment(Path(sys.argv[1])), sys.argv[2]
     for stage in STAGES:
         kills = 0  # each run of a stage gets further by a file
         while (status := run(stage, experiment, kill, kills + 1)) == -signal.SIGKILL:
@@ -66,8 +66,7 @@ def main() -> None:
                 sys.exit(f"{stage.__module__}: no end after {kills} kills")
         if status:
             sys.exit(f"{stage.__module__}: exit status {status} after {kills} kills")
-        total += kills
-    print(total)
+        print(f"{stage.__module__}\t{kills}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from icetransfer.experiment import create_experiment
 REPO = Path(__file__).resolve().parents[3]
 
 
-def run_stages(experiment_dir: Path, kill: str) -> int:
-    """Runs the stages to their end; how often they were killed."""
+def run_stages(experiment_dir: Path, kill: str) -> dict[str, int]:
+    """Runs the stages to their end; how often each was killed."""
     script = Path(__file__).with_name("killing.py")
     done = subprocess.run(
         [sys.executable, str(script), str(experiment_dir), kill],
@@ -25,7 +25,8 @@ def run_stages(experiment_dir: Path, kill: str) -> int:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout.split()[-1])
+    lines = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    return {module: int(kills) for module, kills in lines}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -49,12 +50,13 @@ def test_killed_stages_give_the_files_of_undisturbed_ones(
         "data.features={jobs: 2, speeds: [0.9, 1.0]}",
     ]
     experiment = create_experiment(tmp_path / "exp", load_config([], settings))
-    assert run_stages(experiment.dir, "never") == 0
+    assert set(run_stages(experiment.dir, "never").values()) == {0}
     undisturbed = files(tmp_path / "data")
     assert {"manifests/c_train_fbank.jsonl.gz", "manifests/subset-all.txt"} < set(undisturbed)
     del undisturbed["config.yaml"]  # create_experiment wrote it
-    for how, least in (("after", 15), ("before", 8)):
+    for how in ("after", "before"):
         shutil.rmtree(tmp_path / "data")
         kills = run_stages(experiment.dir, how)
-        assert kills >= least, "the stages were hardly killed"
+        # How often is a matter of chance where processes share the work; each once is not.
+        assert len(kills) == 4 and min(kills.values()) >= 1, kills
         assert files(tmp_path / "data") == undisturbed
