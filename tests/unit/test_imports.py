@@ -22,7 +22,16 @@ LAYERS = (
     },
     {"decode"},
     {
-        *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
+        *(
+            "sweep",
+            "gap",
+            "bootstrap",
+            "laws",
+            "published",
+            "gap_report",
+            "recommend",
+            "new_recipe",
+        ),
         *("report", "report_tables", "report_document", "page", "figures", "model_card"),
     },
 )
