@@ -54,7 +54,7 @@ def scaled_linear(in_features: int, out_features: int, scale: float, bias: bool 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Map `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
-    if x.numel() * weight.size(0) < LEAST_PRODUCT or not is_plain_float32(x):
+    if not is_plain_float32(x) or x.numel() * weight.size(0) < LEAST_PRODUCT:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.size(-1))
     if torch.is_grad_enabled():
