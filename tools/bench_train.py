@@ -373,7 +373,9 @@ def growth(case: Case, config: Config, device: torch.device) -> dict[str, dict[s
             "eval_seconds": [cost.eval_seconds for cost in costs],
             "peak_mib": [cost.peak_mib for cost in costs],
         }
-        exponents = {name: [slope(values, y), slope(values[-2:], y[-2:])] for name, y in series.items()}
+        exponents = {
+            name: [slope(values, y), slope(values[-2:], y[-2:])] for name, y in series.items()
+        }
         found[axis] = {"values": values, **series, "exponents": exponents}
     return found
 
@@ -389,7 +391,11 @@ def slope(x: list[float], y: list[float]) -> float:
 def growth_table(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Lines on how the cost grows."""
     for axis, series in found.items():
-        yield f"\n{axis:24}" + "".join(f"{v:10g}" for v in series["values"]) + "  exponent  (last two)"
+        yield (
+            f"\n{axis:24}"
+            + "".join(f"{v:10g}" for v in series["values"])
+            + "  exponent  (last two)"
+        )
         for name, (overall, last) in series["exponents"].items():
             digits = 0 if name == "peak_mib" else 3
             row = "".join(f"{value:10.{digits}f}" for value in series[name])
@@ -445,8 +451,8 @@ def main() -> None:
         "gflops": speeds, "cases": {},
     }  # fmt: skip
     print(
-        f"{platform.machine()}, {device}, {args.threads} threads, torch {torch.__version__}; GFLOP/s: "
-        + ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+        f"{platform.machine()}, {device}, {args.threads} threads, torch {torch.__version__}\n"
+        "GFLOP/s: " + ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     )
     for case in cases(args):
         cost = measure(case, config, device, args.rounds)

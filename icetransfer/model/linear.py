@@ -75,14 +75,14 @@ def is_plain_float32(x: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias for (M, I) and (O, I)."""
+    """Multiply (M, I) with the transpose of (O, I)."""
     if ONEDNN is None:
         return F.linear(x, weight, bias)
     return ONEDNN(x, weight, bias, "none", [], "")
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """grad.T @ x for (M, O) and (M, I). oneDNN is fast when the wider one is its weight."""
+    """Multiply the transpose of (M, O) with (M, I); oneDNN wants the wider one as its weight."""
     if grad.size(1) > x.size(1):
         return _product(x.t(), grad.t()).t()
     return _product(grad.t(), x.t())

@@ -307,7 +307,7 @@ def push(x: Tensor, grad: Tensor, shift: Tensor, grow: Tensor) -> Tensor:
 
 
 def _maybe_any(x: Tensor) -> bool:
-    """Whether there is something but zeros; not asked of a GPU, which one would have to wait for."""
+    """Whether not all is zero; yes on a GPU, for whose answer one would have to wait."""
     return x.device.type != "cpu" or bool(x.any())
 
 
