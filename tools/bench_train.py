@@ -353,11 +353,11 @@ def against_icefall(name: str, cost: Cost, speeds: dict[str, float]) -> dict[str
 
 
 GROWTH = {
-    "seconds of 2 utterances": [
-        {"utterances": 2, "seconds": float(seconds)} for seconds in (5, 10, 20, 40, 60)
+    "seconds of an utterance": [
+        {"utterances": 1, "seconds": seconds} for seconds in (5.0, 15.0, 30.0, 60.0)
     ],
-    "utterances of 5 s": [{"utterances": number} for number in (3, 6, 12, 24)],
-    "vocabulary": [{"vocab_size": size} for size in (500, 1000, 2000, 4000, 8000)],
+    "utterances of 5 s": [{"utterances": number} for number in (3, 6, 12)],
+    "vocabulary": [{"vocab_size": size} for size in (500, 2000, 8000)],
 }
 
 
