@@ -265,7 +265,7 @@ class _FlatGroup:
         for stack in self.value_stacks:
             if stack.shape[1] == 1:
                 stack.clamp_(-group["scalar_max"], group["scalar_max"])
-        self.values.add_(self.delta * usable)
+        self.values.addcmul_(self.delta, usable.to(self.delta))
         torch._foreach_copy_(self.params, self.param_values)
         for state in self.states:
             state["step"] = step + 1

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model.scaling import Balancer, Whiten, is_exporting, scaled_linear
+from icetransfer.model.linear import Linear, scaled_linear
+from icetransfer.model.scaling import Balancer, Whiten, is_exporting
 
 MASKED_SCORE = -1000.0
 
@@ -218,7 +219,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, value_head_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.in_proj = nn.Linear(channels, num_heads * value_head_dim)
+        self.in_proj = Linear(channels, num_heads * value_head_dim)
         self.out_proj = scaled_linear(num_heads * value_head_dim, channels, scale=0.05)
         self.whiten = Whiten(limit=7.5)
 
@@ -248,7 +249,7 @@ class NonlinAttention(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(channels, 3 * hidden)
+        self.in_proj = Linear(channels, 3 * hidden)
         self.gate_balancer = Balancer(0.25, 0.75, 0.5, 5.0)
         self.out_proj = scaled_linear(hidden, channels, scale=0.05)
         self.whiten = Whiten(limit=7.5)

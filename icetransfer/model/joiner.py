@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from icetransfer.model.linear import Linear
+
 
 class Joiner(nn.Module):
     """output_linear(tanh(encoder_proj(encoder) + decoder_proj(decoder))).
@@ -24,9 +26,9 @@ class Joiner(nn.Module):
         self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int
     ) -> None:
         super().__init__()
-        self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
-        self.decoder_proj = nn.Linear(decoder_dim, joiner_dim)
-        self.output_linear = nn.Linear(joiner_dim, vocab_size)
+        self.encoder_proj = Linear(encoder_dim, joiner_dim)
+        self.decoder_proj = Linear(decoder_dim, joiner_dim)
+        self.output_linear = Linear(joiner_dim, vocab_size)
 
     def forward(
         self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True

@@ -76,7 +76,7 @@ def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
         return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
     if torch.is_grad_enabled() and x.requires_grad:
         return _Swoosh.apply(x, shift, offset)
-    return _swoosh_and_slope(x, shift, offset, with_slope=False)[0]
+    return swoosh_and_slope(x, shift, offset, with_slope=False)[0]
 
 
 class _Swoosh(torch.autograd.Function):
@@ -84,7 +84,7 @@ class _Swoosh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
-        out, slope = _swoosh_and_slope(x, shift, offset, with_slope=True)
+        out, slope = swoosh_and_slope(x, shift, offset, with_slope=True)
         ctx.save_for_backward(slope)
         return out
 
@@ -94,7 +94,7 @@ class _Swoosh(torch.autograd.Function):
         return grad * slope, None, None
 
 
-def _swoosh_and_slope(
+def swoosh_and_slope(
     x: Tensor, shift: float, offset: float, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
     """Swoosh of `x` and its derivative, in few passes over blocks that stay in the cache.
@@ -273,24 +273,42 @@ class Balancer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` itself; sometimes with a gradient hook in training."""
-        if not (self.training and x.requires_grad) or not fires(self.prob.value):
-            return x
-        return _BalancerGrad.apply(x, self)
+        return _BalancerGrad.apply(x, self) if self.acts_on(x) else x
+
+    def acts_on(self, x: Tensor) -> bool:
+        """Draw whether the gradient of `x` is to be changed."""
+        return self.training and x.requires_grad and fires(self.prob.value)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Add the pushes for `x` (..., C) to `grad` of the same shape."""
-        # A sample of the frames tells enough about a channel.
-        step = max(1, x.numel() // x.size(-1) // self.SAMPLED_FRAMES)
-        sample = x.reshape(-1, x.size(-1))[::step]
-        positive = (sample > 0).to(x.dtype).mean(dim=0)
-        mean_abs = sample.abs().mean(dim=0)
+        rows = x.reshape(-1, x.size(-1)), grad.reshape(-1, x.size(-1))
+        return push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
+
+    def sample(self, rows: Tensor) -> Tensor:
+        """Some of (frames, C): they tell enough about a channel."""
+        return rows[:: max(1, rows.size(0) // self.SAMPLED_FRAMES)]
+
+    def pushes(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Pushes (C,) of values and of magnitudes, from samples (frames, C) of `x` and `grad`."""
+        positive = (x > 0).to(x.dtype).mean(dim=0)
+        mean_abs = x.abs().mean(dim=0)
+        size = self.GRAD_SHARE * grad.abs().mean(dim=0)
         # +1 asks for larger values, -1 for smaller ones (descent moves against the gradient).
         shift = _beyond(positive, self.min_positive, self.max_positive)
         grow = _beyond(mean_abs, self.min_abs, self.max_abs)
-        size = self.GRAD_SHARE * grad.reshape(-1, x.size(-1))[::step].abs().mean(dim=0)
-        if grow.any():
-            grad = torch.addcmul(grad, x.sign(), size * grow, value=-1.0)
-        return grad - size * shift if shift.any() else grad
+        return size * shift, size * grow
+
+
+def push(x: Tensor, grad: Tensor, shift: Tensor, grow: Tensor) -> Tensor:
+    """Add the pushes (C,) of values and of magnitudes to the gradient `grad` of `x` (..., C)."""
+    if _maybe_any(grow):
+        grad = torch.addcmul(grad, x.sign(), grow, value=-1.0)
+    return grad - shift if _maybe_any(shift) else grad
+
+
+def _maybe_any(x: Tensor) -> bool:
+    """Whether not all is zero; yes on a GPU, for whose answer one would have to wait."""
+    return x.device.type != "cpu" or bool(x.any())
 
 
 def _beyond(x: Tensor, low: float, high: float) -> Tensor:
@@ -341,10 +359,11 @@ class Whiten(nn.Module):
         with torch.enable_grad():
             flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
             measure = whitening_measure(flat)
-            if measure.item() <= self.limit:
+            too_high = measure.detach() > self.limit
+            if not _maybe_any(too_high):
                 return grad
             (penalty,) = torch.autograd.grad(measure, flat)
-        scale = self.GRAD_SHARE * grad.norm() / (penalty.norm() + 1.0e-20)
+        scale = self.GRAD_SHARE * grad.norm() / (penalty.norm() + 1.0e-20) * too_high
         return grad + (penalty * scale).view_as(grad)
 
 
@@ -366,15 +385,3 @@ def time_shared_dropout(x: Tensor, rate: float) -> Tensor:
         return x
     keep = (torch.rand(x.size(0), 1, x.size(2), device=x.device) >= rate).to(x.dtype)
     return x * keep.mul_(1.0 / (1.0 - rate))
-
-
-def scaled_linear(
-    in_features: int, out_features: int, scale: float, bias: bool = True
-) -> nn.Linear:
-    """A Linear whose initial weight is `scale` times torch's own, with a small initial bias."""
-    linear = nn.Linear(in_features, out_features, bias=bias)
-    with torch.no_grad():
-        linear.weight.mul_(scale)
-        if bias:
-            linear.bias.uniform_(-0.1 * scale, 0.1 * scale)
-    return linear

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icetransfer.model.linear import Linear, is_plain_float32, linear, wide_swoosh
 from icetransfer.model.scaling import (
     Balancer,
     BiasNorm,
@@ -84,6 +85,10 @@ class ConvNeXt(nn.Module):
         # all the rest of the depthwise convolution.
         bias = first.bias + first.weight.flatten(1) @ depthwise.bias
         x = F.conv2d(x, depthwise.weight, padding=padding, groups=depthwise.groups)
+        if is_plain_float32(x):
+            balancer = self.hidden_balancer if self.hidden_balancer.acts_on(x) else None
+            rows = x.permute(0, 2, 3, 1)
+            return wide_swoosh(rows, first, bias, balancer, second).permute(0, 3, 1, 2)
         x = self.hidden_balancer(pointwise(x, first.weight, bias))
         return pointwise(self.activation(x), second.weight, second.bias)
 
@@ -92,7 +97,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 1x1 convolution of (N, C, T, F) with weight (D, C, 1, 1)."""
     if is_exporting():
         return F.conv2d(x, weight, bias)
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class Conv2dSubsampling(nn.Module):
@@ -122,7 +127,7 @@ class Conv2dSubsampling(nn.Module):
         )
         self.convnext = ConvNeXt(third)
         self.out_freq = (FEATURE_DIM - 1) // 2 // 2
-        self.out = nn.Linear(third * self.out_freq, out_channels)
+        self.out = Linear(third * self.out_freq, out_channels)
         self.out_whiten = Whiten(limit=4.0)
         self.out_norm = BiasNorm(out_channels)
         self.dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
@@ -164,5 +169,5 @@ class Conv2dSubsampling(nn.Module):
         else:
             # The checkpoint's weight runs over (C, F'), the image in memory over (F', C).
             weight = self.out.weight.unflatten(1, (-1, self.out_freq)).transpose(1, 2).flatten(1)
-            x = F.linear(x.permute(0, 2, 3, 1).flatten(2), weight, self.out.bias)
+            x = linear(x.permute(0, 2, 3, 1).flatten(2), weight, self.out.bias)
         return self.out_norm(self.out_whiten(x))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icetransfer.model.decoder import Decoder
 from icetransfer.model.joiner import Joiner
-from icetransfer.model.scaling import scaled_linear
+from icetransfer.model.linear import Linear, scaled_linear
 from icetransfer.model.subsampling import (
     FEATURE_DIM,
     WINDOW_EXTRA,
@@ -229,9 +229,7 @@ class TransducerModel(nn.Module):
         self.simple_am_proj = scaled_linear(encoder_dim, vocab_size, scale=0.25)
         self.simple_lm_proj = scaled_linear(dims.decoder_dim, vocab_size, scale=0.25)
         self.ctc_output = (
-            nn.Sequential(
-                nn.Dropout(0.1), nn.Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1)
-            )
+            nn.Sequential(nn.Dropout(0.1), Linear(encoder_dim, vocab_size), nn.LogSoftmax(dim=-1))
             if dims.use_ctc
             else None
         )

@@ -24,6 +24,7 @@ from icetransfer.model.attention import (
     SelfAttention,
     score_caps,
 )
+from icetransfer.model.linear import Linear, scaled_linear
 from icetransfer.model.scaling import (
     Balancer,
     BiasNorm,
@@ -33,7 +34,6 @@ from icetransfer.model.scaling import (
     Whiten,
     is_exporting,
     keep_inside,
-    scaled_linear,
     time_shared_dropout,
 )
 
@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(channels, hidden)
+        self.in_proj = Linear(channels, hidden)
         self.balancer = Balancer(0.3, 1.0, 0.75, 5.0)
         self.activation = SwooshL()
         self.dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
@@ -202,7 +202,7 @@ class ConvolutionModule(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(channels, 2 * channels)
+        self.in_proj = Linear(channels, 2 * channels)
         self.gate_balancer = Balancer(0.05, 1.0, 0.5, 10.0)
         self.depthwise_conv = ChunkCausalDepthwiseConv(channels, kernel)
         self.conv_balancer = Balancer(0.05, 0.8, 0.2, 10.0)

@@ -1,0 +1,185 @@
+"""Linear maps, and a pair of them around an activation, at the speed of the machine.
+
+On a CPU torch multiplies float32 matrices with MKL, which on processors of other makers than its
+own runs at half their speed; oneDNN, which torch also brings and uses for convolutions, runs at
+full speed on all of them. Here it does all products that are large enough to pay for its call.
+
+Shapes: M rows, I input features, O output features, D hidden features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from icetransfer.model.scaling import (
+    SWOOSH_L,
+    Balancer,
+    is_exporting,
+    push,
+    swoosh_and_slope,
+)
+
+LEAST_PRODUCT = 2**20  # multiplications of a product for which oneDNN is called
+BLOCK = 262144  # values (1 MB) of `wide_swoosh`'s hidden layer for each core at a time
+ONEDNN: Callable[..., Tensor] | None = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available()
+    else None
+)
+
+
+class Linear(nn.Linear):
+    """torch's Linear, by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        return linear(x, self.weight, self.bias)
+
+
+def scaled_linear(in_features: int, out_features: int, scale: float, bias: bool = True) -> Linear:
+    """A Linear whose initial weight is `scale` times torch's own, with a small initial bias."""
+    layer = Linear(in_features, out_features, bias=bias)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+        if bias:
+            layer.bias.uniform_(-0.1 * scale, 0.1 * scale)
+    return layer
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Map `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
+    if not is_plain_float32(x) or x.numel() * weight.size(0) < LEAST_PRODUCT:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.size(-1))
+    if torch.is_grad_enabled():
+        out = _Linear.apply(rows, weight, bias)
+    else:
+        out = _product(rows, weight, bias)
+    return out.view(*x.shape[:-1], weight.size(0))
+
+
+def is_plain_float32(x: Tensor) -> bool:
+    """Whether `x` lies on the CPU and is computed with as it is."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not is_exporting()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply (M, I) with the transpose of (O, I)."""
+    if ONEDNN is None:
+        return F.linear(x, weight, bias)
+    return ONEDNN(x, weight, bias, "none", [], "")
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Multiply the transpose of (M, O) with (M, I); oneDNN wants the wider one as its weight."""
+    if grad.size(1) > x.size(1):
+        return _product(x.t(), grad.t()).t()
+    return _product(grad.t(), x.t())
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            _product(grad, weight.t()) if of_x else None,
+            _weight_gradient(grad, x) if of_weight else None,
+            grad.sum(dim=0) if of_bias else None,
+        )
+
+
+def wide_swoosh(
+    x: Tensor, first: nn.Conv2d, bias: Tensor, balancer: Balancer | None, second: nn.Conv2d
+) -> Tensor:
+    """second(SwooshL(balancer(first(x)))) on a CPU, without a tensor of the hidden size.
+
+    Goes block by block, so that the hidden values stay in the cache, and computes them once more
+    in the backward pass.
+
+    Args:
+        x: (..., I).
+        first: with weight (D, I, 1, 1).
+        bias: (D,), in place of the first's own.
+        balancer: of the hidden values, when it acts.
+        second: with weight (O, D, 1, 1).
+
+    Returns:
+        (..., O).
+    """
+    rows = x.reshape(-1, x.size(-1))
+    weights = (first.weight.flatten(1), bias, second.weight.flatten(1), second.bias)
+    return _WideSwoosh.apply(rows, *weights, balancer).view(*x.shape[:-1], second.out_channels)
+
+
+def _blocks(hidden: int, *matrices: Tensor) -> Any:
+    """Cut matrices of as many rows into blocks of which the hidden ones fit into the cache."""
+    rows = max(1, BLOCK * torch.get_num_threads() // hidden)
+    return zip(*(matrix.split(rows) for matrix in matrices), strict=True)
+
+
+class _WideSwoosh(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        balancer: Balancer | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight1, bias1, weight2)
+        ctx.balancer = balancer
+        out = x.new_empty(x.size(0), weight2.size(0))
+        for rows, out_rows in _blocks(weight1.size(0), x, out):
+            hidden = _product(rows, weight1, bias1)
+            hidden, _ = swoosh_and_slope(hidden, *SWOOSH_L, with_slope=False)
+            out_rows.copy_(_product(hidden, weight2, bias2))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight1, bias1, weight2 = ctx.saved_tensors
+
+        def hidden_and_gradient(rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The hidden values before and after the activation, and the gradient of the former."""
+            before = _product(rows, weight1, bias1)
+            after, slope = swoosh_and_slope(before, *SWOOSH_L, with_slope=True)
+            return before, after, slope.mul_(_product(grad, weight2.t()))
+
+        grad = grad.contiguous()
+        pushes = None
+        if ctx.balancer is not None:
+            before, _, of_hidden = hidden_and_gradient(*map(ctx.balancer.sample, (x, grad)))
+            pushes = ctx.balancer.pushes(before, of_hidden)
+        of_x = torch.empty_like(x)
+        of_weight1, of_bias1, of_weight2 = map(torch.zeros_like, (weight1, bias1, weight2))
+        for rows, grad_rows, of_rows in _blocks(weight1.size(0), x, grad, of_x):
+            before, after, of_hidden = hidden_and_gradient(rows, grad_rows)
+            of_weight2 += _weight_gradient(grad_rows, after)
+            if pushes is not None:
+                of_hidden = push(before, of_hidden, *pushes)
+            of_weight1 += _weight_gradient(of_hidden, rows)
+            of_bias1 += of_hidden.sum(dim=0)
+            of_rows.copy_(_product(of_hidden, weight1.t()))
+        return of_x, of_weight1, of_bias1, of_weight2, grad.sum(dim=0), None
