@@ -31,7 +31,7 @@ from icetransfer.experiment import Experiment, log, run_stage
 
 ORDER_SEED = "icetransfer subset 1"
 _KEY_BYTES = 32
-_BLOCK = 10_000  # cuts that are looked up together
+_BLOCK = 100  # cuts that are looked up together; more, and collecting garbage costs half of all
 
 Name = tuple[str, str]  # corpus, cut id
 Rows = NDArray[np.int64]  # numbers of some candidates
