@@ -272,6 +272,14 @@ class Transfer(Section):
     adapters: Adapters = Adapters()
 
 
+class Mix(Section):
+    """Training data of another recipe, such as that of the base model: against forgetting it."""
+
+    data: Path | None = None  # its data folder, after its stage 3; None: none
+    share: float = Field(0.2, gt=0, lt=1)  # of the audio of each batch
+    unknown: Literal["characters", "cuts"] = "characters"  # dropped where the tokens lack some
+
+
 class Schedule(Section):
     """Learning rate: warm-up, then constant with a cool-down at the end, or Eden."""
 
@@ -304,6 +312,7 @@ class Train(Section):
     loss_backend: Literal["auto", "k2", "torch"] = "auto"
     spec_augment: SpecAugment = SpecAugment()
     noise: Noise = Noise()
+    mix: Mix = Mix()
     join_seconds: float = Field(0, ge=0)  # short cuts are joined to so much audio; 0: never
     shar: str | None = None  # folder or address of the training features, read in sequence
     log_every: int = Field(20, ge=1)

@@ -85,7 +85,9 @@ class Noise:
         noise = np.resize(noise, features.shape)  # repeats what is too short
         snr = draw.uniform(*self._section.snr)
         wanted = np.log(_power(features)) - snr * np.log(10) / 10
-        return np.logaddexp(features, noise + np.float32(wanted - np.log(_power(noise))))
+        louder = np.float32(wanted - np.log(_power(noise)))
+        noisy: NDArray[np.float32] = np.logaddexp(features, noise + louder)
+        return noisy
 
 
 def _power(features: NDArray[np.float32]) -> float:

@@ -6,6 +6,9 @@ Training reads one after the other, in an order of its own for each epoch, and f
 within it: what it holds does not grow with the corpus, and to go on in the middle of an epoch it
 reads one block, not the epoch.  A recipe of up to `BLOCK_CUTS` cuts is one block.
 
+With train.mix the cuts of another recipe have blocks of their own, with the text that the tokens of
+this one can write -> exp/mixed_data.
+
 With train.shar the blocks are a lhotse Shar besides: their features lie in the order of the
 manifests, a tar file for each block that is read from its start to its end, also over a network.
 """
@@ -20,9 +23,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
+import yaml
 from lhotse import CutSet
 from lhotse.cut import Cut, MonoCut
 from lhotse.serialization import open_best
@@ -57,26 +61,36 @@ class Screen:
 
     Attributes:
         tokenizer: encodes their text.
-        left_out: how many for each reason.
+        drops: what is dropped for a character outside the vocabulary, None for nothing.
+        left_out: cuts, by reason.
         examples: the first cut of each reason.
-        unknown: characters outside the vocabulary, which become `<unk>`.
+        unknown: characters outside the vocabulary.
     """
 
     tokenizer: Tokenizer
+    drops: Literal["characters", "cuts"] | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
-    def passes(self, cut_id: str, text: str, num_frames: int) -> bool:
-        """Whether the cut has text which fits its length."""
+    def text(self, cut_id: str, text: str, num_frames: int) -> str | None:
+        """What a cut is trained on; None where that is nothing or does not fit its length."""
+        unknown = self.tokenizer.unknown_characters(text)
+        self.unknown.update(unknown)
+        if unknown and self.drops == "characters":
+            text = " ".join(text.translate(dict.fromkeys(map(ord, unknown))).split())
         tokens = self.tokenizer.encode(text)
-        self.unknown.update(self.tokenizer.unknown_characters(text))
-        if tokens and len(tokens) <= encoder_frames(num_frames):
-            return True
-        reason = "more tokens than encoder frames" if tokens else "an empty transcript"
+        if unknown and self.drops == "cuts":
+            reason = "characters outside the vocabulary"
+        elif not tokens:
+            reason = "an empty transcript"
+        elif len(tokens) > encoder_frames(num_frames):
+            reason = "more tokens than encoder frames"
+        else:
+            return text
         self.left_out[reason] += 1
         self.examples.setdefault(reason, cut_id)
-        return False
+        return None
 
     def messages(self) -> list[str]:
         """What was left out, and why."""
@@ -85,7 +99,8 @@ class Screen:
             for reason, count in self.left_out.items()
         ]
         if self.unknown:
-            lines.append(f"characters outside the vocabulary, read as <unk>: {dict(self.unknown)}")
+            fate = f"their {self.drops} left out" if self.drops else "read as <unk>"
+            lines.append(f"characters outside the vocabulary, {fate}: {dict(self.unknown)}")
         return lines
 
 
@@ -144,6 +159,76 @@ def num_frames(cut: Cut) -> int:
     return int(cut.num_frames or cut.custom["num_frames"])
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What blocks are made from.
+
+    Attributes:
+        folder: where they are put.
+        manifests: of cuts with features, by corpus.
+        tokens: the tokenizer's model.
+        subset: the list of cuts to take; None for all.
+        base: what paths in the manifests are relative to.
+        unknown: what is dropped for a character that the tokens lack; None: it becomes `<unk>`.
+    """
+
+    folder: Path
+    manifests: Mapping[str, Path]
+    tokens: Path
+    subset: Path | None = None
+    base: Path = Path()
+    unknown: Literal["characters", "cuts"] | None = None
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of all files that decide the blocks.
+
+        Raises:
+            ValueError: one of them does not exist.
+        """
+        paths = [*self.manifests.values(), self.tokens, *([self.subset] if self.subset else [])]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{path} does not exist: run stages 1 to 4, which make it")
+        return {path.name: sha256(path) for path in paths}
+
+
+def training_data(experiment: Experiment) -> Origin:
+    """What an experiment is to learn."""
+    manifests = {
+        corpus: experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz"
+        for corpus in experiment.config.data.corpora
+    }
+    tokens = experiment.lang_dir / "bpe.model"
+    return Origin(experiment.dir / "train_data", manifests, tokens, subset_path(experiment))
+
+
+def mixed_data(experiment: Experiment) -> Origin | None:
+    """What it is not to forget: the training data of another recipe, None for none.
+
+    Raises:
+        ValueError: that is no prepared data folder.
+    """
+    mix = experiment.config.train.mix
+    if mix.data is None:
+        return None
+    saved = mix.data / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(f"train.mix.data={mix.data}: no config.yaml there, so no data folder")
+    # Paths in its manifests begin with what its own recipe calls it, as seen from that recipe.
+    named = Path(yaml.safe_load(saved.read_text(encoding="utf-8"))["dir"])
+    base = mix.data.absolute()
+    for _ in () if named.is_absolute() else named.parts:
+        base = base.parent
+    suffix = "_train_fbank.jsonl.gz"
+    found = sorted((mix.data / "manifests").glob(f"*{suffix}"))
+    if not found:
+        raise ValueError(f"train.mix.data={mix.data}: no features there: run its recipe's stage 3")
+    manifests = {path.name.removesuffix(suffix): path for path in found}
+    tokens = experiment.lang_dir / "bpe.model"
+    folder = experiment.dir / "mixed_data"
+    return Origin(folder, manifests, tokens, base=base, unknown=mix.unknown)
+
+
 def hold_blocks(experiment: Experiment) -> None:
     """Makes the experiment's blocks, or checks that the data still are those that they hold.
 
@@ -151,13 +236,31 @@ def hold_blocks(experiment: Experiment) -> None:
         ValueError: cuts or tokens are not those of before, and says which differ; or none of the
             cuts can be trained on.
     """
-    folder, sources = blocks_dir(experiment), _sources(experiment)
+    shar = experiment.config.train.shar
+    main = training_data(experiment)
+    index = _hold(experiment, main, BLOCK_CUTS if shar is None else SHAR_BLOCK_CUTS)
+    if shar is not None:
+        _hold_shar(main.folder, index, shar)
+    if mixed := mixed_data(experiment):
+        _hold(experiment, mixed, BLOCK_CUTS)
+
+
+def open_blocks(folder: Path, shar: str | None = None) -> Blocks:
+    """The blocks that `hold_blocks` made in a folder."""
     index = _read_index(folder)
     if index is None:
-        _make_blocks(experiment, folder, sources)
+        raise ValueError(f"{folder} is not there any more: run again from the start of training")
+    return Blocks(folder, index["blocks"], index["cuts"], index["seconds"], shar)
+
+
+def _hold(experiment: Experiment, origin: Origin, size: int) -> dict[str, Any]:
+    folder = origin.folder
+    sources, index = origin.digests(), _read_index(folder)
+    if index is None:
+        _make_blocks(origin, folder, sources, size)
     elif index["sources"] != sources:
         fresh = folder.with_name(f"{folder.name}.new")
-        _make_blocks(experiment, fresh, sources)
+        _make_blocks(origin, fresh, sources, size)
         _refuse_changes(experiment, folder, fresh)
         shutil.rmtree(folder)
         fresh.rename(folder)
@@ -165,23 +268,7 @@ def hold_blocks(experiment: Experiment) -> None:
     assert index is not None
     for message in index["messages"]:
         log.warning("%s", message)
-    if (shar := experiment.config.train.shar) is not None:
-        _hold_shar(folder, index, shar)
-
-
-def open_blocks(experiment: Experiment) -> Blocks:
-    """The blocks that `hold_blocks` made."""
-    folder = blocks_dir(experiment)
-    index = _read_index(folder)
-    if index is None:
-        raise ValueError(f"{folder} is not there any more: remove {experiment.dir} and start anew")
-    shar = experiment.config.train.shar
-    return Blocks(folder, index["blocks"], index["cuts"], index["seconds"], shar)
-
-
-def blocks_dir(experiment: Experiment) -> Path:
-    """Where an experiment's blocks are."""
-    return experiment.dir / "train_data"
+    return index
 
 
 def _block_path(folder: Path, number: int) -> Path:
@@ -196,45 +283,23 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def _manifests(experiment: Experiment) -> dict[str, Path]:
-    return {
-        corpus: experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz"
-        for corpus in experiment.config.data.corpora
-    }
-
-
-def _sources(experiment: Experiment) -> dict[str, str]:
-    """The digests of all that decides the blocks.
-
-    Raises:
-        ValueError: one of the files does not exist.
-    """
-    paths = [
-        *_manifests(experiment).values(), subset_path(experiment),
-        experiment.lang_dir / "bpe.model",
-    ]  # fmt: skip
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: run stages 1 to 4, which make it")
-    return {path.name: sha256(path) for path in paths}
-
-
-def _make_blocks(experiment: Experiment, folder: Path, sources: dict[str, str]) -> None:
-    """Deals the cuts out to blocks; the index is written last."""
+def _make_blocks(origin: Origin, folder: Path, sources: dict[str, str], size: int) -> None:
+    """Deals the cuts out to blocks of about so many; the index is written last."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    wanted = _subset_digests(subset_path(experiment))
-    size = BLOCK_CUTS if experiment.config.train.shar is None else SHAR_BLOCK_CUTS
-    count = -(-len(wanted) * len(experiment.config.data.features.speeds) // size)
-    screen = Screen(Tokenizer(experiment.lang_dir / "bpe.model"))
+    screen = Screen(Tokenizer(origin.tokens), origin.unknown)
+    count = -(-sum(1 for _ in _cuts(origin)) // size)
     seen, cuts, seconds = 0, 0, 0.0
     dealt: dict[int, list[str]] = {}
-    for cut in _subset_cuts(_manifests(experiment), wanted):
+    for cut in _cuts(origin):
         seen += 1
-        text = joined_text(cut["supervisions"])
-        if not screen.passes(cut["id"], text, cut["features"]["num_frames"]):
+        frames = cut["features"]["num_frames"]
+        text = screen.text(cut["id"], joined_text(cut["supervisions"]), frames)
+        if text is None:
             continue
-        line = json.dumps(cut, ensure_ascii=False) + "\n"
+        if origin.unknown:
+            cut["supervisions"] = [cut["supervisions"][0] | {"text": text}]
+        line = json.dumps(_based(cut, origin.base), ensure_ascii=False) + "\n"
         dealt.setdefault(_digest(cut["id"]) % count, []).append(line)
         cuts += 1
         seconds += cut["duration"]
@@ -256,6 +321,17 @@ def _make_blocks(experiment: Experiment, folder: Path, sources: dict[str, str]) 
     atomic.write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
 
 
+def _based(cut: dict[str, Any], base: Path) -> dict[str, Any]:
+    """A manifest's cut with its paths seen from here."""
+    if base != Path():
+        # Features that are computed on the fly have no path.
+        if path := cut["features"]["storage_path"]:
+            cut["features"]["storage_path"] = str(base / path)
+        for source in cut["recording"]["sources"]:
+            source["source"] = str(base / source["source"])
+    return cut
+
+
 def _append(folder: Path, dealt: dict[int, list[str]]) -> None:
     for number, lines in dealt.items():
         with (folder / f"block-{number:05d}.jsonl").open("a", encoding="utf-8") as file:
@@ -275,12 +351,14 @@ def _subset_digests(path: Path) -> NDArray[numpy.uint64]:
         return numpy.sort(numpy.fromiter(digests, dtype=numpy.uint64))
 
 
-def _subset_cuts(
-    manifests: Mapping[str, Path], wanted: NDArray[numpy.uint64]
-) -> Iterator[dict[str, Any]]:
-    """The cuts of some corpora's manifests that the subset has, at every speed."""
-    for corpus, path in manifests.items():
+def _cuts(origin: Origin) -> Iterator[dict[str, Any]]:
+    """The cuts of the manifests that are in the subset, at every speed."""
+    wanted = None if origin.subset is None else _subset_digests(origin.subset)
+    for corpus, path in origin.manifests.items():
         cuts = read_jsonl_gz(path)
+        if wanted is None:
+            yield from cuts
+            continue
         while some := list(itertools.islice(cuts, SORTED_AT_ONCE)):
             names = (f"{corpus} {cut['custom']['source_id']}" for cut in some)
             digests = numpy.fromiter(map(_digest, names), numpy.uint64, len(some))

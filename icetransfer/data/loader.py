@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from icetransfer.data.augment import Noise
-from icetransfer.data.blocks import Blocks, Screen, num_frames, open_blocks, parsed
+from icetransfer.data.blocks import (
+    Blocks,
+    Screen,
+    mixed_data,
+    num_frames,
+    open_blocks,
+    parsed,
+    training_data,
+)
 from icetransfer.data.features import NUM_BINS, PADDING, compute, is_on_the_fly, read_manifest
 from icetransfer.data.subset import order_key
 from icetransfer.data.tokenizer import Tokenizer
@@ -416,9 +424,20 @@ def train_loader(
     """The loader of an experiment's blocks, as its config wants it."""
     settings = experiment.config.train
     noise = None if settings.noise.path is None else Noise(settings.noise, experiment.config.seed)
-    seconds, seed = settings.batch_seconds * shares.count, experiment.config.seed
-    order = Order(open_blocks(experiment), seconds, seed, settings.join_seconds)
-    return TrainLoader([order], Collator(tokenizer, noise), shares, settings.workers)
+    origins = [(training_data(experiment), settings.shar, 1.0)]
+    if mixed := mixed_data(experiment):
+        share = settings.mix.share
+        origins = [(origins[0][0], settings.shar, 1 - share), (mixed, None, share)]
+    orders = [
+        Order(
+            open_blocks(origin.folder, shar),
+            settings.batch_seconds * shares.count * share,
+            experiment.config.seed,
+            settings.join_seconds,
+        )
+        for origin, shar, share in origins
+    ]
+    return TrainLoader(orders, Collator(tokenizer, noise), shares, settings.workers)
 
 
 def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float) -> list[Batch]:
@@ -428,7 +447,7 @@ def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float)
         ValueError: none of them has text that fits its length, or features cannot be read.
     """
     screen = Screen(tokenizer)
-    usable = [cut for cut in cuts if screen.passes(cut.id, text_of(cut), cut.num_frames)]
+    usable = [cut for cut in cuts if screen.text(cut.id, text_of(cut), cut.num_frames)]
     for message in screen.messages():
         log.warning("dev: %s", message)
     if not usable:

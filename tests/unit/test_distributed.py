@@ -107,7 +107,10 @@ def test_shares_deal_a_step_out(prepare) -> None:
     experiment = prepare("shares")
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     hold_blocks(experiment)
-    order, collate = Order(open_blocks(experiment), 40, seed=1), Collator(tokenizer)
+    order, collate = (
+        Order(open_blocks(experiment.dir / "train_data"), 40, seed=1),
+        Collator(tokenizer),
+    )
     whole = iter(TrainLoader([order], collate))
     dealt = [
         iter(TrainLoader([order], collate, Shares(4, mine), workers))
@@ -129,7 +132,7 @@ def test_a_process_may_have_nothing_to_do(prepare) -> None:
     two = prepare("idle", *settings, "train.batch_seconds=0.05")
     tokenizer = Tokenizer(one.lang_dir / "bpe.model")
     hold_blocks(one)
-    order = Order(open_blocks(one), 0.1, seed=1)
+    order = Order(open_blocks(one.dir / "train_data"), 0.1, seed=1)
     second = iter(TrainLoader([order], Collator(tokenizer), Shares(2, (1,))))
     assert any(not next(second).ids for _ in range(3))
     train.train(one)
@@ -253,3 +256,22 @@ def test_precision_is_chosen_by_the_device() -> None:
     cpu = torch.device("cpu")
     assert resume.choose_precision("auto", cpu) == torch.float32
     assert resume.choose_precision("bf16", cpu) == torch.bfloat16
+
+
+def test_when_the_writer_fails_all_processes_leave_with_an_error(prepare, capfd) -> None:
+    experiment = prepare("writerfails")
+    save = resume.save_checkpoint
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "checkpoint-5.pt":
+            raise OSError("checkpoint-5.pt could not be written: no space left")
+        save(path, *args, **kwargs)
+
+    def run() -> None:
+        resume.save_checkpoint = full  # type: ignore[assignment]
+        train.train(experiment)
+
+    assert in_processes(2, run) == [1, 1]
+    said = capfd.readouterr().err
+    assert "the process that writes the files has failed (OSError: checkpoint-5.pt" in said
+    assert resume.saved_steps(experiment) == [3]

@@ -1,6 +1,7 @@
 import functools
 import http.server
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import soundfile
 import torch
 
 from icetransfer import config
-from icetransfer.config import SpecAugment
-from icetransfer.data import blocks, loader
+from icetransfer.config import SpecAugment, load_config
+from icetransfer.data import blocks, features, loader
 from icetransfer.data.augment import Noise, augment, make_transform
 from icetransfer.data.blocks import hold_blocks, open_blocks, parsed
 from icetransfer.data.loader import (
@@ -22,6 +23,8 @@ from icetransfer.data.loader import (
 )
 from icetransfer.data.subset import make_subset, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import create_experiment
+from tests.unit.conftest import base_overrides, make_cut, write_split
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def tokenizer(experiment):
 def whole(experiment):
     """One block of all cuts."""
     hold_blocks(experiment)
-    return open_blocks(experiment)
+    return open_blocks(experiment.dir / "train_data", experiment.config.train.shar)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def pieces(experiment, tone_recipe):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_CUTS", 10)
         hold_blocks(made)
-    return open_blocks(made)
+    return open_blocks(made.dir / "train_data", made.config.train.shar)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,10 @@ def test_a_shar_gives_the_same_batches(pieces, tone_recipe, tokenizer, tmp_path,
     monkeypatch.setattr(blocks, "SHAR_BLOCK_CUTS", 10)
     made = tone_recipe("shar", f"train.shar={tmp_path / 'shar'}")
     hold_blocks(made)
-    for reader in (open_blocks(made), served(made, tmp_path, tone_recipe, monkeypatch)):
+    for reader in (
+        open_blocks(made.dir / "train_data", made.config.train.shar),
+        served(made, tmp_path, tone_recipe, monkeypatch),
+    ):
         expected = take(make_loader(pieces, tokenizer, 5, seed=1), 20)
         found = take(make_loader(reader, tokenizer, 5, seed=1, workers=1), 20)
         for one, two in zip(expected, found, strict=True):
@@ -162,7 +168,7 @@ def served(made, tmp_path, tone_recipe, monkeypatch):
     address = f"http://127.0.0.1:{server.server_port}/shar"
     far = tone_recipe("far", f"train.shar={address}")
     hold_blocks(far)
-    return open_blocks(far)
+    return open_blocks(far.dir / "train_data", far.config.train.shar)
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -189,11 +195,62 @@ def test_short_cuts_are_joined_with_their_texts(whole, cuts, tokenizer):
         for row, name in enumerate(two.ids):
             parts = [by_id[part] for part in name.split("+")]
             assert len(parts) == 1 or sum(part.duration for part in parts) <= 3
-            features = np.concatenate([part.load_features() for part in parts])
-            np.testing.assert_array_equal(two.features[row, : len(features)], features)
+            joint = np.concatenate([part.load_features() for part in parts])
+            np.testing.assert_array_equal(two.features[row, : len(joint)], joint)
             assert two.texts[row] == " ".join(part.supervisions[0].text for part in parts)
             ids = two.tokens[row, : two.token_lens[row]].tolist()
             assert tokenizer.decode(ids) == two.texts[row]
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Another recipe's data folder: two recordings, with letters that the tokens lack."""
+    audio = (0.1 * np.random.default_rng(1).standard_normal(16000)).astype(np.float32)
+    folder = tmp_path / "xx" / "data"
+    folder.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(folder.parent)
+        data = Path("data")
+        cuts = [
+            make_cut(data / "audio" / f"{n}.flac", t, audio)
+            for n, t in (("a", "één ñ"), ("b", "zes"))
+        ]
+        for split in ("train", "dev", "test"):
+            write_split(data, split, cuts if split == "train" else [])
+        prepared = create_experiment(Path("exp"), load_config([], base_overrides(data)))
+        features.compute_features(prepared)
+    return folder
+
+
+def test_a_share_of_each_batch_is_another_recipes(whole, tone_recipe, tokenizer, foreign, caplog):
+    mixed = tone_recipe(
+        "mixed", f"train.mix.data={foreign}", "train.mix.share=0.4", "train.batch_seconds=10"
+    )
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        hold_blocks(mixed)
+    assert "characters outside the vocabulary, their characters left out: {" in caplog.text
+    train_loader = loader.train_loader(mixed, tokenizer)
+    batches = take(train_loader, 30)
+    texts = {}
+    for batch in batches:
+        names = [name.split("_sp")[0] for name in batch.ids]
+        other = [name for name in names if name in ("a", "b")]
+        assert 1 <= len(other) <= 4 and len(other) < len(names)
+        texts |= dict(zip(names, batch.texts, strict=True))
+    assert texts["b"] == "zes" and set(texts["a"]) <= set("n") | set("één")
+    after = loader.train_loader(mixed, tokenizer)
+    after.load_state_dict(train_loader.state_dict())
+    again = take(loader.train_loader(mixed, tokenizer), 33)
+    assert [batch.ids for batch in take(after, 3)] == [batch.ids for batch in again[30:]]
+
+
+def test_mixed_cuts_with_foreign_letters_can_be_left_out(tone_recipe, foreign):
+    mixed = tone_recipe("mixedcuts", f"train.mix.data={foreign}", "train.mix.unknown=cuts")
+    hold_blocks(mixed)
+    kept = open_blocks(mixed.dir / "mixed_data").read(0)
+    assert {cut.id.split("_sp")[0] for cut in kept} == {"b"}
+    with pytest.raises(ValueError, match="no data folder"):
+        hold_blocks(tone_recipe("mixednone", f"train.mix.data={foreign.parent}"))
 
 
 def test_noise_is_added_at_its_level_to_a_share_of_the_cuts(cuts, tmp_path):
@@ -247,17 +304,20 @@ def test_the_subset_comes_at_every_speed(tone_recipe):
     make_subset(small)
     hold_blocks(small)
     wanted = {cut_id for _, cut_id in read_subset(subset_path(small))}
-    found = [parsed(cut) for cut in open_blocks(small).read(0)]
+    found = [
+        parsed(cut)
+        for cut in open_blocks(small.dir / "train_data", small.config.train.shar).read(0)
+    ]
     assert {cut.source_id for cut in found} == wanted
     assert len(found) == 3 * len(wanted)
 
 
 def test_cuts_that_cannot_be_trained_on_are_left_out_with_a_reason(tokenizer):
     screen = blocks.Screen(tokenizer)
-    assert not screen.passes("a", "", 100)
-    assert not screen.passes("b", "een twee drie vier vijf zes " * 10, 100)
-    assert not screen.passes("c", " ", 100)
-    assert screen.passes("d", "een ñandú", 100)
+    assert not screen.text("a", "", 100)
+    assert not screen.text("b", "een twee drie vier vijf zes " * 10, 100)
+    assert not screen.text("c", " ", 100)
+    assert screen.text("d", "een ñandú", 100) == "een ñandú"
     assert screen.messages()[:2] == [
         "left out 2 cuts with an empty transcript, such as a",
         "left out 1 cuts with more tokens than encoder frames, such as b",
