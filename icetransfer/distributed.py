@@ -93,7 +93,7 @@ class World:
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process; computed on the hosts."""
-        return bool(self.sum(torch.tensor(int(here))))
+        return here if self.size == 1 else bool(self.sum(torch.tensor(int(here))))
 
     def share(self, value: Any) -> Any:
         """The writer's value, in every process."""

@@ -49,7 +49,7 @@ class Meter:
 
         Args:
             step: its number.
-            batches: what it was made on, here.
+            batches: what it was made on, here, as they are on the host.
             numbers: (len(LOSSES) + 2,), the losses and encoder frames summed over all processes,
                 and the norm of the gradient.
         """
@@ -58,8 +58,8 @@ class Meter:
             ids += batch.ids
             self._missing += batch.missing
             self._audio_seconds += batch.seconds
-            self._tokens += float(batch.token_lens.sum())
-            self._frames += float(batch.feature_lens.sum())
+            self._tokens += batch.token_lens.numpy().sum()  # of the batch on the host
+            self._frames += batch.feature_lens.numpy().sum()
             self._padded_frames += batch.features.shape[0] * batch.features.shape[1]
         self._new.append((step, ids, numbers))
 

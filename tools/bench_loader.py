@@ -31,7 +31,7 @@ from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer
 from icetransfer.experiment import Experiment
 
-WORDS = "de het een van en in op met voor niet zijn maar ook dan naar over bij nog wel tot".split()
+WORDS = ("de", "het", "een", "van", "en", "in", "op", "met", "voor", "niet", "zijn", "maar", "ook")
 RECORDING_SECONDS = 16
 BATCH_SECONDS = 200
 BLOCKS_READ = 3  # at most

@@ -1,8 +1,11 @@
 import json
+import traceback
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from icetransfer import resume, train
 from icetransfer.average import average_run
@@ -13,6 +16,8 @@ from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import build_transducer
 from icetransfer.score import count_errors
 from icetransfer.search import greedy_search
+
+SOURCES = str(Path(train.__file__).parent)
 
 
 def checkpoint(experiment, step):
@@ -132,6 +137,51 @@ def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
         train.train(prepare(init, f"init={init}", "train.max_steps=3"))
     assert seen["en"] == seen["ml"]
     assert len(seen["en"]) > 3
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where a tensor's value is brought to the host, for which a GPU would have to wait."""
+
+    OPERATORS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def note(self):
+        frames = traceback.extract_stack()
+        own = [frame for frame in frames if frame.filename.startswith(SOURCES)]
+        self.places.append(f"{Path(own[-1].filename).relative_to(SOURCES)}:{own[-1].lineno}")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in self.OPERATORS:
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_numbers_before_they_are_logged(prepare, monkeypatch):
+    reads = HostReads()
+    to_list = torch.Tensor.tolist  # no operator
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.note() or to_list(self))
+    settings = ("train.max_steps=400", "train.log_every=50", "train.valid_every=50")
+    run = resume.start_run(prepare("reads", *settings, "train.checkpoint_every=50"), None)
+    batches, meter = iter(run.loader), train.Meter(run.bad)
+    for step in range(1, 10):
+        shares = [next(batches)]
+        run.step = step
+        reads.places.clear()
+        with reads:
+            meter.add(step, shares, train._train_step(run, shares))
+            train.update_averaged_model(step, 2, run.model, run.averaged)
+            train._report_and_save(run, [], None, meter, None)
+            assert not run.world.any(False)
+        # SpecAugment reads lengths, which are on the host; the model and its loss have own tests.
+        others = ("data/augment.py", "model/", "rnnt.py")
+        assert [place for place in reads.places if not place.startswith(others)] == []
+    reads.places.clear()
+    with reads:
+        meter.means()
+    assert reads.places[0].startswith("monitor.py")
 
 
 def test_training_learns(prepare):
