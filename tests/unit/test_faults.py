@@ -212,6 +212,43 @@ def test_a_run_of_bad_batches_goes_back_with_a_lower_rate(prepare, monkeypatch, 
     assert metrics(experiment)[-1]["step"] == 32
 
 
+def test_twenty_infinite_losses_cost_two_returns_and_nothing_else(
+    prepare, monkeypatch, caplog
+) -> None:
+    experiment = prepare("twenty", *BAD_FROM)
+    sums, left = train._sums, [20]
+
+    def infinite(total: torch.Tensor, *rest: Any) -> torch.Tensor:
+        bad = infinite.step >= 13 and left[0] > 0
+        left[0] -= bad
+        return sums(total + torch.inf if bad else total, *rest)
+
+    step = train._train_step
+
+    def counted(run: Any, shares: Any) -> torch.Tensor:
+        infinite.step = run.step
+        numbers = step(run, shares)
+        infinite.step = 0  # not in the dev loss
+        return numbers
+
+    infinite.step = 0
+    monkeypatch.setattr(train, "_sums", infinite)
+    monkeypatch.setattr(train, "_train_step", counted)
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        train.train(experiment)
+    assert left == [0]
+    first, second = faults.read_returns(resume.returns_path(experiment))
+    assert (first.since, first.to) == (second.since, second.to) == (13, 12)
+    assert caplog.text.count("loss inf, gradient norm") == 20
+    assert "from now on at 0.25 times the learning rate" in caplog.text
+    after = weights(experiment, 32)
+    assert all(value.isfinite().all() for value in after.values())
+    start = read_checkpoint(experiment.init_checkpoint).state_dict
+    assert any(not torch.equal(after[name], start[name]) for name in after)
+    assert metrics(experiment)[-1]["step"] == 32
+    assert resume.saved_steps(experiment)[-1] == 32
+
+
 def test_after_three_returns_training_stops_with_what_was_seen(prepare, monkeypatch) -> None:
     experiment = prepare("hopeless", *BAD_FROM)
     poison = Poison(monkeypatch, lambda step: step >= 13)
