@@ -404,8 +404,10 @@ class TrainLoader:
 
         With another number of shares the batches are others, and the place is the nearest one.
         """
-        self._places = [Place(**place) for place in state["places"]]
-        before = state["shares"]
+        # Earlier versions had one place, in one block.
+        places = state.get("places") or [{key: state[key] for key in ("epoch", "batch")}]
+        self._places = [Place(**place) for place in places]
+        before = state.get("shares", 1)
         if before != self._shares.count:
             self._places = [
                 replace(place, batch=place.batch * before // self._shares.count)

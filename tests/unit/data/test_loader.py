@@ -118,6 +118,14 @@ def test_resumes_exactly_where_it_was(kind, workers, tokenizer, done, request):
         assert torch.equal(batch.features, expected.features)
 
 
+def test_the_place_of_an_earlier_version_is_the_same_place(whole, tokenizer):
+    first, after = (make_loader(whole, tokenizer, 5, seed=1) for _ in range(2))
+    expected = take(first, 30)
+    place = first.state_dict()["places"][0]
+    after.load_state_dict({"epoch": place["epoch"], "batch": place["batch"] - 3, "shares": 1})
+    assert [batch.ids for batch in take(after, 3)] == [batch.ids for batch in expected[27:]]
+
+
 def test_going_on_reads_one_block_and_no_features_of_what_is_done(pieces, tokenizer, monkeypatch):
     read, loaded = [], []
     inner_read, inner_load = blocks.Blocks.read, loader.load_features
