@@ -11,6 +11,7 @@ from icetransfer import resume, train
 from icetransfer.average import average_run
 from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.config import Train
+from icetransfer.data import blocks
 from icetransfer.data.loader import dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import build_transducer
@@ -121,6 +122,25 @@ def test_a_killed_run_goes_on_to_the_same_result(prepare, monkeypatch):
     written = last.stat().st_mtime_ns
     train.train(killed)  # complete: nothing to do
     assert last.stat().st_mtime_ns == written
+
+
+def test_a_killed_run_with_helpers_goes_on_in_the_middle_of_its_blocks(prepare, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CUTS", 10)
+    settings = ("train.workers=2", "train.join_seconds=4")
+    undisturbed, killed = (prepare(name, *settings) for name in ("blocks", "blockskilled"))
+    train.train(undisturbed)
+
+    def kill(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Reporter, "progress", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(killed)
+    train.train(killed)
+    assert checkpoint(killed, 8)[2]["sampler"]["places"][0]["block"] > 0
+    assert_equal(checkpoint(undisturbed, 8)[1:], checkpoint(killed, 8)[1:])
 
 
 def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
