@@ -15,6 +15,7 @@ import soxr
 import torch
 
 from icetransfer.data.espeak import Espeak
+from icetransfer.experiment import log
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
@@ -39,6 +40,14 @@ Speak = Callable[[str, str], np.ndarray]
 def one_thread() -> None:
     """One thread: the same sums in the same order on every machine with the same kernels."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A command's main sets the log up for the terminal: the next test must not notice."""
+    handlers, propagate = list(log.handlers), log.propagate
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,162 @@
+"""A real model says the same tokens in torch, onnxruntime and sherpa-onnx, whatever the audio."""
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import MonoCut, Recording
+from scipy.signal import resample_poly
+
+from icetransfer import decode
+from icetransfer.bundle import Bundle
+from icetransfer.data.jsonl import read_jsonl_gz
+from icetransfer.export import Source, export_bundle
+from icetransfer.onnx_model import OnnxTransducer
+from icetransfer.search import SHERPA, Hypothesis, make_search
+from icetransfer.sherpa import SherpaRecognizer
+
+SEEDS = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds"
+TIERS = (8, 16, 32, -1)
+LEFT = 128
+RATE = 16000
+STREAMS = 5  # fewer than recordings, so that streams begin beside others that go on
+
+Waveforms = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The English seed, with made-up names for its tokens."""
+    tokens = tmp_path_factory.mktemp("lang") / "tokens.txt"
+    names = ["<blk>", "<sos/eos>", "<unk>", *(f"t{i}" for i in range(3, 80))]
+    tokens.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    return Source.load(SEEDS / "en.pt", tokens)
+
+
+@pytest.fixture(scope="module")
+def bundles(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Bundle]:
+    folder = tmp_path_factory.mktemp("onnx")
+    found = {size: Bundle(folder / str(size)) for size in TIERS}
+    for size, bundle in found.items():
+        export_bundle(source, bundle, size, LEFT, [])
+    return found
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    """Half a minute of synthetic English in voices that the seed was not trained on."""
+    folder = tmp_path_factory.mktemp("spoken")
+    code = (  # espeak-ng wants a process of its own
+        "from pathlib import Path; from icetransfer.data.synthetic import synthesise; "
+        f"synthesise('en', 'slots', {{'test': 0.5}}, Path({str(folder)!r}), seed=5)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    recordings = read_jsonl_gz(folder / "test_recordings.jsonl.gz")
+    return [
+        soundfile.read(recording["sources"][0]["source"], dtype="float32")[0]
+        for recording in recordings
+    ]
+
+
+def through_files(samples: np.ndarray, rate: int, folder: Path) -> np.ndarray:
+    """Audio of another sampling rate, as stage 9 reads it from a manifest of stage 1."""
+    path = folder / f"{rate}.wav"
+    soundfile.write(path, resample_poly(samples, rate, RATE), rate, subtype="FLOAT")
+    recording = Recording.from_file(path).resample(RATE)
+    (read,) = decode.Reader([MonoCut("cut", 0, recording.duration, 0, recording=recording)])
+    return read[1]
+
+
+@pytest.fixture(scope="module")
+def hard_cases(spoken: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Waveforms:
+    """What is not an ordinary utterance; every tier's chunk and window and their neighbours."""
+    folder = tmp_path_factory.mktemp("rates")
+    everything = np.concatenate(spoken)
+    cases = {
+        "shorter than a frame": everything[8000:8100],
+        "60 s": np.resize(everything, 60 * RATE),
+        "silence": np.zeros(2 * RATE, dtype=np.float32),
+        "clipped": np.clip(spoken[0] * 30, -1, 1),
+        "8 kHz": through_files(spoken[1], 8000, folder),
+        "48 kHz": through_files(spoken[2], 48000, folder),
+    }
+    for size in TIERS[:-1]:
+        for name, frames in (("chunk", 2 * size), ("window", 2 * size + 13)):
+            for more in (-1, 0, 1):
+                cases[f"{name} {size} {more:+d}"] = everything[8000 : 8000 + frames * 160 + more]
+    return cases
+
+
+def recognise(
+    source: Source, bundle: Bundle, size: int, search: str, waveforms: Waveforms
+) -> dict[str, dict[str, Hypothesis]]:
+    """Hypotheses of each engine; in order of length, as stage 9 does."""
+    keyed = sorted(waveforms.items(), key=lambda item: len(item[1]))
+    streams = STREAMS if size != -1 else 2  # padded to a minute, and attention is of all to all
+    found = {}
+    for engine, model in (("torch", source.model), ("onnxruntime", OnnxTransducer(bundle.dir))):
+        searcher = make_search(search, model, 4, SHERPA)
+        if size == -1:
+            hypotheses = decode.decode_offline(model, searcher, iter(keyed), streams)
+        else:
+            hypotheses = decode.decode_streams(model, searcher, iter(keyed), size, LEFT, streams)
+        found[engine] = dict(hypotheses)
+    sherpa = SherpaRecognizer(
+        bundle.dir, size, search=search, tail_seconds=decode.tail_seconds(size)
+    )
+    found["sherpa"] = {}
+    pending = iter(keyed)
+    while group := list(islice(pending, streams)):
+        hypotheses = sherpa([samples for _, samples in group])
+        found["sherpa"] |= zip((key for key, _ in group), hypotheses, strict=True)
+    return found
+
+
+def assert_equal(found: dict[str, dict[str, Hypothesis]], waveforms: Waveforms) -> None:
+    for key in waveforms:
+        said = {engine: hypotheses[key] for engine, hypotheses in found.items()}
+        assert said["torch"] == said["onnxruntime"] == said["sherpa"], key
+
+
+@pytest.mark.parametrize(
+    ("size", "search"), [*((size, "greedy_search") for size in TIERS), (16, "modified_beam_search")]
+)
+def test_hard_cases(source, bundles, hard_cases, size, search) -> None:
+    found = recognise(source, bundles[size], size, search, hard_cases)
+    assert_equal(found, hard_cases)
+    said = found["torch"]
+    assert len(said["60 s"].tokens) > 200 and len(said["clipped"].tokens) > 5
+    assert len(said["silence"].tokens) <= 1
+    for key in ("8 kHz", "48 kHz"):
+        assert len(said[key].tokens) > 5
+
+
+@pytest.mark.parametrize("size", TIERS)
+def test_real_speech(source, bundles, speech_dir, size) -> None:
+    """Of several languages: the tokens are nonsense, and the same nonsense everywhere."""
+    files = [path for folder in sorted(speech_dir.iterdir()) for path in folder.glob("audio/*")]
+    chosen = sorted(files)[:: len(files) // 12]
+    waveforms = {path.name: soundfile.read(path, dtype="float32")[0] for path in chosen}
+    found = recognise(source, bundles[size], size, "greedy_search", waveforms)
+    assert_equal(found, waveforms)
+    assert sum(len(hypothesis.tokens) for hypothesis in found["torch"].values()) > 300
+
+
+@pytest.mark.parametrize("size", TIERS[:-1])
+def test_nothing_is_lost_at_the_end(source, bundles, spoken, size) -> None:
+    """Recordings that stop with the last sound: two more seconds bring nothing more."""
+    waveforms = {}
+    for number, samples in enumerate(spoken):
+        loud = np.flatnonzero(np.abs(samples) > 0.1 * np.abs(samples).max())
+        waveforms[f"{number}"] = samples[: loud[-1]]
+        silence = np.zeros(2 * RATE, dtype=np.float32)
+        waveforms[f"{number} and silence"] = np.concatenate([samples[: loud[-1]], silence])
+    found = recognise(source, bundles[size], size, "greedy_search", waveforms)
+    assert_equal(found, waveforms)
+    for number in range(len(spoken)):
+        assert found["torch"][f"{number}"] == found["torch"][f"{number} and silence"]
+        assert found["torch"][f"{number}"].timestamps[-1] * 640 > len(waveforms[f"{number}"]) - 8000
