@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from icetransfer import atomic, config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.subset import subset_path
-from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.data.tokenizer import UNK_ID, Tokenizer
 from icetransfer.experiment import Experiment, log, sha256
 
 BLOCK_CUTS = 20_000  # 80 MB in memory
@@ -75,11 +75,12 @@ class Screen:
 
     def text(self, cut_id: str, text: str, num_frames: int) -> str | None:
         """What a cut is trained on; None where that is nothing or does not fit its length."""
-        unknown = self.tokenizer.unknown_characters(text)
+        tokens = self.tokenizer.encode(text)
+        unknown = self.tokenizer.unknown_characters(text) if UNK_ID in tokens else ""
         self.unknown.update(unknown)
         if unknown and self.drops == "characters":
             text = " ".join(text.translate(dict.fromkeys(map(ord, unknown))).split())
-        tokens = self.tokenizer.encode(text)
+            tokens = self.tokenizer.encode(text)
         if unknown and self.drops == "cuts":
             reason = "characters outside the vocabulary"
         elif not tokens:
