@@ -39,7 +39,7 @@ from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import UNK_ID, Tokenizer
 from icetransfer.experiment import Experiment, log, sha256
 
-BLOCK_CUTS = 20_000  # 80 MB in memory
+BLOCK_CUTS = 20_000  # 50 MB in memory
 SHAR_BLOCK_CUTS = 2_000  # with their features, 0.7 GB of 12-second cuts
 SORTED_AT_ONCE = 10_000  # cuts of which the blocks are written together
 LINE = "line"  # of a manifest, in the custom fields of a cut that is not parsed yet
