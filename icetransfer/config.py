@@ -224,6 +224,14 @@ class SpecAugment(Section):
     max_frames_mask_fraction: float = 0.15
 
 
+class Noise(Section):
+    """Recordings such as MUSAN's, added to some of the training cuts."""
+
+    path: Path | None = None  # a folder of audio, or a lhotse manifest of recordings; None: none
+    snr: tuple[float, float] = (10, 20)  # dB, drawn evenly between these
+    probability: float = Field(0.5, gt=0, le=1)  # that a cut gets some
+
+
 SUBMODULES = (
     *("encoder_embed", "encoder", "decoder", "joiner"),
     *("simple_am_proj", "simple_lm_proj", "ctc_output"),
@@ -264,6 +272,14 @@ class Transfer(Section):
     adapters: Adapters = Adapters()
 
 
+class Mix(Section):
+    """Training data of another recipe, such as that of the base model: against forgetting it."""
+
+    data: Path | None = None  # its data folder, after its stage 3; None: none
+    share: float = Field(0.2, gt=0, lt=1)  # of the audio of each batch
+    unknown: Literal["characters", "cuts"] = "characters"  # dropped where the tokens lack some
+
+
 class Schedule(Section):
     """Learning rate: warm-up, then constant with a cool-down at the end, or Eden."""
 
@@ -295,6 +311,10 @@ class Train(Section):
     ctc_loss_scale: float = 0.5
     loss_backend: Literal["auto", "k2", "torch"] = "auto"
     spec_augment: SpecAugment = SpecAugment()
+    noise: Noise = Noise()
+    mix: Mix = Mix()
+    join_seconds: float = Field(0, ge=0)  # short cuts are joined to so much audio; 0: never
+    shar: str | None = None  # folder or address of the training features, read in sequence
     log_every: int = Field(20, ge=1)
     valid_every: int = Field(200, ge=1)
     checkpoint_every: int = Field(200, ge=1)

@@ -11,14 +11,16 @@ share may be empty, and one that does not fit into the memory is tried again in 
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 BUCKET = 1 << 25  # gradients reduced at once, 128 MB in float32
 
@@ -91,7 +93,7 @@ class World:
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process; computed on the hosts."""
-        return bool(self.sum(torch.tensor(int(here))))
+        return here if self.size == 1 else bool(self.sum(torch.tensor(int(here))))
 
     def share(self, value: Any) -> Any:
         """The writer's value, in every process."""
@@ -99,6 +101,24 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def as_writer(self, work: Callable[[], T]) -> T:
+        """What the writer's work gives, in every process; all of them wait for it.
+
+        Raises:
+            OSError: in the other processes, when the work has failed in the writer's.
+        """
+        result, failure = None, None
+        if self.is_writer:
+            try:
+                result = work()
+            except Exception as error:
+                self.share((None, f"{type(error).__name__}: {error}"))
+                raise
+        result, failure = self.share((result, failure))
+        if failure is not None:
+            raise OSError(f"the process that writes the files has failed ({failure})")
+        return cast(T, result)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes."""

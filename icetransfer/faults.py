@@ -50,11 +50,13 @@ class BadBatches:
         total: in the whole run.
         in_a_row: the last ones of it.
         since: the step of the first of these.
+        missing_cuts: cuts of other batches whose features could not be read, in the whole run.
     """
 
     total: int = 0
     in_a_row: int = 0
     since: int = 0
+    missing_cuts: int = 0
 
     def count(self, step: int, good: bool) -> None:
         """Takes the next step in."""

@@ -37,6 +37,7 @@ class Meter:
     seen: list[str] = field(default_factory=list)
     _new: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)
     _good: list[list[float]] = field(default_factory=list)
+    _missing: list[tuple[str, str]] = field(default_factory=list)
     _audio_seconds: float = 0.0
     _tokens: float = 0.0
     _frames: float = 0.0
@@ -48,21 +49,22 @@ class Meter:
 
         Args:
             step: its number.
-            batches: what it was made on, here.
+            batches: what it was made on, here, as they are on the host.
             numbers: (len(LOSSES) + 2,), the losses and encoder frames summed over all processes,
                 and the norm of the gradient.
         """
         ids: tuple[str, ...] = ()
         for batch in batches:
             ids += batch.ids
+            self._missing += batch.missing
             self._audio_seconds += batch.seconds
-            self._tokens += float(batch.token_lens.sum())
-            self._frames += float(batch.feature_lens.sum())
+            self._tokens += batch.token_lens.numpy().sum()  # of the batch on the host
+            self._frames += batch.feature_lens.numpy().sum()
             self._padded_frames += batch.features.shape[0] * batch.features.shape[1]
         self._new.append((step, ids, numbers))
 
     def look(self) -> None:
-        """Brings the numbers to the host; logs and counts the steps that were skipped."""
+        """Brings the numbers to the host; logs and counts skipped steps and missing cuts."""
         if not self._new:
             return
         rows = torch.stack([numbers for _, _, numbers in self._new]).tolist()
@@ -80,7 +82,10 @@ class Meter:
             )
             self.seen.append(line)
             log.warning("%s", line)
-        self._new = []
+        for name, reason in [each for own in self.world.gather(self._missing) for each in own]:
+            self.bad.missing_cuts += 1
+            log.warning("left out %s: %s", name, reason)
+        self._new, self._missing = [], []
 
     def means(self) -> dict[str, float]:
         """Means since the last call, losses for each encoder frame (40 ms); starts anew.
@@ -100,6 +105,7 @@ class Meter:
             "tokens_per_second": tokens / elapsed,
             "padding": 1 - frames / max(padded_frames, 1),
             "skipped_batches": self.bad.total,
+            "missing_cuts": self.bad.missing_cuts,
         }
         self._good, self._since = [], time.perf_counter()
         self._audio_seconds = self._tokens = self._frames = self._padded_frames = 0.0
@@ -107,9 +113,9 @@ class Meter:
 
 
 def per_frame(sums: Iterable[float]) -> dict[str, float]:
-    """Names and normalises summed losses; the last of `sums` is the encoder frames."""
+    """Names and normalises summed losses; the last of `sums` is the encoder frames, maybe 0."""
     *losses, frames = sums
-    return {name: value / frames for name, value in zip(LOSSES, losses, strict=True)}
+    return {name: value / max(frames, 1) for name, value in zip(LOSSES, losses, strict=True)}
 
 
 class Reporter:

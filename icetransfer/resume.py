@@ -20,7 +20,8 @@ from icetransfer.adapters import adapter_state, attach, is_fixed
 from icetransfer.average import StateDict, start_average
 from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
 from icetransfer.config import Config, Train
-from icetransfer.data.loader import Shares, TrainLoader, hold_training_data, train_cuts
+from icetransfer.data.blocks import hold_blocks
+from icetransfer.data.loader import Shares, TrainLoader, train_loader
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.distributed import World
 from icetransfer.experiment import Experiment, log
@@ -179,9 +180,7 @@ def start_run(
             f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
         )
     settings = experiment.config.train
-    cuts = train_cuts(experiment)
-    if world.is_writer:
-        hold_training_data(experiment, cuts)
+    world.as_writer(lambda: hold_blocks(experiment))
     optimizer = make_optimizer(model, experiment.config)
     precision = choose_precision(settings.precision, world.device)
     run = Run(
@@ -190,16 +189,13 @@ def start_run(
         averaged=start_average(model),
         optimizer=optimizer,
         scheduler=_make_scheduler(optimizer, settings),
-        loader=TrainLoader(
-            cuts,
+        loader=train_loader(
+            experiment,
             tokenizer,
-            settings.batch_seconds,
-            experiment.config.seed,
             Shares(
                 count=world.size * settings.accumulate,
                 mine=tuple(i * world.size + world.rank for i in range(settings.accumulate)),
             ),
-            settings.workers,
         ),
         # As icefall: losses are sums, and large.
         scaler=torch.amp.GradScaler(
@@ -299,13 +295,15 @@ def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
 def save_run(run: Run) -> None:
     """Writes the checkpoint of the run's step, then deletes those that are not needed any more.
 
-    Only the writer of the processes does.
+    Only the writer of the processes does; the others wait for it.
 
     Raises:
         OSError: it could not be written; the earlier ones are all there.
     """
-    if not run.world.is_writer:
-        return
+    run.world.as_writer(lambda: _write_checkpoint(run))
+
+
+def _write_checkpoint(run: Run) -> None:
     save_checkpoint(
         checkpoint_path(run.experiment, run.step),
         run.model,

@@ -6,6 +6,7 @@ SpecAugment, dropout), so a run that was killed and resumed equals the undisturb
 from EN and ML see the same batches at the same tiers with the same masks.
 """
 
+import functools
 import logging
 import random
 import sys
@@ -105,8 +106,7 @@ def train(experiment: Experiment) -> None:
 def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     settings = experiment.config.train
     newest = _agree_on_newest(experiment, world)
-    if world.is_writer:
-        run_again_path(experiment).unlink(missing_ok=True)
+    world.as_writer(lambda: run_again_path(experiment).unlink(missing_ok=True))
     if newest and newest[0] == final_step(experiment):
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
@@ -129,8 +129,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
         try:
             _train_loop(run, dev[world.rank :: world.size], tokenizer, signals)
         except BadRun as bad:
-            if world.is_writer:
-                go_back(experiment, bad)
+            world.as_writer(functools.partial(go_back, experiment, bad))
             run = start_run(experiment, _agree_on_newest(experiment, world), world)
     if world.is_writer:
         write_provenance(
@@ -149,8 +148,14 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
 
 def _agree_on_newest(experiment: Experiment, world: World) -> tuple[int, Checkpoint] | None:
     """`newest_checkpoint`, the same one in every process."""
-    newest = newest_checkpoint(experiment) if world.is_writer else None
-    step = world.share(newest and newest[0])
+    newest: tuple[int, Checkpoint] | None = None
+
+    def find() -> int | None:
+        nonlocal newest
+        newest = newest_checkpoint(experiment)
+        return newest and newest[0]
+
+    step = world.as_writer(find)
     if world.is_writer or step is None:
         return newest
     return step, read_checkpoint(checkpoint_path(experiment, step))
@@ -167,8 +172,12 @@ def _train_loop(run: Run, dev: list[Batch], tokenizer: Tokenizer, signals: StopS
     meter = Meter(run.bad, run.world)
     run.model.train()
     reporter: Reporter | None = None
-    if run.world.is_writer:
+
+    def open_reporter() -> None:
+        nonlocal reporter
         reporter = Reporter(run.experiment.dir, run.step, settings.max_steps)
+
+    run.world.as_writer(open_reporter)
     batches = iter(run.loader)
     try:
         while True:
@@ -210,18 +219,25 @@ def _report_and_save(
             count, since = run.bad.in_a_row, run.bad.since
             raise BadRun(f"{count} bad batches in a row since step {since}", since, meter.seen)
     if logs:
-        numbers = meter.means() | _rates(run)
-        if reporter:
-            reporter.report(step, numbers, "train")
+        _report(run, reporter, meter.means() | _rates(run), "train")
     if finished or step % settings.valid_every == 0:
         numbers = dev_loss(run, dev)
         if settings.dev_wer:
             numbers |= dev_wer(run.model, dev, tokenizer, settings, run.world)
         run.dev_scores[step] = numbers.get("wer", numbers["loss"])
-        if reporter:
-            reporter.report(step, numbers, "dev")
+        _report(run, reporter, numbers, "dev")
     if saves:
         save_run(run)
+
+
+def _report(run: Run, reporter: Reporter | None, numbers: dict[str, float], kind: str) -> None:
+    """Reports numbers of the run's step, in the process that has the reporter."""
+
+    def report() -> None:
+        assert reporter is not None
+        reporter.report(run.step, numbers, kind)
+
+    run.world.as_writer(report)
 
 
 def _stops_early(run: Run) -> bool:
@@ -238,9 +254,8 @@ def _stops_early(run: Run) -> bool:
     )  # fmt: skip
     if not is_regular(run.settings, run.step):
         save_run(run)
-    if run.world.is_writer:
-        atomic.write_text(stopped_early_path(run.experiment), f"{run.step}\n")
-    run.world.share(None)  # the others go on when it is written
+    path = stopped_early_path(run.experiment)
+    run.world.as_writer(lambda: atomic.write_text(path, f"{run.step}\n"))
     return True
 
 
@@ -258,8 +273,7 @@ def _stop(run: Run, meter: Meter, signals: StopSignals) -> None:
     """Saves and leaves, to be run again."""
     meter.look()
     save_run(run)
-    if run.world.is_writer:
-        run_again_path(run.experiment).touch()
+    run.world.as_writer(run_again_path(run.experiment).touch)
     name = signals.received.name if signals.received else "a signal to another process"
     log.warning(
         "%s: stopped after step %d with all saved in %s; the same command goes on from there "

@@ -3,11 +3,10 @@
 Legend: N batch, T feature frames (10 ms), S tokens.
 """
 
-import gzip
-import json
-from collections import Counter
+import random
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,24 @@ from lhotse.dataset.sampling import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from icetransfer import atomic, config
+from icetransfer.data.augment import Noise
+from icetransfer.data.blocks import (
+    Blocks,
+    Screen,
+    mixed_data,
+    num_frames,
+    open_blocks,
+    parsed,
+    training_data,
+)
 from icetransfer.data.features import NUM_BINS, PADDING, compute, is_on_the_fly, read_manifest
-from icetransfer.data.subset import order_key, read_subset, subset_path
+from icetransfer.data.subset import order_key
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log, sha256
+from icetransfer.experiment import Experiment, log
 
 MAX_BUCKETS = 30
 BATCHES_PER_BUCKET = 5  # fewer than this in an epoch, and buckets would leave mostly stumps
+LOST_IN_A_ROW = 100  # so many cuts cannot be read, and training stops
 SEED_STRIDE = 100_000  # seeds stay apart for so many epochs
 
 
@@ -38,9 +47,10 @@ class Batch:
         feature_lens: (N,).
         tokens: (N, S), padded with 0.
         token_lens: (N,).
-        ids: names of the N cuts.
+        ids: names of the N cuts; where cuts are joined to a row, with + between them.
         seconds: audio in the batch, padding not counted.
         texts: transcripts of the N cuts.
+        missing: names of cuts whose features cannot be read, and why; they are not among the N.
     """
 
     features: Tensor
@@ -50,6 +60,7 @@ class Batch:
     ids: tuple[str, ...]
     seconds: float
     texts: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with all tensors on the device."""
@@ -84,48 +95,6 @@ class Batch:
             )
             for rows in slices
         ]
-
-
-def encoder_frames(num_frames: int) -> int:
-    """Encoder output frames (40 ms) of so many feature frames."""
-    return ((num_frames - 7) // 2 + 1) // 2
-
-
-def train_cuts(experiment: Experiment) -> list[Cut]:
-    """The experiment's training cuts, at every speed."""
-    subset = read_subset(subset_path(experiment))
-    return [
-        cut
-        for corpus in experiment.config.data.corpora
-        for cut in read_manifest(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz")
-        if (corpus, cut.source_id) in subset
-    ]
-
-
-def hold_training_data(experiment: Experiment, cuts: Sequence[Cut]) -> None:
-    """Notes in the experiment what it is trained on, or checks that it still is the same.
-
-    Raises:
-        ValueError: cuts or tokens are not those that were noted; says which differ.
-    """
-    path = experiment.dir / "train_data.jsonl.gz"
-    found = {cut.id: [cut.num_frames, text_of(cut)] for cut in cuts}
-    found["bpe.model"] = [0, sha256(experiment.lang_dir / "bpe.model")]
-    if not path.is_file():
-        lines = (json.dumps([name, *found[name]], ensure_ascii=False) for name in sorted(found))
-        with atomic.atomic_path(path) as temporary:
-            temporary.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-        return
-    rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())
-    noted = {name: facts for name, *facts in rows}
-    changed = config.differences(noted, found)
-    if changed:
-        raise ValueError(
-            f"{experiment.dir} was trained on other data than there are now; {len(changed)} cuts "
-            f"differ (frames and text: before -> now), such as\n  "
-            + "\n  ".join(changed[:5])
-            + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start anew"
-        )
 
 
 def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
@@ -171,43 +140,90 @@ def load_features(cut: Cut) -> np.ndarray:
     return features
 
 
+@dataclass(frozen=True)
+class Row:
+    """What becomes one row of a batch.
+
+    Attributes:
+        cuts: one, or several that are joined.
+        epoch: in which pass over the data; decides what noise is added.
+    """
+
+    cuts: tuple[Cut, ...]
+    epoch: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        """Feature frames."""
+        return sum(map(num_frames, self.cuts))
+
+
 class Collator:
-    """Turns cuts into a `Batch`."""
+    """Turns rows of cuts into a `Batch`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, noise: Noise | None = None) -> None:
+        """Remembers what to encode text with, and what to add to the features if anything."""
+        self.tokenizer, self.noise = tokenizer, noise
 
-    def __call__(self, cuts: Sequence[Cut], frames: int = 0) -> Batch:
-        """Loads the features and encodes the text of some cuts.
+    def __call__(self, rows: Sequence[Row], frames: int = 0) -> Batch:
+        """Loads the features and encodes the text of some rows.
 
         Args:
-            cuts: may be none.
+            rows: may be none.
             frames: how far to pad at least.
         """
-        if not cuts:
+        loaded = [[self._load(cut, row.epoch) for cut in row.cuts] for row in rows]
+        found = [[each for each in row if not isinstance(each, _Missing)] for row in loaded]
+        missing = [each for row in loaded for each in row if isinstance(each, _Missing)]
+        found = [row for row in found if row]
+        lost = tuple((each.id, each.reason) for each in missing)
+        if not found:
             none = torch.zeros(0, dtype=torch.long)
             features = torch.zeros(0, frames, NUM_BINS)
-            return Batch(features, none, none.view(0, 0), none, (), 0.0)
-        matrices = [torch.from_numpy(load_features(cut)) for cut in cuts]
+            return Batch(features, none, none.view(0, 0), none, (), 0.0, missing=lost)
+        matrices = [torch.cat([torch.from_numpy(each.features) for each in row]) for row in found]
         padded = torch.nn.utils.rnn.pad_sequence(matrices, True, padding_value=PADDING)
-        missing = max(0, frames - padded.size(1))
-        tokens = [
-            torch.tensor(self.tokenizer.encode(text_of(cut)), dtype=torch.long) for cut in cuts
-        ]
+        texts = [" ".join(text_of(each.cut) for each in row) for row in found]
+        tokens = [torch.tensor(self.tokenizer.encode(text), dtype=torch.long) for text in texts]
         return Batch(
-            features=torch.nn.functional.pad(padded, (0, 0, 0, missing), value=PADDING),
+            features=torch.nn.functional.pad(
+                padded, (0, 0, 0, max(0, frames - padded.size(1))), value=PADDING
+            ),
             feature_lens=torch.tensor([len(matrix) for matrix in matrices]),
             tokens=torch.nn.utils.rnn.pad_sequence(tokens, True),
             token_lens=torch.tensor([len(ids) for ids in tokens]),
-            ids=tuple(cut.id for cut in cuts),
-            seconds=sum(cut.duration for cut in cuts),
-            texts=tuple(text_of(cut) for cut in cuts),
+            ids=tuple("+".join(each.cut.id for each in row) for row in found),
+            seconds=sum(each.cut.duration for row in found for each in row),
+            texts=tuple(texts),
+            missing=lost,
         )
+
+    def _load(self, cut: Cut, epoch: int) -> "_Loaded | _Missing":
+        cut = parsed(cut)
+        try:
+            features = load_features(cut)
+        except ValueError as error:
+            return _Missing(cut.id, str(error))
+        if self.noise is not None:
+            features = self.noise.add(features, f"{epoch} {cut.id}")
+        return _Loaded(cut, features)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    cut: Cut
+    features: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Missing:
+    id: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How the batch of a step is dealt out, cut by cut.
+    """How the batch of a step is dealt out, row by row.
 
     Attributes:
         count: of all shares.
@@ -218,19 +234,89 @@ class Shares:
     mine: tuple[int, ...] = (0,)
 
 
-class _Batches(Dataset[Batch]):
-    """One process's shares of some batches, padded as the whole batch: padding is heard."""
+@dataclass(frozen=True)
+class Place:
+    """Where training is in its data.
 
-    def __init__(self, batches: list[Sequence[Cut]], shares: Shares, collate: Collator) -> None:
-        self.batches, self.shares, self.collate = batches, shares, collate
+    Attributes:
+        epoch: passes over all blocks that are done.
+        block: blocks of this pass that are done.
+        batch: steps begun in the block after these.
+    """
 
-    def __len__(self) -> int:
-        return len(self.batches) * len(self.shares.mine)
+    epoch: int = 0
+    block: int = 0
+    batch: int = 0
 
-    def __getitem__(self, index: int) -> Batch:
-        number, position = divmod(index, len(self.shares.mine))
-        cuts, share = self.batches[number], self.shares.mine[position]
-        return self.collate(cuts[share :: self.shares.count], max(cut.num_frames for cut in cuts))
+
+class Order:
+    """Which cuts are trained on at which step: a function of blocks, seconds and seed."""
+
+    def __init__(self, blocks: Blocks, seconds: float, seed: int, join_seconds: float = 0) -> None:
+        """Defines an order.
+
+        Args:
+            blocks: the cuts.
+            seconds: audio of a step, padding included.
+            seed: of the shuffles.
+            join_seconds: cuts of a step are joined, one after the other, to rows of so much audio.
+        """
+        self.blocks, self._seconds, self._seed = blocks, seconds, seed
+        self._join_seconds = join_seconds
+
+    def steps(self, place: Place) -> Iterator[tuple[Place, list[Row]]]:
+        """The rows of each step from a place on, without end, and the place after it."""
+        epoch, done, batch = place.epoch, place.block, place.batch
+        while True:
+            numbers = list(range(self.blocks.count))
+            random.Random(f"blocks {self._seed} {epoch}").shuffle(numbers)
+            for position in range(done, len(numbers)):
+                batches = self._batches(self.blocks.read(numbers[position]), epoch)
+                for index in range(batch, len(batches)):
+                    yield Place(epoch, position, index + 1), self._rows(batches[index], epoch)
+                batch = 0
+            epoch, done = epoch + 1, 0
+
+    def _rows(self, cuts: Sequence[Cut], epoch: int) -> list[Row]:
+        rows: list[list[Cut]] = []
+        seconds = 0.0
+        for cut in cuts:
+            if not rows or seconds + cut.duration > self._join_seconds:
+                rows.append([])
+                seconds = 0.0
+            rows[-1].append(cut)
+            seconds += cut.duration
+        return [Row(tuple(row), epoch) for row in rows]
+
+    def _batches(self, cuts: list[Cut], epoch: int) -> list[Sequence[Cut]]:
+        """The steps of one block, of cuts of similar length where there are enough of them."""
+        seconds = sum(cut.duration for cut in cuts)
+        buckets = min(MAX_BUCKETS, int(seconds / self._seconds / BATCHES_PER_BUCKET))
+        settings: dict[str, Any] = {
+            "max_duration": max(self._seconds, max(cut.duration for cut in cuts)),
+            "shuffle": True,
+            "world_size": 1,
+            "rank": 0,
+        }
+        sampler: BucketingSampler | SimpleCutSampler
+        if buckets >= 2:
+            # Not the dynamic one: it loses some cuts in every epoch.
+            sampler = BucketingSampler(CutSet.from_cuts(cuts), num_buckets=buckets, **settings)
+        else:
+            sampler = SimpleCutSampler(CutSet.from_cuts(cuts), **settings)
+        # The seed goes in by the epoch, because a bucket's own shuffle knows no other.
+        sampler.set_epoch(self._seed * SEED_STRIDE + epoch)
+        return [list(batch) for batch in sampler]
+
+
+class _Loading(Dataset[Batch]):
+    """Loads what the sampler asks for: a share's rows, padded as the whole batch is heard."""
+
+    def __init__(self, collate: Collator) -> None:
+        self._collate = collate
+
+    def __getitem__(self, share: tuple[list[Row], int]) -> Batch:
+        return self._collate(*share)
 
 
 class TrainLoader:
@@ -243,95 +329,131 @@ class TrainLoader:
 
     def __init__(
         self,
-        cuts: Sequence[Cut],
-        tokenizer: Tokenizer,
-        batch_seconds: float,
-        seed: int,
+        orders: Sequence[Order],
+        collate: Collator,
         shares: Shares = Shares(),
         workers: int = 0,
     ) -> None:
-        """Keeps the cuts that can be trained on; says how many are left out and why.
+        """Starts at the beginning.
 
         Args:
-            cuts: with features; the order given does not matter.
-            tokenizer: encodes their text.
-            batch_seconds: audio in a share, padding included.
-            seed: of the shuffles.
+            orders: a step has the rows of one step of each; the first one's epochs are the run's.
+            collate: makes batches of them.
             shares: of a step's batch; those of this process are given out one after the other.
             workers: processes that load ahead.
-
-        Raises:
-            ValueError: no cut can be trained on.
         """
-        usable = usable_cuts(sorted(cuts, key=lambda cut: cut.id), tokenizer)
-        self._cuts = usable
-        self._collate = Collator(tokenizer)
-        self._step_seconds = batch_seconds * shares.count
+        self._orders = orders
+        self._collate = collate
         self._shares = shares
         self._workers = workers
-        self._seed = seed
-        self.epoch = 0
-        self.batch = 0  # steps of the epoch already begun
-        self.seconds = sum(cut.duration for cut in usable)
+        self._places = [Place() for _ in orders]  # after the steps already begun
+
+    @property
+    def epoch(self) -> int:
+        """Of the step that was given out last."""
+        return self._places[0].epoch
+
+    @property
+    def seconds(self) -> float:
+        """Audio of an epoch, at all speeds."""
+        return self._orders[0].blocks.seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        """Goes on from `epoch` and `batch`, without end."""
-        while True:
-            batches = self._epoch_batches()
-            dataset = _Batches(batches[self.batch :], self._shares, self._collate)
-            loading = DataLoader(
-                dataset,
-                batch_size=None,
-                num_workers=self._workers,
-                pin_memory=torch.cuda.is_available(),
-            )
-            for number, batch in enumerate(loading):
-                self.batch += number % len(self._shares.mine) == 0
-                yield batch
-            self.epoch, self.batch = self.epoch + 1, 0
+        """Goes on from where it is, without end.
 
-    def state_dict(self) -> dict[str, int]:
+        Raises:
+            ValueError: the features of many cuts in a row cannot be read.
+        """
+        ahead: deque[list[Place]] = deque()  # of the steps that are being loaded
+
+        def shares() -> Iterator[tuple[list[Row], int]]:
+            steps = [
+                order.steps(place) for order, place in zip(self._orders, self._places, strict=True)
+            ]
+            for parts in zip(*steps, strict=True):
+                ahead.append([place for place, _ in parts])
+                rows = [row for _, rows in parts for row in rows]
+                frames = max(row.num_frames for row in rows)
+                for share in self._shares.mine:
+                    yield rows[share :: self._shares.count], frames
+
+        loading = DataLoader(
+            _Loading(self._collate),
+            batch_size=None,
+            sampler=shares(),
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        lost = 0  # cuts, without one in between that was there
+        for number, batch in enumerate(loading):
+            lost = 0 if batch.ids else lost + len(batch.missing)
+            if lost >= LOST_IN_A_ROW:
+                reason = batch.missing[0][1]
+                raise ValueError(f"{reason}. So it is with the last {lost} cuts: is a disk gone?")
+            if number % len(self._shares.mine) == 0:
+                self._places = ahead.popleft()
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for `load_state_dict`."""
-        return {"epoch": self.epoch, "batch": self.batch, "shares": self._shares.count}
+        places = [asdict(place) for place in self._places]
+        return {"places": places, "shares": self._shares.count}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a saved place; takes effect at the next `iter`.
 
         With another number of shares the batches are others, and the place is the nearest one.
         """
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        # Earlier versions had one place, in one block.
+        places = state.get("places") or [{key: state[key] for key in ("epoch", "batch")}]
+        self._places = [Place(**place) for place in places]
         before = state.get("shares", 1)
         if before != self._shares.count:
-            self.batch = self.batch * before // self._shares.count
+            self._places = [
+                replace(place, batch=place.batch * before // self._shares.count)
+                for place in self._places
+            ]
             log.warning(
                 "steps had %d shares (processes x train.accumulate) and now have %d: the run goes "
                 "on, with batches that an undisturbed one would not have had",
                 before, self._shares.count,
             )  # fmt: skip
 
-    def _epoch_batches(self) -> list[Sequence[Cut]]:
-        cuts = CutSet.from_cuts(self._cuts)
-        buckets = min(MAX_BUCKETS, int(self.seconds / self._step_seconds / BATCHES_PER_BUCKET))
-        settings: dict[str, Any] = {
-            "max_duration": max(self._step_seconds, max(cut.duration for cut in cuts)),
-            "shuffle": True,
-            "world_size": 1,
-            "rank": 0,
-        }
-        sampler: BucketingSampler | SimpleCutSampler
-        if buckets >= 2:
-            # Not the dynamic one: it loses some cuts in every epoch.
-            sampler = BucketingSampler(cuts, num_buckets=buckets, **settings)
-        else:
-            sampler = SimpleCutSampler(cuts, **settings)
-        # The seed goes in by the epoch, because a bucket's own shuffle knows no other.
-        sampler.set_epoch(self._seed * SEED_STRIDE + self.epoch)
-        return [list(batch) for batch in sampler]
+
+def train_loader(
+    experiment: Experiment, tokenizer: Tokenizer, shares: Shares = Shares()
+) -> TrainLoader:
+    """The loader of an experiment's blocks, as its config wants it."""
+    settings = experiment.config.train
+    noise = None if settings.noise.path is None else Noise(settings.noise, experiment.config.seed)
+    origins = [(training_data(experiment), settings.shar, 1.0)]
+    if mixed := mixed_data(experiment):
+        share = settings.mix.share
+        origins = [(origins[0][0], settings.shar, 1 - share), (mixed, None, share)]
+    orders = [
+        Order(
+            open_blocks(origin.folder, shar),
+            settings.batch_seconds * shares.count * share,
+            experiment.config.seed,
+            settings.join_seconds,
+        )
+        for origin, shar, share in origins
+    ]
+    return TrainLoader(orders, Collator(tokenizer, noise), shares, settings.workers)
 
 
 def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float) -> list[Batch]:
-    """All batches of the dev cuts, in their order."""
-    usable = usable_cuts(cuts, tokenizer)
+    """All batches of the dev cuts, in their order.
+
+    Raises:
+        ValueError: none of them has text that fits its length, or features cannot be read.
+    """
+    screen = Screen(tokenizer)
+    usable = [cut for cut in cuts if screen.text(cut.id, text_of(cut), cut.num_frames)]
+    for message in screen.messages():
+        log.warning("dev: %s", message)
+    if not usable:
+        raise ValueError(f"none of the {len(cuts)} dev cuts can be used: {dict(screen.left_out)}")
     longest = max(cut.duration for cut in usable)
     sampler = SimpleCutSampler(
         CutSet.from_cuts(usable),
@@ -340,39 +462,12 @@ def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float)
         rank=0,
     )
     collate = Collator(tokenizer)
-    return [collate(list(batch)) for batch in sampler]
+    batches = [collate([Row((cut,)) for cut in batch]) for batch in sampler]
+    for _, reason in (each for batch in batches for each in batch.missing):
+        raise ValueError(reason)  # a dev set must stay the same
+    return batches
 
 
 def text_of(cut: Cut) -> str:
     """The cut's transcript."""
     return " ".join(supervision.text or "" for supervision in cut.supervisions)
-
-
-def usable_cuts(cuts: Sequence[Cut], tokenizer: Tokenizer) -> list[Cut]:
-    """The cuts that have text which fits their length; says how many are left out and why.
-
-    Raises:
-        ValueError: none is left.
-    """
-    usable, reasons, unknown = [], Counter[str](), Counter[str]()
-    example: dict[str, str] = {}
-    for cut in cuts:
-        text = text_of(cut)
-        tokens = tokenizer.encode(text)
-        unknown.update(tokenizer.unknown_characters(text))
-        if not tokens:
-            reason = "an empty transcript"
-        elif len(tokens) > encoder_frames(cut.num_frames):
-            reason = "more tokens than encoder frames"
-        else:
-            usable.append(cut)
-            continue
-        reasons[reason] += 1
-        example.setdefault(reason, cut.id)
-    for reason, count in reasons.items():
-        log.warning("left out %d cuts with %s, such as %s", count, reason, example[reason])
-    if unknown:
-        log.warning("characters outside the vocabulary, read as <unk>: %s", dict(unknown))
-    if not usable:
-        raise ValueError(f"none of the {len(cuts)} cuts can be trained on: {dict(reasons)}")
-    return usable

@@ -15,7 +15,8 @@ import torch
 
 from icetransfer import distributed, faults, resume, train
 from icetransfer.checkpoint import read_checkpoint
-from icetransfer.data.loader import Shares, TrainLoader, train_cuts
+from icetransfer.data.blocks import hold_blocks, open_blocks
+from icetransfer.data.loader import Collator, Order, Shares, TrainLoader
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.distributed import World
 from icetransfer.experiment import Experiment
@@ -105,10 +106,14 @@ def test_two_processes_are_one_with_twice_the_batch(prepare) -> None:
 def test_shares_deal_a_step_out(prepare) -> None:
     experiment = prepare("shares")
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    cuts = train_cuts(experiment)
-    whole = iter(TrainLoader(cuts, tokenizer, 40, seed=1))
+    hold_blocks(experiment)
+    order, collate = (
+        Order(open_blocks(experiment.dir / "train_data"), 40, seed=1),
+        Collator(tokenizer),
+    )
+    whole = iter(TrainLoader([order], collate))
     dealt = [
-        iter(TrainLoader(cuts, tokenizer, 10, 1, Shares(4, mine), workers))
+        iter(TrainLoader([order], collate, Shares(4, mine), workers))
         for mine, workers in (((0, 2), 0), ((1, 3), 2))
     ]
     for _ in range(8):  # two epochs, whose last steps are small
@@ -126,7 +131,9 @@ def test_a_process_may_have_nothing_to_do(prepare) -> None:
     one = prepare("single", *settings, "train.batch_seconds=0.1")
     two = prepare("idle", *settings, "train.batch_seconds=0.05")
     tokenizer = Tokenizer(one.lang_dir / "bpe.model")
-    second = iter(TrainLoader(train_cuts(one), tokenizer, 0.05, 1, Shares(2, (1,))))
+    hold_blocks(one)
+    order = Order(open_blocks(one.dir / "train_data"), 0.1, seed=1)
+    second = iter(TrainLoader([order], Collator(tokenizer), Shares(2, (1,))))
     assert any(not next(second).ids for _ in range(3))
     train.train(one)
     assert in_processes(2, lambda: train.train(two)) == [0, 0]
@@ -249,3 +256,22 @@ def test_precision_is_chosen_by_the_device() -> None:
     cpu = torch.device("cpu")
     assert resume.choose_precision("auto", cpu) == torch.float32
     assert resume.choose_precision("bf16", cpu) == torch.bfloat16
+
+
+def test_when_the_writer_fails_all_processes_leave_with_an_error(prepare, capfd) -> None:
+    experiment = prepare("writerfails")
+    save = resume.save_checkpoint
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "checkpoint-5.pt":
+            raise OSError("checkpoint-5.pt could not be written: no space left")
+        save(path, *args, **kwargs)
+
+    def run() -> None:
+        resume.save_checkpoint = full  # type: ignore[assignment]
+        train.train(experiment)
+
+    assert in_processes(2, run) == [1, 1]
+    said = capfd.readouterr().err
+    assert "the process that writes the files has failed (OSError: checkpoint-5.pt" in said
+    assert resume.saved_steps(experiment) == [3]

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -211,6 +212,43 @@ def test_a_run_of_bad_batches_goes_back_with_a_lower_rate(prepare, monkeypatch, 
     assert metrics(experiment)[-1]["step"] == 32
 
 
+def test_twenty_infinite_losses_cost_two_returns_and_nothing_else(
+    prepare, monkeypatch, caplog
+) -> None:
+    experiment = prepare("twenty", *BAD_FROM)
+    sums, left = train._sums, [20]
+
+    def infinite(total: torch.Tensor, *rest: Any) -> torch.Tensor:
+        bad = infinite.step >= 13 and left[0] > 0
+        left[0] -= bad
+        return sums(total + torch.inf if bad else total, *rest)
+
+    step = train._train_step
+
+    def counted(run: Any, shares: Any) -> torch.Tensor:
+        infinite.step = run.step
+        numbers = step(run, shares)
+        infinite.step = 0  # not in the dev loss
+        return numbers
+
+    infinite.step = 0
+    monkeypatch.setattr(train, "_sums", infinite)
+    monkeypatch.setattr(train, "_train_step", counted)
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        train.train(experiment)
+    assert left == [0]
+    first, second = faults.read_returns(resume.returns_path(experiment))
+    assert (first.since, first.to) == (second.since, second.to) == (13, 12)
+    assert caplog.text.count("loss inf, gradient norm") == 20
+    assert "from now on at 0.25 times the learning rate" in caplog.text
+    after = weights(experiment, 32)
+    assert all(value.isfinite().all() for value in after.values())
+    start = read_checkpoint(experiment.init_checkpoint).state_dict
+    assert any(not torch.equal(after[name], start[name]) for name in after)
+    assert metrics(experiment)[-1]["step"] == 32
+    assert resume.saved_steps(experiment)[-1] == 32
+
+
 def test_after_three_returns_training_stops_with_what_was_seen(prepare, monkeypatch) -> None:
     experiment = prepare("hopeless", *BAD_FROM)
     poison = Poison(monkeypatch, lambda step: step >= 13)
@@ -353,28 +391,51 @@ def test_a_failing_write_leaves_the_checkpoint_before(prepare, undisturbed, monk
     assert_same(weights(undisturbed), weights(experiment))
 
 
-def test_changed_data_are_refused_with_the_difference(prepare, undisturbed, monkeypatch) -> None:
-    cuts = resume.train_cuts(undisturbed)
-    changed = [cut for cut in cuts if cut.id != "train-03"]
-    for cut in changed:
-        if cut.id == "train-05":
-            cut.supervisions[0].text = "zes"
-    resume.checkpoint_path(undisturbed, 8).rename(undisturbed.dir / "aside.pt")
-    monkeypatch.setattr(resume, "train_cuts", lambda experiment: changed)
-    with pytest.raises(ValueError, match="2 cuts differ") as error:
-        train.train(undisturbed)
-    (undisturbed.dir / "aside.pt").rename(resume.checkpoint_path(undisturbed, 8))
+def test_changed_data_are_refused_with_the_difference(prepare, tone_data: Path) -> None:
+    experiment = prepare("changed", "train.max_steps=3")
+    train.train(experiment)
+    resume.checkpoint_path(experiment, 3).unlink()
+    manifest = tone_data / "manifests" / "tones_train_fbank.jsonl.gz"
+    kept = manifest.read_bytes()
+    cuts = features.read_manifest(manifest)
+    try:
+        features.write_manifest(cuts[::-1], manifest)  # other bytes, the same cuts
+        train.train(experiment)
+        changed = [cut for cut in cuts if cut.id != "train-03"]
+        next(cut for cut in changed if cut.id == "train-05").supervisions[0].text = "zes"
+        features.write_manifest(changed, manifest)
+        with pytest.raises(ValueError, match="2 cuts differ") as error:
+            resume.start_run(experiment, None)
+    finally:
+        manifest.write_bytes(kept)
     assert "train-03: [" in str(error.value) and "-> None" in str(error.value)
     assert "'zes']" in str(error.value) and "another --exp" in str(error.value)
+    resume.start_run(experiment, None)  # what there was is whole
 
 
-def test_features_that_vanished_are_named(prepare, tone_data: Path) -> None:
+def test_cuts_whose_features_vanished_are_left_out_and_named(prepare, tone_data, caplog) -> None:
     experiment = prepare("vanished")
+    (shard,) = (tone_data / "fbank" / "tones_train").glob("speed-0.9-*.npy")
+    shard.rename(tone_data / "gone.npy")
+    features._open_shard.cache_clear()
+    try:
+        with caplog.at_level("WARNING", logger="icetransfer"):
+            train.train(experiment)
+    finally:
+        (tone_data / "gone.npy").rename(shard)
+    lost = re.findall(r"left out (\S+): cut (\S+): its features in .* cannot be read", caplog.text)
+    assert lost and all(one == two and one.endswith("_sp0.9") for one, two in lost)
+    assert metrics(experiment)[-2]["missing_cuts"] == len(lost)
+    assert resume.start_run(experiment, resume.newest_checkpoint(experiment)).bad.missing_cuts > 0
+
+
+def test_when_all_features_vanished_training_stops(prepare, tone_data: Path) -> None:
+    experiment = prepare("allvanished", "train.max_steps=99")
     folder = tone_data / "fbank" / "tones_train"
     folder.rename(tone_data / "gone")
     features._open_shard.cache_clear()
     try:
-        with pytest.raises(ValueError, match=r"cut train-\S+: its features in .*run stage 3 again"):
+        with pytest.raises(ValueError, match=r"cut train-\S+: its features in .*is a disk gone"):
             train.train(experiment)
     finally:
         (tone_data / "gone").rename(folder)
@@ -386,10 +447,10 @@ def test_a_loading_process_that_dies_is_an_error_that_says_so(
     experiment = prepare("worker", "train.workers=1")
     collate = loader.Collator.__call__
 
-    def die(self: Any, cuts: Any, frames: int = 0) -> Any:
-        if torch.utils.data.get_worker_info() and doomed in [cut.id for cut in cuts]:
+    def die(self: Any, rows: Any, frames: int = 0) -> Any:
+        if torch.utils.data.get_worker_info() and doomed in [row.cuts[0].id for row in rows]:
             os.kill(os.getpid(), signal.SIGKILL)
-        return collate(self, cuts, frames)
+        return collate(self, rows, frames)
 
     batches = iter(resume.start_run(undisturbed, None).loader)
     doomed = [next(batches).ids for _ in range(7)][-1][0]

@@ -1,18 +1,24 @@
 import json
+import traceback
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from icetransfer import resume, train
 from icetransfer.average import average_run
 from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.config import Train
+from icetransfer.data import blocks
 from icetransfer.data.loader import dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.transducer import build_transducer
 from icetransfer.score import count_errors
 from icetransfer.search import greedy_search
+
+SOURCES = str(Path(train.__file__).parent)
 
 
 def checkpoint(experiment, step):
@@ -118,6 +124,25 @@ def test_a_killed_run_goes_on_to_the_same_result(prepare, monkeypatch):
     assert last.stat().st_mtime_ns == written
 
 
+def test_a_killed_run_with_helpers_goes_on_in_the_middle_of_its_blocks(prepare, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CUTS", 10)
+    settings = ("train.workers=2", "train.join_seconds=4")
+    undisturbed, killed = (prepare(name, *settings) for name in ("blocks", "blockskilled"))
+    train.train(undisturbed)
+
+    def kill(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Reporter, "progress", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(killed)
+    train.train(killed)
+    assert checkpoint(killed, 8)[2]["sampler"]["places"][0]["block"] > 0
+    assert_equal(checkpoint(undisturbed, 8)[1:], checkpoint(killed, 8)[1:])
+
+
 def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
     seen = {}
     inner = train._losses
@@ -132,6 +157,51 @@ def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
         train.train(prepare(init, f"init={init}", "train.max_steps=3"))
     assert seen["en"] == seen["ml"]
     assert len(seen["en"]) > 3
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where a tensor's value is brought to the host, for which a GPU would have to wait."""
+
+    OPERATORS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def note(self):
+        frames = traceback.extract_stack()
+        own = [frame for frame in frames if frame.filename.startswith(SOURCES)]
+        self.places.append(f"{Path(own[-1].filename).relative_to(SOURCES)}:{own[-1].lineno}")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in self.OPERATORS:
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_numbers_before_they_are_logged(prepare, monkeypatch):
+    reads = HostReads()
+    to_list = torch.Tensor.tolist  # no operator
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.note() or to_list(self))
+    settings = ("train.max_steps=400", "train.log_every=50", "train.valid_every=50")
+    run = resume.start_run(prepare("reads", *settings, "train.checkpoint_every=50"), None)
+    batches, meter = iter(run.loader), train.Meter(run.bad)
+    for step in range(1, 10):
+        shares = [next(batches)]
+        run.step = step
+        reads.places.clear()
+        with reads:
+            meter.add(step, shares, train._train_step(run, shares))
+            train.update_averaged_model(step, 2, run.model, run.averaged)
+            train._report_and_save(run, [], None, meter, None)
+            assert not run.world.any(False)
+        # SpecAugment reads lengths, which are on the host; the model and its loss have own tests.
+        others = ("data/augment.py", "model/", "rnnt.py")
+        assert [place for place in reads.places if not place.startswith(others)] == []
+    reads.places.clear()
+    with reads:
+        meter.means()
+    assert reads.places[0].startswith("monitor.py")
 
 
 def test_training_learns(prepare):

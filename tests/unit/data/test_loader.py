@@ -1,13 +1,30 @@
+import functools
+import http.server
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from icetransfer.config import SpecAugment
-from icetransfer.data import loader
-from icetransfer.data.augment import augment, make_transform
-from icetransfer.data.loader import TrainLoader, dev_batches, dev_cuts, train_cuts
+from icetransfer import config
+from icetransfer.config import SpecAugment, load_config
+from icetransfer.data import blocks, features, loader
+from icetransfer.data.augment import Noise, augment, make_transform
+from icetransfer.data.blocks import hold_blocks, open_blocks, parsed
+from icetransfer.data.loader import (
+    Collator,
+    Order,
+    TrainLoader,
+    dev_batches,
+    dev_cuts,
+    load_features,
+)
 from icetransfer.data.subset import make_subset, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.experiment import create_experiment
+from tests.unit.conftest import base_overrides, make_cut, write_split
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +40,30 @@ def tokenizer(experiment):
 
 
 @pytest.fixture(scope="module")
-def cuts(experiment):
-    return train_cuts(experiment)
+def whole(experiment):
+    """One block of all cuts."""
+    hold_blocks(experiment)
+    return open_blocks(experiment.dir / "train_data", experiment.config.train.shar)
+
+
+@pytest.fixture(scope="module")
+def pieces(experiment, tone_recipe):
+    """The same cuts in a dozen blocks."""
+    made = tone_recipe("pieces")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_CUTS", 10)
+        hold_blocks(made)
+    return open_blocks(made.dir / "train_data", made.config.train.shar)
+
+
+@pytest.fixture(scope="module")
+def cuts(whole):
+    return [parsed(cut) for cut in whole.read(0)]
+
+
+def make_loader(some_blocks, tokenizer, batch_seconds, seed, workers=0, **settings):
+    order = Order(some_blocks, batch_seconds, seed, **settings)
+    return TrainLoader([order], Collator(tokenizer), workers=workers)
 
 
 def take(batches, count):
@@ -42,8 +81,12 @@ def epochs(train_loader, count):
 
 
 @pytest.mark.parametrize("batch_seconds", [5.0, 60.0])  # with buckets, and too few cuts for them
-def test_an_epoch_has_every_cut_once_in_batches_of_the_size(cuts, tokenizer, batch_seconds):
-    for epoch in epochs(TrainLoader(cuts, tokenizer, batch_seconds, seed=1), 2):
+@pytest.mark.parametrize("kind", ["whole", "pieces"])
+def test_an_epoch_has_every_cut_once_in_batches_of_the_size(
+    cuts, tokenizer, batch_seconds, kind, request
+):
+    some_blocks = request.getfixturevalue(kind)
+    for epoch in epochs(make_loader(some_blocks, tokenizer, batch_seconds, seed=1), 2):
         ids = [name for batch in epoch for name in batch]
         assert sorted(ids) == sorted(cut.id for cut in cuts)
     durations = {cut.id: cut.duration for cut in cuts}
@@ -51,30 +94,207 @@ def test_an_epoch_has_every_cut_once_in_batches_of_the_size(cuts, tokenizer, bat
         assert sum(durations[name] for name in batch) <= batch_seconds
 
 
-def test_the_order_depends_on_the_seed_and_not_on_the_order_given(cuts, tokenizer):
-    first = epochs(TrainLoader(cuts, tokenizer, 5, seed=1), 3)
-    again = epochs(TrainLoader(cuts[::-1], tokenizer, 5, seed=1), 3)
-    other = epochs(TrainLoader(cuts, tokenizer, 5, seed=2), 3)
-    assert first == again
-    assert first[0] != first[1] != first[2]
-    assert first != other and first[1] != other[0]
+def test_the_order_depends_on_the_seed_alone(whole, pieces, tokenizer):
+    for some_blocks in (whole, pieces):
+        first = epochs(make_loader(some_blocks, tokenizer, 5, seed=1), 3)
+        again = epochs(make_loader(some_blocks, tokenizer, 5, seed=1, workers=2), 3)
+        other = epochs(make_loader(some_blocks, tokenizer, 5, seed=2), 3)
+        assert first == again
+        assert first[0] != first[1] != first[2]
+        assert first != other and first[1] != other[0]
 
 
+@pytest.mark.parametrize("kind, workers", [("whole", 0), ("pieces", 0), ("pieces", 2)])
 @pytest.mark.parametrize("done", [3, 20, 45])
-def test_resumes_exactly_where_it_was(cuts, tokenizer, done):
-    undisturbed = take(TrainLoader(cuts, tokenizer, 5, seed=1), done + 20)
-    before = TrainLoader(cuts, tokenizer, 5, seed=1)
+def test_resumes_exactly_where_it_was(kind, workers, tokenizer, done, request):
+    some_blocks = request.getfixturevalue(kind)
+    undisturbed = take(make_loader(some_blocks, tokenizer, 5, seed=1), done + 20)
+    before = make_loader(some_blocks, tokenizer, 5, seed=1, workers=workers)
     take(before, done)
-    after = TrainLoader(cuts, tokenizer, 5, seed=1)
+    after = make_loader(some_blocks, tokenizer, 5, seed=1)
     after.load_state_dict(before.state_dict())
     for expected, batch in zip(undisturbed[done:], after, strict=False):
         assert batch.ids == expected.ids
         assert torch.equal(batch.features, expected.features)
 
 
-def test_a_batch_holds_its_cuts_padded(cuts, tokenizer):
+def test_the_place_of_an_earlier_version_is_the_same_place(whole, tokenizer):
+    first, after = (make_loader(whole, tokenizer, 5, seed=1) for _ in range(2))
+    expected = take(first, 30)
+    place = first.state_dict()["places"][0]
+    after.load_state_dict({"epoch": place["epoch"], "batch": place["batch"] - 3, "shares": 1})
+    assert [batch.ids for batch in take(after, 3)] == [batch.ids for batch in expected[27:]]
+
+
+def test_going_on_reads_one_block_and_no_features_of_what_is_done(pieces, tokenizer, monkeypatch):
+    read, loaded = [], []
+    inner_read, inner_load = blocks.Blocks.read, loader.load_features
+    monkeypatch.setattr(
+        blocks.Blocks, "read", lambda self, number: read.append(number) or inner_read(self, number)
+    )
+    monkeypatch.setattr(
+        loader, "load_features", lambda cut: loaded.append(cut.id) or inner_load(cut)
+    )
+    place = loader.Place(epoch=3, block=5, batch=1)
+    after = make_loader(pieces, tokenizer, 5, seed=1)
+    after.load_state_dict({"places": [vars(place)], "shares": 1})
+    batch = next(iter(after))
+    assert pieces.count > 8 and len(read) == 1
+    assert tuple(loaded) == batch.ids
+
+
+def test_blocks_hold_the_same_whatever_the_order_of_the_manifests(pieces, whole, cuts):
+    every = [cut.id for number in range(pieces.count) for cut in pieces.read(number)]
+    assert sorted(every) == [cut.id for cut in cuts] and pieces.cuts == whole.cuts == 108
+    assert pieces.seconds == pytest.approx(whole.seconds)
+    sizes = [len(pieces.read(number)) for number in range(pieces.count)]
+    assert max(sizes) < 25  # hashed evenly
+    frames = {blocks.num_frames(cut) for cut in whole.read(0)}
+    assert frames == {cut.num_frames for cut in cuts}
+
+
+def test_a_shar_gives_the_same_batches(pieces, tone_recipe, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "SHAR_BLOCK_CUTS", 10)
+    made = tone_recipe("shar", f"train.shar={tmp_path / 'shar'}")
+    hold_blocks(made)
+    for reader in (
+        open_blocks(made.dir / "train_data", made.config.train.shar),
+        served(made, tmp_path, tone_recipe, monkeypatch),
+    ):
+        expected = take(make_loader(pieces, tokenizer, 5, seed=1), 20)
+        found = take(make_loader(reader, tokenizer, 5, seed=1, workers=1), 20)
+        for one, two in zip(expected, found, strict=True):
+            assert one.ids == two.ids and torch.equal(one.features, two.features)
+
+
+def served(made, tmp_path, tone_recipe, monkeypatch):
+    """The blocks whose Shar comes from a web server; the stored features are out of reach."""
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(blocks, "_write_shard", None)
+    address = f"http://127.0.0.1:{server.server_port}/shar"
+    far = tone_recipe("far", f"train.shar={address}")
+    hold_blocks(far)
+    return open_blocks(far.dir / "train_data", far.config.train.shar)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_a_shar_of_other_data_or_nowhere_is_refused(experiment, tone_recipe, tmp_path):
+    made = tone_recipe("othershar", f"train.shar={tmp_path}")
+    (tmp_path / "index.json").write_text('{"sources": {}}')
+    with pytest.raises(ValueError, match="holds the features of other data"):
+        hold_blocks(made)
+    with pytest.raises(ValueError, match=r"no index\.json can be read there"):
+        hold_blocks(tone_recipe("noshar", "train.shar=http://127.0.0.1:9/shar"))
+
+
+def test_short_cuts_are_joined_with_their_texts(whole, cuts, tokenizer):
     by_id = {cut.id: cut for cut in cuts}
-    batch = next(iter(TrainLoader(cuts, tokenizer, 60, seed=1)))
+    plain = take(make_loader(whole, tokenizer, 10, seed=1), 12)
+    joined = take(make_loader(whole, tokenizer, 10, seed=1, join_seconds=3), 12)
+    assert any("+" in name for batch in joined for name in batch.ids)
+    for one, two in zip(plain, joined, strict=True):
+        assert "+".join(two.ids).split("+") == list(one.ids)
+        for row, name in enumerate(two.ids):
+            parts = [by_id[part] for part in name.split("+")]
+            assert len(parts) == 1 or sum(part.duration for part in parts) <= 3
+            joint = np.concatenate([part.load_features() for part in parts])
+            np.testing.assert_array_equal(two.features[row, : len(joint)], joint)
+            assert two.texts[row] == " ".join(part.supervisions[0].text for part in parts)
+            ids = two.tokens[row, : two.token_lens[row]].tolist()
+            assert tokenizer.decode(ids) == two.texts[row]
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Another recipe's data folder: two recordings, with letters that the tokens lack."""
+    audio = (0.1 * np.random.default_rng(1).standard_normal(16000)).astype(np.float32)
+    folder = tmp_path / "xx" / "data"
+    folder.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(folder.parent)
+        data = Path("data")
+        cuts = [
+            make_cut(data / "audio" / f"{n}.flac", t, audio)
+            for n, t in (("a", "één ñ"), ("b", "zes"))
+        ]
+        for split in ("train", "dev", "test"):
+            write_split(data, split, cuts if split == "train" else [])
+        prepared = create_experiment(Path("exp"), load_config([], base_overrides(data)))
+        features.compute_features(prepared)
+    return folder
+
+
+def test_a_share_of_each_batch_is_another_recipes(whole, tone_recipe, tokenizer, foreign, caplog):
+    mixed = tone_recipe(
+        "mixed", f"train.mix.data={foreign}", "train.mix.share=0.4", "train.batch_seconds=10"
+    )
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        hold_blocks(mixed)
+    assert "characters outside the vocabulary, their characters left out: {" in caplog.text
+    train_loader = loader.train_loader(mixed, tokenizer)
+    batches = take(train_loader, 30)
+    texts = {}
+    for batch in batches:
+        names = [name.split("_sp")[0] for name in batch.ids]
+        other = [name for name in names if name in ("a", "b")]
+        assert 1 <= len(other) <= 4 and len(other) < len(names)
+        texts |= dict(zip(names, batch.texts, strict=True))
+    assert texts["b"] == "zes" and set(texts["a"]) <= set("n") | set("één")
+    after = loader.train_loader(mixed, tokenizer)
+    after.load_state_dict(train_loader.state_dict())
+    again = take(loader.train_loader(mixed, tokenizer), 33)
+    assert [batch.ids for batch in take(after, 3)] == [batch.ids for batch in again[30:]]
+
+
+def test_mixed_cuts_with_foreign_letters_can_be_left_out(tone_recipe, foreign):
+    mixed = tone_recipe("mixedcuts", f"train.mix.data={foreign}", "train.mix.unknown=cuts")
+    hold_blocks(mixed)
+    kept = open_blocks(mixed.dir / "mixed_data").read(0)
+    assert {cut.id.split("_sp")[0] for cut in kept} == {"b"}
+    with pytest.raises(ValueError, match="no data folder"):
+        hold_blocks(tone_recipe("mixednone", f"train.mix.data={foreign.parent}"))
+
+
+def test_noise_is_added_at_its_level_to_a_share_of_the_cuts(cuts, tmp_path):
+    rng = np.random.default_rng(3)
+    for name, seconds in (("short", 0.3), ("long", 8)):
+        samples = 0.1 * rng.standard_normal(int(16000 * seconds)).astype(np.float32)
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
+    noise = Noise(config.Noise(path=tmp_path, snr=(5, 15), probability=0.5), seed=1)
+    levels = []
+    for cut in cuts:
+        clean = load_features(cut)
+        noisy = noise.add(clean, f"0 {cut.id}")
+        np.testing.assert_array_equal(noisy, noise.add(clean, f"0 {cut.id}"))
+        assert noisy.dtype == np.float32 and noisy.shape == clean.shape
+        if np.array_equal(noisy, clean):
+            continue
+        added = np.exp(noisy.astype(float)) - np.exp(clean.astype(float))
+        levels.append(10 * np.log10(np.exp(clean.astype(float)).mean() / added.mean()))
+    assert 0.3 < len(levels) / len(cuts) < 0.7
+    assert 4.9 < min(levels) < 7 and 13 < max(levels) < 15.1
+    other = [noise.add(load_features(cut), f"1 {cut.id}") for cut in cuts[:20]]
+    first = [noise.add(load_features(cut), f"0 {cut.id}") for cut in cuts[:20]]
+    assert not all(map(np.array_equal, first, other))
+    with pytest.raises(ValueError, match="no recordings there"):
+        Noise(config.Noise(path=tmp_path_empty(tmp_path)), seed=1)
+
+
+def tmp_path_empty(folder):
+    empty = folder / "empty"
+    empty.mkdir()
+    return empty
+
+
+def test_a_batch_holds_its_cuts_padded(whole, cuts, tokenizer):
+    by_id = {cut.id: cut for cut in cuts}
+    batch = next(iter(make_loader(whole, tokenizer, 60, seed=1)))
     assert batch.features.dtype == torch.float32 and batch.tokens.dtype == torch.int64
     assert batch.features.shape == (len(batch.ids), int(batch.feature_lens.max()), 80)
     assert batch.seconds == pytest.approx(sum(by_id[name].duration for name in batch.ids))
@@ -90,29 +310,34 @@ def test_a_batch_holds_its_cuts_padded(cuts, tokenizer):
 def test_the_subset_comes_at_every_speed(tone_recipe):
     small = tone_recipe("small", "hours=0.3min")
     make_subset(small)
+    hold_blocks(small)
     wanted = {cut_id for _, cut_id in read_subset(subset_path(small))}
-    found = train_cuts(small)
+    found = [
+        parsed(cut)
+        for cut in open_blocks(small.dir / "train_data", small.config.train.shar).read(0)
+    ]
     assert {cut.source_id for cut in found} == wanted
     assert len(found) == 3 * len(wanted)
 
 
-def test_cuts_that_cannot_be_trained_on_are_left_out_with_a_reason(cuts, tokenizer, caplog):
-    from lhotse.utils import fastcopy
+def test_cuts_that_cannot_be_trained_on_are_left_out_with_a_reason(tokenizer):
+    screen = blocks.Screen(tokenizer)
+    assert not screen.text("a", "", 100)
+    assert not screen.text("b", "een twee drie vier vijf zes " * 10, 100)
+    assert not screen.text("c", " ", 100)
+    assert screen.text("d", "een ñandú", 100) == "een ñandú"
+    assert screen.messages()[:2] == [
+        "left out 2 cuts with an empty transcript, such as a",
+        "left out 1 cuts with more tokens than encoder frames, such as b",
+    ]
+    assert "ñ" in screen.messages()[2]
 
-    def with_text(cut, text):
-        return fastcopy(cut, supervisions=[fastcopy(cut.supervisions[0], text=text)])
 
-    empty = with_text(cuts[0], "")
-    long = with_text(cuts[1], "een twee drie vier vijf zes " * 10)
-    strange = with_text(cuts[2], "een ñandú")
-    with caplog.at_level("WARNING", logger="icetransfer"):
-        kept = loader.usable_cuts([empty, long, strange, cuts[3]], tokenizer)
-    assert [cut.id for cut in kept] == [cuts[2].id, cuts[3].id]
-    assert f"1 cuts with an empty transcript, such as {cuts[0].id}" in caplog.text
-    assert f"1 cuts with more tokens than encoder frames, such as {cuts[1].id}" in caplog.text
-    assert "ñ" in caplog.text
-    with pytest.raises(ValueError, match="none of the 1 cuts"):
-        TrainLoader([empty], tokenizer, 5, seed=1)
+def test_no_cut_that_can_be_trained_on_is_an_error(tone_recipe, monkeypatch):
+    made = tone_recipe("unusable")
+    monkeypatch.setattr(blocks, "encoder_frames", lambda frames: 0)
+    with pytest.raises(ValueError, match="none of the 108 cuts can be trained on"):
+        hold_blocks(made)
 
 
 def test_dev_is_the_same_every_time_and_within_its_limit(experiment, tokenizer):
@@ -127,13 +352,13 @@ def test_dev_is_the_same_every_time_and_within_its_limit(experiment, tokenizer):
 
 @pytest.mark.parametrize("frames, expected", [(237, 58), (9, 1), (70, 16)])
 def test_encoder_frames_are_those_of_the_model(frames, expected):
-    assert loader.encoder_frames(frames) == expected
+    assert blocks.encoder_frames(frames) == expected
 
 
-def test_spec_augment_masks_by_the_global_seeds_and_can_be_off(cuts, tokenizer):
+def test_spec_augment_masks_by_the_global_seeds_and_can_be_off(whole, tokenizer):
     from icetransfer.experiment import seed_everything
 
-    batch = next(iter(TrainLoader(cuts, tokenizer, 60, seed=1)))
+    batch = next(iter(make_loader(whole, tokenizer, 60, seed=1)))
     transform = make_transform(SpecAugment())
     results = []
     for seed in (1, 1, 2):
