@@ -31,6 +31,7 @@ from icetransfer import atomic, config
 log = logging.getLogger("icetransfer")
 
 USER_ERROR = 2  # exit code of a mistake that the message explains
+RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ LAYERS = (
     },
     {"decode"},
     {
+        *("guard", "jobs", "plan", "local", "slurm", "slurm_job", "submit", "status", "estimate"),
         *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
         *("report", "report_tables", "report_document", "page", "figures", "model_card"),
     },

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import sweep
+from icetransfer import local, plan, sweep
 from icetransfer.config import chunk_ms, dump_config
 from icetransfer.score import planned_runs
 
@@ -44,10 +44,10 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def prepare(made: sweep.Sweep) -> None:
+def prepare(made: plan.Sweep) -> None:
     """Lays out what the recipes of the sweep will pretend to have found."""
-    for cell in sweep.plan(made.preset):
-        recipe = made.recipe(cell)
+    for cell in made.cells:
+        recipe = made.recipe(cell.language)
         folder = recipe / "prepared" / made.experiment(cell).relative_to(recipe)
         resolved = made.config(cell)
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,15 +76,15 @@ def prepare(made: sweep.Sweep) -> None:
             (target / "wer.json").write_text(json.dumps(result))
 
 
-def make(root: Path, **changes: object) -> sweep.Sweep:
-    preset = sweep.Preset.model_validate(PRESET | changes)
-    made = sweep.Sweep("try", preset, preset.settings, root)
+def make(root: Path, **changes: object) -> plan.Sweep:
+    preset = plan.Preset.model_validate(PRESET | changes)
+    made = plan.Sweep("try", preset, preset.settings, root)
     prepare(made)
     return made
 
 
-def run(made: sweep.Sweep, retrain: bool = False) -> bool:
-    runner = sweep.Runner(made.results)
+def run(made: plan.Sweep, retrain: bool = False) -> bool:
+    runner = local.Runner(made.results)
     try:
         return sweep.run_sweep(made, runner, at_once=2, retrain=retrain)
     finally:
@@ -100,8 +100,8 @@ def calls(root: Path) -> list[str]:
 
 
 def test_plan_of_mini() -> None:
-    made = sweep.read_preset("mini", {})
-    cells = sweep.plan(made.preset)
+    made = plan.read_preset("mini", {})
+    cells = made.cells
     assert len(cells) == len(set(cells))
     assert {cell.language for cell in cells} == {"nl", "it", "pl"}
     hours = {cell.hours for cell in cells}
@@ -126,16 +126,16 @@ def test_plan_of_mini() -> None:
 
 @pytest.mark.parametrize("name", ["mini", "smoke"])
 def test_configs_of_every_cell_are_valid(name: str) -> None:
-    made = sweep.read_preset(name, {})
-    for cell in sweep.plan(made.preset):
+    made = plan.read_preset(name, {})
+    for cell in made.cells:
         assert made.config(cell).init == cell.init
 
 
 def test_changes_go_over_the_preset() -> None:
-    made = sweep.read_preset("mini", {"languages": "nl", "inits": "ml", "hours": "8min 1h"})
+    made = plan.read_preset("mini", {"languages": "nl", "inits": "ml", "hours": "8min 1h"})
     assert made.preset.languages == ("nl",)
     assert made.preset.hours == pytest.approx((8 / 60, 1))
-    assert {cell.init for cell in sweep.plan(made.preset)} == {"ml", "random"}
+    assert {cell.init for cell in made.cells} == {"ml", "random"}
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_changes_go_over_the_preset() -> None:
 )
 def test_bad_presets_are_named(name: str, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweep.read_preset(name, changes)
+        plan.read_preset(name, changes)
 
 
 def test_an_unknown_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("languages: [nl]\nhours: [1h]\nlangauges: [it]\n")
     with pytest.raises(ValueError, match="unknown config key langauges; did you mean languages"):
-        sweep.read_preset(str(path), {})
+        plan.read_preset(str(path), {})
 
 
 def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.CaptureFixture) -> None:
@@ -180,7 +180,7 @@ def test_a_lost_result_is_made_again(root: Path) -> None:
     made = make(root)
     run(made)
     before = len(calls(root))
-    cell = sweep.plan(made.preset)[0]
+    cell = made.cells[0]
     shutil.rmtree(made.experiment(cell))
     assert not made.is_done(cell)
     run(made)
@@ -190,14 +190,14 @@ def test_a_lost_result_is_made_again(root: Path) -> None:
 def test_other_settings_are_not_done(root: Path) -> None:
     made = make(root, languages="nl", hours="2min")
     run(made)
-    cell = sweep.plan(made.preset)[0]
+    cell = made.cells[0]
     assert made.is_done(cell)
     assert not make(root, settings=("train.max_steps=7",)).is_done(cell)
 
 
 def test_steps_by_amount_of_data_are_those_of_every_init(root: Path) -> None:
     made = make(root, languages="nl", hours="2min 8min", max_steps={"8min": 7})
-    steps = {cell: made.config(cell).train.max_steps for cell in sweep.plan(made.preset)}
+    steps = {cell: made.config(cell).train.max_steps for cell in made.cells}
     assert {cell.init for cell in steps if cell.hours == 8 / 60} == {"en", "ml"}
     assert all((count == 7) == (cell.hours == 8 / 60) for cell, count in steps.items())
     assert all(("train.max_steps=7" in made.arguments(c)) == (steps[c] == 7) for c in steps)
@@ -209,7 +209,7 @@ def test_a_failed_cell_costs_no_other(
     made = make(root)
     monkeypatch.setenv("BREAK", "ml")
     assert not run(made)
-    done = [cell for cell in sweep.plan(made.preset) if made.is_done(cell)]
+    done = [cell for cell in made.cells if made.is_done(cell)]
     assert {cell.init for cell in done} == {"en", "random"}
     out = capfd.readouterr().out.replace("\n", "")
     assert "broken on purpose" in out
@@ -223,11 +223,11 @@ def test_a_failed_cell_costs_no_other(
 
 
 def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
-    made = sweep.from_scratch(make(root, languages="nl"))
+    made = plan.from_scratch(make(root, languages="nl"))
     assert made.results.name == "try-from-scratch"
-    job = sweep.seed_jobs(made)[0]
+    job = plan.seed_jobs(made)[0]
     assert job.arguments == ("--stop-stage", "7")
-    base = dict(made.config(sweep.plan(made.preset)[0]).transfer.base_models)
+    base = dict(made.config(made.cells[0]).transfer.base_models)
     assert base == {x: f"../{x}/exp/random-all-seed1/averaged.pt" for x in ("en", "ml")}
 
 
@@ -242,9 +242,9 @@ def test_killed_and_continued(root: Path) -> None:
     """SIGTERM in the middle: the cells end with it, and the next sweep goes on."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer import sweep\n"
-        f"preset = sweep.Preset.model_validate({PRESET!r})\n"
-        "made = sweep.Sweep('try', preset, (), Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        f"preset = plan.Preset.model_validate({PRESET!r})\n"
+        "made = plan.Sweep('try', preset, (), Path(sys.argv[1]))\n"
         "sweep._run_to_the_end(made, 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "60", "PYTHONPATH": str(REPO)}
@@ -260,14 +260,14 @@ def test_killed_and_continued(root: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == sweep.INTERRUPTED
     assert "continues where it was" in out
-    assert not any(made.is_done(cell) for cell in sweep.plan(made.preset))
+    assert not any(made.is_done(cell) for cell in made.cells)
     assert run(made)
-    assert all(made.is_done(cell) for cell in sweep.plan(made.preset))
+    assert all(made.is_done(cell) for cell in made.cells)
 
 
 def test_planned_runs_are_what_done_means() -> None:
-    made = sweep.read_preset("mini", {})
-    config = made.config(sweep.plan(made.preset)[0])
+    made = plan.read_preset("mini", {})
+    config = made.config(made.cells[0])
     tiers = {(run.chunk_size, run.precision, run.engine) for run in planned_runs(config)}
     for size in (8, 16, 32, -1):
         assert {(size, "fp32", "sherpa"), (size, "int8", "sherpa")} <= tiers
