@@ -27,6 +27,11 @@ RETRIES = 2  # of a job that fails for its own reasons
 HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
+def own_id() -> str:
+    """This task of the array.  Its $SLURM_JOB_ID may be that of the whole array."""
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
 class Allocation:
     """This Slurm job: hears its signals, passes them on, and can go into the queue again."""
 
@@ -74,9 +79,7 @@ class Allocation:
         Raises:
             JobError: Slurm refuses.
         """
-        done = subprocess.run(
-            ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True
-        )
+        done = subprocess.run(["scontrol", "requeue", own_id()], capture_output=True, text=True)
         if done.returncode:
             raise JobError(f"could not be put into the queue again: {done.stderr.strip()}")
         while not self.cancelled:  # Slurm ends this job by SIGTERM
@@ -123,7 +126,7 @@ def run(job: Job, resources: Resources, allocation: Allocation, needed: Job | No
             environment={"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1")},
             started=allocation.started,
             failures=failures,
-            slurm_job=os.environ["SLURM_JOB_ID"],
+            slurm_job=own_id(),
         )
         return
     except jobs.BusyError as busy:
@@ -171,7 +174,7 @@ def _run() -> None:
         job = submission.jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])]
         log.info("%s: %s", job.name, job.shown)
         needed = {other.name: other for other in submission.needed}.get(job.needs)
-        describe(os.environ["SLURM_JOB_ID"], job.name)
+        describe(own_id(), job.name)
         try:
             run(job, submission.resources, allocation, needed)
         except JobError as error:
