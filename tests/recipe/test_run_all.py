@@ -41,7 +41,7 @@ def test_dry_run_names_every_cell() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "none"], "known are mini, smoke"),
+        (["--preset", "none"], "known are mini, paper, smoke"),
         (["--jobs", "0"], "--jobs 0"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from icetransfer import local, plan, sweep
+from icetransfer import jobs, local, plan, sweep
 from icetransfer.config import chunk_ms, dump_config
+from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +30,8 @@ printf '%s\\n' "$*" >>calls
 sleep "${SLEEP:-0}"
 while [ "$1" != --exp ]; do shift; done
 mkdir -p "$(dirname "$2")"
-cp -r "prepared/$2" "$2"
+cp -r "prepared/$2" "$(dirname "$2")"
+echo "$2" >>finished
 """
 PRESET = {"languages": ["nl", "it"], "hours": ["2min", "8min"], "random_hours": ["2min"]}
 
@@ -141,7 +145,7 @@ def test_changes_go_over_the_preset() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("nothing", {}, "known are mini, smoke"),
+        ("nothing", {}, "known are mini, paper, smoke"),
         ("mini", {"languages": "nl xx"}, "no recipe egs/xx; there are de en"),
         ("mini", {"inits": "en klingon"}, "inits has klingon"),
         ("mini", {"hours": "lots"}, "hours.0"),
@@ -263,6 +267,89 @@ def test_killed_and_continued(root: Path) -> None:
     assert not any(made.is_done(cell) for cell in made.cells)
     assert run(made)
     assert all(made.is_done(cell) for cell in made.cells)
+
+
+def processes_of(root: Path) -> list[str]:
+    """Command lines of all processes that were started for this repository."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if str(root) in command:
+                found.append(command)
+    return found
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_killed_outright(root: Path) -> None:
+    """SIGKILL in the middle: nothing runs on, and nothing that is done is done again."""
+    made = make(root)
+    code = (
+        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        f"preset = plan.Preset.model_validate({PRESET!r})\n"
+        "sweep._run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
+    )
+    environment = os.environ | {"SLEEP": "2", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code, str(root)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    lists = [root / "egs" / language / "finished" for language in ("nl", "it")]
+
+    def finished() -> list[str]:
+        return [
+            line for path in lists if path.is_file() for line in path.read_text().split("\n")[:-1]
+        ]
+
+    wait_for(lambda: len(finished()) >= 3)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes_of(root))
+    before = [cell for cell in made.cells if made.is_done(cell)]
+    assert 3 <= len(before) < len(made.cells)
+    assert run(made)
+    assert all(made.is_done(cell) for cell in made.cells)
+    assert len(finished()) == len(made.cells), "no cell was done twice"
+
+
+def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min")
+    (job, *_) = plan.make_plan(made).runs
+    with jobs.locked(job.status.with_suffix(".lock")) as lock:
+        assert lock is not None
+        assert not run(made)  # it leaves that cell to the other
+    assert {cell.name for cell in made.cells if not made.is_done(cell)} == {job.name}
+
+
+def test_stopped_by_a_signal_is_run_again(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
+    script = root / "egs" / "nl" / "run.sh"
+    again = '[[ "$*" == *--stop-stage* ]] || mkdir again 2>/dev/null && exit 75\n'
+    script.write_text(script.read_text().replace("sleep ", f"{again}sleep "))
+    assert run(made)
+    assert sum("--stage 4" in call for call in calls(root)) == 2
+
+
+def test_a_stale_cell_is_put_aside(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
+    run(made)
+    (cell,) = made.cells
+    folder = made.experiment(cell)
+    (folder / "averaged.pt").touch()
+    # other decoding: what was trained stays
+    target = Experiment(folder, make(root, settings=("decode.beam=8",)).config(cell))
+    names = {path.name for path in jobs.put_stale_aside(target)}
+    assert names == {"decode.stale-1", "config.yaml.stale-1"}
+    assert (folder / "averaged.pt").is_file()
+    # other training: nothing does
+    (folder / "config.yaml.stale-1").rename(folder / "config.yaml")
+    target = Experiment(folder, make(root, settings=("train.max_steps=7",)).config(cell))
+    assert [path.name for path in jobs.put_stale_aside(target)] == ["en-2min-seed1.stale-1"]
+    assert not folder.exists()
 
 
 def test_planned_runs_are_what_done_means() -> None:
