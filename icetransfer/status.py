@@ -127,7 +127,8 @@ def _progress(experiment: Path, train: config.Train) -> str:
 
 def table(sweep: Sweep, rows: list[Row]) -> Table:
     """The rows for a terminal."""
-    counts = Counter(row.state for row in rows)
+    cells = {cell.name for cell in sweep.cells}
+    counts = Counter(row.state for row in rows if row.name in cells)
     title = f"{sweep.name}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
     shown = Table("cell", "state", "", title=title, title_justify="left", box=None)
     for row in rows:
