@@ -19,6 +19,7 @@ from icetransfer.jobs import Job, is_complete, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRESETS = REPOSITORY / "egs" / "presets"
+PLAN = "plan.json"  # in the results: what the report reads
 LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language
 SEED_STAGE = 7  # a seed is done when its checkpoints are averaged
 SEED_EXPERIMENT = "exp/random-all-seed1/averaged.pt"

@@ -23,12 +23,12 @@ from rich.table import Table
 
 from icetransfer import atomic, cost, experiment, figures, gap, gap_report, page, significance
 from icetransfer.config import hours_label
+from icetransfer.plan import PLAN
 from icetransfer.report_document import document
 from icetransfer.report_tables import COLUMNS, error_tables, remarks
 from icetransfer.score import planned_runs
 from icetransfer.significance import Utterances
 
-PLAN = "plan.json"
 FIGURES = "figures"
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
 

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from icetransfer import atomic, experiment, jobs, report
+from icetransfer import atomic, experiment, jobs
 from icetransfer.jobs import Job
 from icetransfer.local import Runner, View, run_jobs, share_out, visible_gpus
-from icetransfer.plan import Plan, Sweep, from_scratch, make_plan, read_preset, seed_jobs
+from icetransfer.plan import PLAN, Plan, Sweep, from_scratch, make_plan, read_preset, seed_jobs
 
 FAILED = 1  # exit codes: a cell failed
 INTERRUPTED = 130
@@ -50,8 +50,7 @@ def run_sweep(sweep: Sweep, runner: Runner, at_once: int, retrain: bool = False)
             without_data = {job.name for job in failures}
             runs = [job for job in plan.runs if job.needs not in without_data]
             failures |= run_jobs(runs, shares, runner, view)
-    write_plan(sweep, [*_skipped(plan), *failures.values()])
-    report.write(sweep.results, sweep.root)
+    _report(sweep, [*_skipped(plan), *failures.values()])
     return not failures
 
 
@@ -78,7 +77,14 @@ def write_plan(sweep: Sweep, failures: Sequence[str]) -> None:
         for cell in sorted(sweep.cells)
     ]
     tree = {"sweep": sweep.name, "cells": entries, "failures": list(failures)}
-    atomic.write_text(sweep.results / report.PLAN, json.dumps(tree, indent=1) + "\n")
+    atomic.write_text(sweep.results / PLAN, json.dumps(tree, indent=1) + "\n")
+
+
+def _report(sweep: Sweep, failures: Sequence[str]) -> None:
+    from icetransfer import report  # its plots take long to import, and --status need not wait
+
+    write_plan(sweep, failures)
+    report.write(sweep.results, sweep.root)
 
 
 def write_report(sweep: Sweep) -> None:
@@ -89,8 +95,7 @@ def write_report(sweep: Sweep) -> None:
         status = job.read_status()
         if status.get("state") in (jobs.FAILED, jobs.SKIPPED):
             failures.append(f"{job.name} {status['state']}: {status['reason']} (log: {job.log})")
-    write_plan(sweep, failures)
-    report.write(sweep.results, sweep.root)
+    _report(sweep, failures)
 
 
 def tier_settings(tiers: str) -> str:
