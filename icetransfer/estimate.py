@@ -7,6 +7,7 @@ and decodes with it, here, and multiplies.
 import json
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -150,14 +151,18 @@ def print_estimate(sweep: Sweep, plan: Plan) -> None:
     pace = probe(sweep, cell)
     rows = [(job, *cell_hours(config.Config.model_validate(job.wanted), pace)) for job in plan.runs]
     for job, train, decode in rows:
-        print(f"{job.name}: {train:.2f} h of training, {decode:.2f} h of decoding")
+        print(f"{job.name}: {_time(train)} of training, {_time(decode)} of decoding")
     train, decode = sum(row[1] for row in rows), sum(row[2] for row in rows)
     print(
-        f"{len(rows)} cells on {pace.devices}: {train + decode:.1f} h, {train:.1f} of training "
-        f"({pace.train:.0f} s of audio/s) and {decode:.1f} of decoding (RTF {pace.decode:.4f}); "
+        f"{len(rows)} cells on {pace.devices}: {_time(train + decode)}, {_time(train)} of training "
+        f"({pace.train:.0f} s of audio/s) and {_time(decode)} of decoding (RTF {pace.decode:.4f}); "
         f"with N cells at a time an N-th of that, if each has such a device of its own. Corpora, "
         f"features and export come on top"
     )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def probe(sweep: Sweep, cell: Cell) -> Pace:
@@ -195,6 +200,7 @@ def probe(sweep: Sweep, cell: Cell) -> Pace:
     audio = sum(result["audio_seconds"] for result in results)
     processing = sum(result["rtf"] * result["audio_seconds"] for result in results)
     noted = (jobs.read_json(folder / "provenance.json") or {})["train"]
+    shutil.rmtree(folder)
     return Pace(
         train=train[-1],  # the first steps warm up
         decode=processing / audio,
