@@ -122,7 +122,7 @@ class Pace:
     Attributes:
         train: seconds of audio trained in a second.
         decode: seconds of processing for a second of audio.
-        test_hours: audio of all test sets.
+        test_hours: audio of all test sets together.
         devices: what it ran on.
     """
 
@@ -135,7 +135,9 @@ class Pace:
 def cell_hours(wanted: config.Config, pace: Pace) -> tuple[float, float]:
     """Hours that a cell trains and decodes at a pace."""
     audio = cell_needs(wanted, Path()).audio_hours
-    return audio / pace.train, len(planned_runs(wanted)) * pace.test_hours * pace.decode
+    runs = planned_runs(wanted)
+    for_each_set = len(runs) / len({run.test_set for run in runs})
+    return audio / pace.train, for_each_set * pace.test_hours * pace.decode
 
 
 def print_estimate(sweep: Sweep, plan: Plan) -> None:

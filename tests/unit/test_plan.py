@@ -135,3 +135,18 @@ def test_cores_and_gpus_are_shared_out(
     found = local.share_out(at_once, 8, gpus)
     assert [share.get("CUDA_VISIBLE_DEVICES") for share in found] == shares
     assert {share["OMP_NUM_THREADS"] for share in found} == {str(8 // at_once)}
+
+
+def test_of_several_test_sets_each_is_decoded_so_often(root: Path) -> None:
+    made = make(root, languages=["nl"], conf=["conf/public.yaml"])
+    wanted = made.config(made.cells[0])  # 4 test sets, torch fp32 and sherpa fp32, int8, 4 tiers
+    pace = estimate.Pace(train=100, decode=0.01, test_hours=2, devices="")
+    assert estimate.cell_hours(wanted, pace)[1] == pytest.approx(3 * 4 * 2 * 0.01)
+
+
+def test_a_stale_training_is_not_compared(root: Path) -> None:
+    made = make(root, languages=["nl"], hours=["2min"])
+    for cell, processes in zip(made.cells, (1, 4), strict=True):
+        finish(made, cell, processes=processes)
+    changed = make(root, languages=["nl"], hours=["2min"], settings=("train.lr=0.01",))
+    assert len(plan.make_plan(changed).runs) == 2
