@@ -230,6 +230,9 @@ def test_smoke(slurm: dict[str, str], tmp_path: Path) -> None:
     tree["settings"] += ["data.dir=data/smoke-slurm"]  # another test makes data/smoke
     preset, conf = tmp_path / "smoke-slurm.yaml", write_conf(tmp_path, time="30")
     preset.write_text(yaml.safe_dump(tree))
+    results = REPO / "results" / "smoke-slurm"
+    for earlier in (results, REPO / "egs" / "nl" / "exp" / "smoke-slurm"):
+        shutil.rmtree(earlier, ignore_errors=True)
     here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{slurm['PATH']}"}
     command = [str(REPO / "run_all.sh"), "--preset", str(preset), "--cmd", "slurm"]
     done = subprocess.run(
@@ -238,7 +241,6 @@ def test_smoke(slurm: dict[str, str], tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     wait_until_empty(slurm, SMOKE_SECONDS)
-    results = REPO / "results" / "smoke-slurm"
     report = json.loads((results / "report.json").read_text())
     assert not report["missing"], sorted((results / "log").iterdir())
     assert not report["failures"]
