@@ -25,7 +25,7 @@ def guard(pipe: int, command: list[str]) -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)  # the command hears it too, and decides
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, close_fds=False)  # the locks go with it
     orphaned = threading.Event()
 
     def watch() -> None:

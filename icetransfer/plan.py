@@ -93,6 +93,11 @@ class Sweep:
         """All cells, those with most data first."""
         return expand(self.preset)
 
+    @property
+    def data_experiment(self) -> str:
+        """The experiment, in each recipe, of the stages that all its cells share."""
+        return f"exp/{self.name}/data"
+
     def recipe(self, language: str) -> Path:
         """The folder of a language's recipe."""
         return self.root / "egs" / language
@@ -326,7 +331,7 @@ def make_plan(sweep: Sweep) -> Plan:
 def data_job(sweep: Sweep, language: str) -> Job:
     """The stages that all cells of a language share, in an experiment of their own."""
     cell = next(cell for cell in sweep.cells if cell.language == language)
-    name = f"exp/{sweep.name}/data"
+    name = sweep.data_experiment
     arguments = sweep.arguments(cell)
     arguments[arguments.index("--exp") + 1] = name
     return _job(

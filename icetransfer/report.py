@@ -147,6 +147,10 @@ def write(results: Path, root: Path) -> None:
         "failures": plan["failures"],
         "results": rows,
         "costs": costs,
+        "data_costs": {
+            language: cost.read_costs(root / folder / "log" / "cost.jsonl")
+            for language, folder in plan.get("data", {}).items()
+        },
         "gap": analysis,
         "remarks": notes,
     }

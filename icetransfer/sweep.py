@@ -76,7 +76,12 @@ def write_plan(sweep: Sweep, failures: Sequence[str]) -> None:
         }
         for cell in sorted(sweep.cells)
     ]
-    tree = {"sweep": sweep.name, "cells": entries, "failures": list(failures)}
+    tree = {
+        "sweep": sweep.name,
+        "cells": entries,
+        "data": {x: f"egs/{x}/{sweep.data_experiment}" for x in sweep.preset.languages},
+        "failures": list(failures),
+    }
     atomic.write_text(sweep.results / PLAN, json.dumps(tree, indent=1) + "\n")
 
 
