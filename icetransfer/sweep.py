@@ -226,7 +226,6 @@ def _run() -> None:
             else:
                 plan = make_plan(sweep)
                 _announce(sweep, plan)
-                write_plan(sweep, _skipped(plan))
                 submit.submit(
                     sweep, plan, args.slurm_conf, _report_arguments(args), args.from_scratch
                 )
