@@ -22,6 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+# The parser in C, where PyYAML has it: the same trees, ten times as fast.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
 LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
 
@@ -424,7 +427,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"config file {file} does not exist")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config file {file} is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -437,7 +440,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise ValueError(f"expected key=value (as in train.max_steps=500), got {override!r}")
     try:
-        tree: Any = yaml.safe_load(text)
+        tree: Any = yaml.load(text, YAML_LOADER)
     except yaml.YAMLError:
         raise ValueError(f"the value of {key} is not YAML: {text!r}") from None
     for name in reversed(key.split(".")):

@@ -26,11 +26,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from icetransfer import atomic, config
+from icetransfer import atomic, config, cost
 
 log = logging.getLogger("icetransfer")
 
 USER_ERROR = 2  # exit code of a mistake that the message explains
+RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> 
     handler = logging.FileHandler(log_file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    stage(experiment)
+    with cost.measured(log_file.with_name("cost.jsonl"), name):
+        stage(experiment)
 
 
 def main(run: Callable[[], None]) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from icetransfer import atomic
 
-RUN_AGAIN = 75  # exit code: stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm sends one of them before the time is up
 
 BAD_RUN = 10  # so many bad batches in a row, and training goes back

@@ -21,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import atomic, experiment, figures, gap, gap_report, page, significance
+from icetransfer import atomic, cost, experiment, figures, gap, gap_report, page, significance
 from icetransfer.config import hours_label
+from icetransfer.plan import PLAN
 from icetransfer.report_document import document
 from icetransfer.report_tables import COLUMNS, error_tables, remarks
 from icetransfer.score import planned_runs
 from icetransfer.significance import Utterances
 
-PLAN = "plan.json"
 FIGURES = "figures"
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
 
@@ -89,7 +89,10 @@ def add_intervals(rows: list[Row], known: Mapping[Path, Utterances], results: Pa
 
 
 def _cost(cell: Row, folder: Path, results: list[Row]) -> Row:
-    """Device hours of a cell: of its training, when it was not resumed, and of its decoding."""
+    """Device hours of a cell: of its training, when it was not resumed, and of its decoding.
+
+    And of every stage, over all its runs, as `cost.jsonl` has them.
+    """
     training: Row = {}
     path = folder / "provenance.json"
     if path.is_file():
@@ -101,6 +104,7 @@ def _cost(cell: Row, folder: Path, results: list[Row]) -> Row:
         "train_hours": training["seconds"] / 3600 if "seconds" in training else None,
         "resumed_at_step": (training.get("steps") or [0])[0],
         "decode_hours": sum(seconds) / 3600 if seconds else None,
+        "stages": cost.read_costs(folder / "log" / "cost.jsonl"),
     }
 
 
@@ -143,6 +147,10 @@ def write(results: Path, root: Path) -> None:
         "failures": plan["failures"],
         "results": rows,
         "costs": costs,
+        "data_costs": {
+            language: cost.read_costs(root / folder / "log" / "cost.jsonl")
+            for language, folder in plan.get("data", {}).items()
+        },
         "gap": analysis,
         "remarks": notes,
     }

@@ -134,6 +134,8 @@ def size_table(rows: Sequence[Row]) -> TableData:
 
 def cost_table(costs: Sequence[Row]) -> TableData:
     """Device hours of every cell."""
+    # reports of before stages were measured stay as they are
+    measured = any(cost.get("stages") for cost in costs)
     lines = [
         [
             *(cost["language"], cost["init"], hours_label(cost["hours"]), str(cost["seed"])),
@@ -143,11 +145,26 @@ def cost_table(costs: Sequence[Row]) -> TableData:
             f"its last part, from step {cost['resumed_at_step']}"
             if cost["resumed_at_step"]
             else "",
+            *(_all_stages(cost) if measured else ()),
         ]
         for cost in costs
     ]
     header = ["language", "init", "data", "seed", "device", "training, h", "decoding, h"]
-    return [*header, "of the training"], lines
+    header += ["of the training"]
+    if measured:
+        header += ["all stages, wall h", "device h", "kWh"]
+    return header, lines
+
+
+def _all_stages(cost: Row) -> tuple[str, str, str]:
+    """Wall time, device hours and energy of a cell, over its stages and all their runs."""
+    stages = cost.get("stages", {}).values()
+    energy = [stage["kwh"] for stage in stages if stage["kwh"] is not None]
+    return (
+        f"{sum(stage['wall_hours'] for stage in stages):.3f}",
+        f"{sum(stage['device_hours'] for stage in stages):.3f}",
+        f"{sum(energy):.3f}" if energy else "not counted",
+    )
 
 
 def remarks(rows: Sequence[Row], results: Path) -> list[str]:

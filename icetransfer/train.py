@@ -25,6 +25,7 @@ from icetransfer.data.loader import Batch, dev_batches, dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.distributed import World, join_world
 from icetransfer.experiment import (
+    RUN_AGAIN,
     Experiment,
     log,
     run_stage,
@@ -32,7 +33,7 @@ from icetransfer.experiment import (
     sha256,
     write_provenance,
 )
-from icetransfer.faults import BAD_RUN, RUN_AGAIN, BadRun, StopSignals, is_out_of_memory
+from icetransfer.faults import BAD_RUN, BadRun, StopSignals, is_out_of_memory
 from icetransfer.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.monitor import LOSSES, Meter, Reporter, per_frame

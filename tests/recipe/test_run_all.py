@@ -27,7 +27,7 @@ def run_all(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help() -> None:
     done = run_all("--help")
     assert done.returncode == 0
-    for option in ("--preset", "--smoke", "--langs", "--from-scratch", "--dry-run"):
+    for option in ("--preset", "--langs", "--tiers", "--cmd", "--dry-run", "--status", "--cancel"):
         assert option in done.stdout
 
 
@@ -41,8 +41,11 @@ def test_dry_run_names_every_cell() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "none"], "known are mini, smoke"),
+        (["--preset", "none"], "known are mini, paper, smoke"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--tiers", "100"], "expected chunks as 160ms"),
+        (["--cmd", "slurm", "--slurm-conf", "none.yaml"], "none.yaml cannot be read"),
+        (["--status", "--dry-run"], "not allowed with argument"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
@@ -51,6 +54,12 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_status_of_what_was_not_begun() -> None:
+    done = run_all("--status", "--preset", "paper", "--langs", "nl", "--hours", "100h")
+    assert done.returncode == 0, done.stderr
+    assert "paper: 2 waiting" in done.stdout
 
 
 def test_smoke() -> None:

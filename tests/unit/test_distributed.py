@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from icetransfer import distributed, faults, resume, train
+from icetransfer import distributed, resume, train
 from icetransfer.checkpoint import read_checkpoint
 from icetransfer.data.blocks import hold_blocks, open_blocks
 from icetransfer.data.loader import Collator, Order, Shares, TrainLoader
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.distributed import World
-from icetransfer.experiment import Experiment
+from icetransfer.experiment import RUN_AGAIN, Experiment
 from icetransfer.model.transducer import TransducerModel
 
 REPO = Path(train.__file__).parent.parent
@@ -172,7 +172,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(prepare, monkeypa
     inner = train._train_step
     with monkeypatch.context() as patch:
         patch.setattr(train, "_train_step", signalled)
-        assert in_processes(2, lambda: train.train(stopped)) == [faults.RUN_AGAIN] * 2
+        assert in_processes(2, lambda: train.train(stopped)) == [RUN_AGAIN] * 2
     assert resume.saved_steps(stopped) == [3, 4]
     assert in_processes(2, lambda: train.train(stopped)) == [0, 0]
     one, two = (

@@ -20,7 +20,7 @@ import torch
 from icetransfer import checkpoint, faults, resume, train
 from icetransfer.checkpoint import DamagedError, read_checkpoint
 from icetransfer.data import features, loader
-from icetransfer.experiment import Experiment
+from icetransfer.experiment import RUN_AGAIN, Experiment
 
 SOURCES = str(Path(train.__file__).parent)
 
@@ -115,7 +115,7 @@ def test_a_signal_saves_and_leaves_to_be_run_again(
     def patch() -> None:
         train.Reporter.progress = raise_it  # type: ignore[method-assign]
 
-    assert in_child(experiment, patch) == faults.RUN_AGAIN == 75
+    assert in_child(experiment, patch) == RUN_AGAIN == 75
     assert resume.saved_steps(experiment) == [3, 4]
     assert in_child(experiment) == 0
     assert_same(weights(undisturbed), weights(experiment))
@@ -132,7 +132,7 @@ def test_the_stage_has_the_exit_code_too(prepare) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, "--exp", experiment.dir], capture_output=True, text=True
     )
-    assert done.returncode == faults.RUN_AGAIN, done.stderr
+    assert done.returncode == RUN_AGAIN, done.stderr
     assert "SIGTERM: stopped after step 1 with all saved" in done.stderr
 
 

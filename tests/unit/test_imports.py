@@ -12,7 +12,7 @@ PACKAGE = REPO / "icetransfer"
 
 # Imports go from right to left, or stay in their column.
 LAYERS = (
-    {"atomic", "config", "parts", "adapters", "distributed", "significance"},
+    {"atomic", "config", "cost", "parts", "adapters", "distributed", "significance"},
     {"experiment", "data", "score", "faults"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
@@ -22,6 +22,7 @@ LAYERS = (
     },
     {"decode"},
     {
+        *("guard", "jobs", "plan", "local", "slurm", "slurm_job", "submit", "status", "estimate"),
         *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
         *("report", "report_tables", "report_document", "page", "figures", "model_card"),
         *("new_recipe", "doctor"),

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from icetransfer import sweep
+from icetransfer import jobs, local, plan, sweep
 from icetransfer.config import chunk_ms, dump_config
+from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +30,8 @@ printf '%s\\n' "$*" >>calls
 sleep "${SLEEP:-0}"
 while [ "$1" != --exp ]; do shift; done
 mkdir -p "$(dirname "$2")"
-cp -r "prepared/$2" "$2"
+cp -r "prepared/$2" "$(dirname "$2")"
+echo "$2" >>finished
 """
 PRESET = {"languages": ["nl", "it"], "hours": ["2min", "8min"], "random_hours": ["2min"]}
 
@@ -44,10 +48,10 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def prepare(made: sweep.Sweep) -> None:
+def prepare(made: plan.Sweep) -> None:
     """Lays out what the recipes of the sweep will pretend to have found."""
-    for cell in sweep.plan(made.preset):
-        recipe = made.recipe(cell)
+    for cell in made.cells:
+        recipe = made.recipe(cell.language)
         folder = recipe / "prepared" / made.experiment(cell).relative_to(recipe)
         resolved = made.config(cell)
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,15 +80,15 @@ def prepare(made: sweep.Sweep) -> None:
             (target / "wer.json").write_text(json.dumps(result))
 
 
-def make(root: Path, **changes: object) -> sweep.Sweep:
-    preset = sweep.Preset.model_validate(PRESET | changes)
-    made = sweep.Sweep("try", preset, preset.settings, root)
+def make(root: Path, **changes: object) -> plan.Sweep:
+    preset = plan.Preset.model_validate(PRESET | changes)
+    made = plan.Sweep("try", preset, preset.settings, root)
     prepare(made)
     return made
 
 
-def run(made: sweep.Sweep, retrain: bool = False) -> bool:
-    runner = sweep.Runner(made.results)
+def run(made: plan.Sweep, retrain: bool = False) -> bool:
+    runner = local.Runner(made.results)
     try:
         return sweep.run_sweep(made, runner, at_once=2, retrain=retrain)
     finally:
@@ -100,8 +104,8 @@ def calls(root: Path) -> list[str]:
 
 
 def test_plan_of_mini() -> None:
-    made = sweep.read_preset("mini", {})
-    cells = sweep.plan(made.preset)
+    made = plan.read_preset("mini", {})
+    cells = made.cells
     assert len(cells) == len(set(cells))
     assert {cell.language for cell in cells} == {"nl", "it", "pl"}
     hours = {cell.hours for cell in cells}
@@ -126,22 +130,22 @@ def test_plan_of_mini() -> None:
 
 @pytest.mark.parametrize("name", ["mini", "smoke"])
 def test_configs_of_every_cell_are_valid(name: str) -> None:
-    made = sweep.read_preset(name, {})
-    for cell in sweep.plan(made.preset):
+    made = plan.read_preset(name, {})
+    for cell in made.cells:
         assert made.config(cell).init == cell.init
 
 
 def test_changes_go_over_the_preset() -> None:
-    made = sweep.read_preset("mini", {"languages": "nl", "inits": "ml", "hours": "8min 1h"})
+    made = plan.read_preset("mini", {"languages": "nl", "inits": "ml", "hours": "8min 1h"})
     assert made.preset.languages == ("nl",)
     assert made.preset.hours == pytest.approx((8 / 60, 1))
-    assert {cell.init for cell in sweep.plan(made.preset)} == {"ml", "random"}
+    assert {cell.init for cell in made.cells} == {"ml", "random"}
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("nothing", {}, "known are mini, smoke"),
+        ("nothing", {}, "known are mini, paper, smoke"),
         ("mini", {"languages": "nl xx"}, "no recipe egs/xx; there are de en"),
         ("mini", {"inits": "en klingon"}, "inits has klingon"),
         ("mini", {"hours": "lots"}, "hours.0"),
@@ -150,14 +154,14 @@ def test_changes_go_over_the_preset() -> None:
 )
 def test_bad_presets_are_named(name: str, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweep.read_preset(name, changes)
+        plan.read_preset(name, changes)
 
 
 def test_an_unknown_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("languages: [nl]\nhours: [1h]\nlangauges: [it]\n")
     with pytest.raises(ValueError, match="unknown config key langauges; did you mean languages"):
-        sweep.read_preset(str(path), {})
+        plan.read_preset(str(path), {})
 
 
 def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.CaptureFixture) -> None:
@@ -180,7 +184,7 @@ def test_a_lost_result_is_made_again(root: Path) -> None:
     made = make(root)
     run(made)
     before = len(calls(root))
-    cell = sweep.plan(made.preset)[0]
+    cell = made.cells[0]
     shutil.rmtree(made.experiment(cell))
     assert not made.is_done(cell)
     run(made)
@@ -190,14 +194,14 @@ def test_a_lost_result_is_made_again(root: Path) -> None:
 def test_other_settings_are_not_done(root: Path) -> None:
     made = make(root, languages="nl", hours="2min")
     run(made)
-    cell = sweep.plan(made.preset)[0]
+    cell = made.cells[0]
     assert made.is_done(cell)
     assert not make(root, settings=("train.max_steps=7",)).is_done(cell)
 
 
 def test_steps_by_amount_of_data_are_those_of_every_init(root: Path) -> None:
     made = make(root, languages="nl", hours="2min 8min", max_steps={"8min": 7})
-    steps = {cell: made.config(cell).train.max_steps for cell in sweep.plan(made.preset)}
+    steps = {cell: made.config(cell).train.max_steps for cell in made.cells}
     assert {cell.init for cell in steps if cell.hours == 8 / 60} == {"en", "ml"}
     assert all((count == 7) == (cell.hours == 8 / 60) for cell, count in steps.items())
     assert all(("train.max_steps=7" in made.arguments(c)) == (steps[c] == 7) for c in steps)
@@ -209,7 +213,7 @@ def test_a_failed_cell_costs_no_other(
     made = make(root)
     monkeypatch.setenv("BREAK", "ml")
     assert not run(made)
-    done = [cell for cell in sweep.plan(made.preset) if made.is_done(cell)]
+    done = [cell for cell in made.cells if made.is_done(cell)]
     assert {cell.init for cell in done} == {"en", "random"}
     out = capfd.readouterr().out.replace("\n", "")
     assert "broken on purpose" in out
@@ -223,11 +227,11 @@ def test_a_failed_cell_costs_no_other(
 
 
 def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
-    made = sweep.from_scratch(make(root, languages="nl"))
+    made = plan.from_scratch(make(root, languages="nl"))
     assert made.results.name == "try-from-scratch"
-    job = sweep.seed_jobs(made)[0]
+    job = plan.seed_jobs(made)[0]
     assert job.arguments == ("--stop-stage", "7")
-    base = dict(made.config(sweep.plan(made.preset)[0]).transfer.base_models)
+    base = dict(made.config(made.cells[0]).transfer.base_models)
     assert base == {x: f"../{x}/exp/random-all-seed1/averaged.pt" for x in ("en", "ml")}
 
 
@@ -242,9 +246,9 @@ def test_killed_and_continued(root: Path) -> None:
     """SIGTERM in the middle: the cells end with it, and the next sweep goes on."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer import sweep\n"
-        f"preset = sweep.Preset.model_validate({PRESET!r})\n"
-        "made = sweep.Sweep('try', preset, (), Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        f"preset = plan.Preset.model_validate({PRESET!r})\n"
+        "made = plan.Sweep('try', preset, (), Path(sys.argv[1]))\n"
         "sweep._run_to_the_end(made, 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "60", "PYTHONPATH": str(REPO)}
@@ -260,14 +264,97 @@ def test_killed_and_continued(root: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == sweep.INTERRUPTED
     assert "continues where it was" in out
-    assert not any(made.is_done(cell) for cell in sweep.plan(made.preset))
+    assert not any(made.is_done(cell) for cell in made.cells)
     assert run(made)
-    assert all(made.is_done(cell) for cell in sweep.plan(made.preset))
+    assert all(made.is_done(cell) for cell in made.cells)
+
+
+def processes_of(root: Path) -> list[str]:
+    """Command lines of all processes that were started for this repository."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if str(root) in command:
+                found.append(command)
+    return found
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_killed_outright(root: Path) -> None:
+    """SIGKILL in the middle: nothing runs on, and nothing that is done is done again."""
+    made = make(root)
+    code = (
+        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        f"preset = plan.Preset.model_validate({PRESET!r})\n"
+        "sweep._run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
+    )
+    environment = os.environ | {"SLEEP": "2", "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code, str(root)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    lists = [root / "egs" / language / "finished" for language in ("nl", "it")]
+
+    def finished() -> list[str]:
+        return [
+            line for path in lists if path.is_file() for line in path.read_text().split("\n")[:-1]
+        ]
+
+    wait_for(lambda: len(finished()) >= 3)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes_of(root))
+    before = [cell for cell in made.cells if made.is_done(cell)]
+    assert 3 <= len(before) < len(made.cells)
+    assert run(made)
+    assert all(made.is_done(cell) for cell in made.cells)
+    assert len(finished()) == len(made.cells), "no cell was done twice"
+
+
+def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min")
+    (job, *_) = plan.make_plan(made).runs
+    with jobs.locked(job.status.with_suffix(".lock")) as lock:
+        assert lock is not None
+        assert not run(made)  # it leaves that cell to the other
+    assert {cell.name for cell in made.cells if not made.is_done(cell)} == {job.name}
+
+
+def test_stopped_by_a_signal_is_run_again(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
+    script = root / "egs" / "nl" / "run.sh"
+    again = '[[ "$*" == *--stop-stage* ]] || mkdir again 2>/dev/null && exit 75\n'
+    script.write_text(script.read_text().replace("sleep ", f"{again}sleep "))
+    assert run(made)
+    assert sum("--stage 4" in call for call in calls(root)) == 2
+
+
+def test_a_stale_cell_is_put_aside(root: Path) -> None:
+    made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
+    run(made)
+    (cell,) = made.cells
+    folder = made.experiment(cell)
+    (folder / "averaged.pt").touch()
+    # other decoding: what was trained stays
+    target = Experiment(folder, make(root, settings=("decode.beam=8",)).config(cell))
+    names = {path.name for path in jobs.put_stale_aside(target)}
+    assert names == {"decode.stale-1", "config.yaml.stale-1"}
+    assert (folder / "averaged.pt").is_file()
+    # other training: nothing does
+    (folder / "config.yaml.stale-1").rename(folder / "config.yaml")
+    target = Experiment(folder, make(root, settings=("train.max_steps=7",)).config(cell))
+    assert [path.name for path in jobs.put_stale_aside(target)] == ["en-2min-seed1.stale-1"]
+    assert not folder.exists()
 
 
 def test_planned_runs_are_what_done_means() -> None:
-    made = sweep.read_preset("mini", {})
-    config = made.config(sweep.plan(made.preset)[0])
+    made = plan.read_preset("mini", {})
+    config = made.config(made.cells[0])
     tiers = {(run.chunk_size, run.precision, run.engine) for run in planned_runs(config)}
     for size in (8, 16, 32, -1):
         assert {(size, "fp32", "sherpa"), (size, "int8", "sherpa")} <= tiers

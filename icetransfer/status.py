@@ -1,0 +1,151 @@
+"""Where the cells of a sweep are: waiting, running, done, failed, read off files and squeue."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from icetransfer import config, jobs
+from icetransfer.experiment import Experiment
+from icetransfer.plan import Cell, Sweep, make_plan
+from icetransfer.score import planned_runs
+from icetransfer.slurm import ASK_AGAIN, SUBMITTED, Queue
+
+TAIL = 20_000  # bytes of a metrics.jsonl that surely hold its last line about the training
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a job, its state in a word, and what there is to say of it."""
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+def collect(sweep: Sweep) -> list[Row]:
+    """The state of every data job that is under way and of every cell."""
+    plan = make_plan(sweep)
+    queued: Mapping[str, tuple[str, str, str]] = {}
+    if (sweep.results / SUBMITTED).is_file():
+        with suppress(ValueError):  # not on a login node, or Slurm is down: files say the rest
+            queued = Queue(sweep.name, sweep.results, sweep.root).queued()
+    done = set(plan.done)
+    runs = {job.name: job for job in plan.runs}
+    rows = [_job_row(job, queued, "") for job in plan.data if job.status.is_file()]
+    for cell in sorted(sweep.cells):
+        if cell in done:
+            rows.append(Row(cell.name, jobs.DONE, _wer(sweep, cell)))
+        elif cell in plan.skipped:
+            rows.append(Row(cell.name, jobs.SKIPPED, plan.skipped[cell]))
+        else:
+            wanted = sweep.config(cell)
+            progress = _progress(sweep.experiment(cell), wanted.train)
+            rows.append(_job_row(runs[cell.name], queued, progress))
+    return rows
+
+
+def _job_row(job: jobs.Job, queued: Mapping[str, tuple[str, str, str]], progress: str) -> Row:
+    status = job.read_status()
+    said = status.get("state", "")
+    if job.name in queued:
+        task, state, reason = queued[job.name]
+        if state == "PENDING":
+            again = f"; {said}: {status.get('reason')}" if said == jobs.AGAIN else ""
+            return Row(job.name, "waiting", f"Slurm {task}, {reason}{again}")
+        return Row(job.name, jobs.RUNNING, f"{progress} (Slurm {task}, {state.lower()})".strip())
+    if said == jobs.RUNNING:
+        with jobs.locked(job.status.with_suffix(".lock")) as free:
+            if free is None:
+                return Row(job.name, jobs.RUNNING, f"{progress} ({status['host']})".strip())
+        return Row(job.name, "waiting", f"was killed at {_clock(status['time'])}; {progress}")
+    if said in (jobs.FAILED, jobs.SKIPPED):
+        return Row(job.name, said, f"{_last(status.get('reason', ''))} (log: {job.log})")
+    if said == jobs.DONE and job.kind != "cell":
+        return Row(job.name, said)
+    return Row(job.name, "waiting", progress)
+
+
+def _last(reason: str) -> str:
+    return (reason.splitlines() or [""])[-1]
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _wer(sweep: Sweep, cell: Cell) -> str:
+    """The WER of a done cell, at the tier, on the test set and in the precision named first."""
+    target = Experiment(sweep.experiment(cell), sweep.config(cell))
+    first = planned_runs(target.config)[0]
+    result = jobs.read_json(first.folder(target.decode_dir) / "wer.json") or {}
+    tier = config.chunk_label(first.chunk_size).partition(" (")[0]
+    return (
+        f"WER {result.get('wer', float('nan')):.2f} % ({first.test_set}, {tier}, {first.precision})"
+    )
+
+
+def _progress(experiment: Path, train: config.Train) -> str:
+    """The step of a training, and the time left at the pace of its last steps."""
+    path = experiment / "metrics.jsonl"
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL), os.SEEK_SET)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    last = None
+    for line in lines:
+        if line.endswith("}"):
+            with suppress(json.JSONDecodeError):  # the first line may be a part of one
+                numbers = json.loads(line)
+                last = numbers if numbers.get("kind") == "train" else last
+    if last is None:
+        return ""
+    step = last["step"]
+    text = f"step {step}/{train.max_steps}"
+    if step < train.max_steps and last.get("audio_per_second"):
+        # The last steps' pace.  A batch is as full as batches are allowed to be.
+        audio = train.batch_seconds * train.accumulate * (1 - last.get("padding", 0))
+        left = (train.max_steps - step) * audio / last["audio_per_second"]
+        text += (
+            f", about {left / 3600:.0f} h left"
+            if left > 7200
+            else f", about {left / 60:.0f} min left"
+        )
+    return text
+
+
+def table(sweep: Sweep, rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    cells = {cell.name for cell in sweep.cells}
+    counts = Counter(row.state for row in rows if row.name in cells)
+    title = f"{sweep.name}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    shown = Table("cell", "state", "", title=title, title_justify="left", box=None)
+    for row in rows:
+        shown.add_row(Text(row.name), row.state, Text(row.detail))
+    return shown
+
+
+def show(sweep: Sweep) -> None:
+    """Prints the table; on a terminal keeps it fresh until nothing is left or Ctrl-C."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 300  # in a file, no line needs breaking
+        console.print(table(sweep, collect(sweep)))
+        return
+    rows = collect(sweep)
+    with suppress(KeyboardInterrupt), Live(table(sweep, rows), console=console) as live:
+        while any(row.state in ("waiting", jobs.RUNNING) for row in rows):
+            time.sleep(ASK_AGAIN)
+            rows = collect(sweep)
+            live.update(table(sweep, rows), refresh=True)
