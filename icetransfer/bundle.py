@@ -4,8 +4,10 @@ It is what sherpa-onnx loads, one folder for each latency tier, with one set of 
 precision: `encoder.onnx` (fp32), `encoder.int8.onnx`, ...
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PARTS = ("encoder", "decoder", "joiner")
 
@@ -38,6 +40,18 @@ class Bundle:
     def size(self, precision: str) -> int:
         """Bytes of the three ONNX files of a precision."""
         return sum(path.stat().st_size for path in self.models(precision).values())
+
+    def quantisation(self, precision: str) -> dict[str, Any]:
+        """How the files of a precision were made, with the layers that were kept out of it."""
+        if precision == "fp32" or not self.description.is_file():
+            return {}
+        made_of = json.loads(self.description.read_text(encoding="utf-8"))["made_of"]
+        settings = made_of.get("export", {})
+        return {
+            **settings.get(precision, {}),
+            **{key: value for key, value in settings.items() if not isinstance(value, dict)},
+            "kept": made_of.get("kept", {}).get(precision, []),
+        }
 
     def check(self, precision: str) -> None:
         """Checks that nothing is missing.

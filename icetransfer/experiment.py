@@ -75,6 +75,11 @@ class Experiment:
         """One folder per test set, engine, precision, tier and search."""
         return self.dir / "decode"
 
+    @property
+    def remedy_file(self) -> Path:
+        """What `icetransfer.remedy` has found, and the export heeds: see there."""
+        return self.dir / "remedy.json"
+
     def onnx_dir(self, chunk_size: int) -> Path:
         """The exported bundle of one latency tier."""
         if chunk_size == -1:
