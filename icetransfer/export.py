@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icetransfer import atomic
-from icetransfer.bundle import Bundle, check_vocabulary, read_tokens
+from icetransfer.bundle import Bundle, check_vocabulary, file_facts, read_tokens
 from icetransfer.checkpoint import load_transducer
 from icetransfer.config import Export, Precision, load_section
 from icetransfer.experiment import (
@@ -412,6 +412,7 @@ def export_bundle(
         "dims": source.model.dims.to_dict(),
         "difference_from_torch": difference,
         "bytes": sizes,
+        "files": {path.name: file_facts(path) for path in bundle.files(wanted)},
         "provenance": provenance(),
     }
     atomic.write_text(bundle.description, json.dumps(description, indent=2) + "\n")
