@@ -345,6 +345,12 @@ class Decode(Section):
     batch_streams: int = Field(32, ge=1)
 
 
+class Bundle(Section):
+    """What is handed over."""
+
+    tar: bool = False  # an archive of each folder as well
+
+
 class Config(Section):
     """Everything that decides an experiment's result."""
 
@@ -357,6 +363,7 @@ class Config(Section):
     train: Train = Train()
     export: Export = Export()
     decode: Decode = Decode()
+    bundle: Bundle = Bundle()
 
     @model_validator(mode="after")
     def _check_chunk_sizes(self) -> "Config":

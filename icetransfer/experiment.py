@@ -76,6 +76,11 @@ class Experiment:
         return self.dir / "decode"
 
     @property
+    def bundle_dir(self) -> Path:
+        """A folder to hand over for each latency tier."""
+        return self.dir / "bundle"
+
+    @property
     def remedy_file(self) -> Path:
         """What `icetransfer.remedy` has found, and the export heeds: see there."""
         return self.dir / "remedy.json"

@@ -150,7 +150,7 @@ def _integer_products(model: ModelProto, layers: Set[str] | None, per_channel: b
 
     if layers is not None and not layers:
         return model
-    with tempfile.TemporaryDirectory() as folder, _quiet(logging.getLogger()):
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         target = Path(folder) / "int8.onnx"
         quantize_dynamic(
             model,
@@ -165,10 +165,10 @@ def _integer_products(model: ModelProto, layers: Set[str] | None, per_channel: b
 
 def _block_products(model: ModelProto, layers: Set[str], settings: Export) -> None:
     """Products with weights in 4 bits, as onnxruntime's MatMulNBits; changes `model`."""
-    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
-
     names = [node.name for node in model.graph.node if node.op_type == "MatMul"]
-    with _quiet(nbits.logger):
+    with _quiet():
+        from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
         nbits.MatMulNBitsQuantizer(
             model,
             bits=4,
@@ -180,14 +180,16 @@ def _block_products(model: ModelProto, layers: Set[str], settings: Export) -> No
 
 
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Hushes advice that does not apply, and a line for each node."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Hushes advice that does not apply and a line for each node, and the handler for them."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    root.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _store_convolutions(graph: GraphProto, layers: Set[str]) -> None:
