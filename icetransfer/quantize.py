@@ -133,10 +133,9 @@ def same_file(source: Path, target: Path) -> None:
 
 
 def _as_declared(made: ModelProto, model: ModelProto) -> ModelProto:
-    """With the outputs and the metadata of the fp32 model, which quantisers declare anew."""
-    del made.graph.output[:], made.metadata_props[:]
+    """With the outputs of the fp32 model, which quantisers declare anew, and short names."""
+    del made.graph.output[:]
     made.graph.output.extend(model.graph.output)
-    made.metadata_props.extend(model.metadata_props)
     shorten_names(made)
     return made
 

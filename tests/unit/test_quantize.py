@@ -70,7 +70,8 @@ def test_each_precision_is_smaller_and_costs_more_than_the_one_before(bundle) ->
 @pytest.mark.parametrize("precision", SMALLER)
 def test_sherpa_loads_what_declares_the_same_as_fp32(bundle, encoder, precision) -> None:
     made = onnx.load(str(bundle.model("encoder", precision)))
-    assert made.metadata_props == encoder.metadata_props
+    said, expected = ({p.key: p.value for p in m.metadata_props} for m in (made, encoder))
+    assert said.items() >= expected.items()
     assert made.graph.input == encoder.graph.input
     assert made.graph.output == encoder.graph.output
     recognizer = SherpaRecognizer(bundle.dir, CHUNK, precision, tail_seconds=0.8)
