@@ -332,6 +332,13 @@ class Export(Section):
     convolutions: Literal["fp32", "int8"] = "int8"  # weights of int8 and int4 encoders, stored
 
 
+class Remedy(Section):
+    """WER points that a precision may cost against fp32: more is warned of, and can be remedied."""
+
+    int8: float = Field(0.3, ge=0)
+    int4: float = Field(1.0, ge=0)
+
+
 class Decode(Section):
     """What is decoded, and with what."""
 
@@ -362,6 +369,7 @@ class Config(Section):
     transfer: Transfer = Transfer()
     train: Train = Train()
     export: Export = Export()
+    remedy: Remedy = Remedy()
     decode: Decode = Decode()
     bundle: Bundle = Bundle()
 

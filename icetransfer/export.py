@@ -422,11 +422,20 @@ def export_bundle(
     )
 
 
-def kept_layers(experiment: Experiment, bundle: Bundle) -> dict[str, list[str]]:
-    """The layers of a tier that `icetransfer.remedy` has found to need a higher precision."""
+def kept_layers(experiment: Experiment, bundle: Bundle, checkpoint: str) -> dict[str, list[str]]:
+    """The layers of a tier that `icetransfer.remedy` has found to need a higher precision.
+
+    Args:
+        experiment: whose tier it is.
+        bundle: the tier.
+        checkpoint: its SHA-256; what was found for another is not heeded.
+    """
     if not experiment.remedy_file.is_file():
         return {}
     found = json.loads(experiment.remedy_file.read_text(encoding="utf-8"))
+    if found["checkpoint_sha256"] != checkpoint:
+        log.warning("%s is of another checkpoint: run it again", experiment.remedy_file)
+        return {}
     return {
         row["precision"]: row["kept"] for row in found["rows"] if row["tier"] == bundle.dir.name
     }
@@ -444,7 +453,7 @@ def export_tiers(experiment: Experiment) -> None:
     left, precisions, heads = decode.left_context_frames, decode.precisions, None
     for size in decode.chunk_sizes:
         bundle = Bundle(experiment.onnx_dir(size))
-        kept = kept_layers(experiment, bundle)
+        kept = kept_layers(experiment, bundle, source.sha256)
         settings = experiment.config.export
         export_bundle(source, bundle, size, left, precisions, heads, settings, kept)
         heads = bundle
