@@ -4,7 +4,8 @@ fp16 and what is called "stored in 8 bits" below are formats of the file alone: 
 the weights once, when it loads them, and computes in fp32, so that every processor runs them at
 fp32's speed.  In int8 the inputs of a product are quantised too, on the fly, with one scale for all
 streams of a call, so its tokens depend a little on which streams share a batch (those of the other
-precisions do not).  In int4 a block of weights of one output channel shares a scale.
+precisions do not).  In int4 a block of weights of one output channel shares a scale, and so does a
+block of inputs at accuracy_level 4.
 
 A layer here is a node of the graph with weights of its own, named after the module that they come
 from: encoder.encoders.0.layers.0.feed_forward1.in_proj.  What is lost depends on the checkpoint and
@@ -168,6 +169,7 @@ def _block_products(model: ModelProto, layers: Set[str], settings: Export) -> No
     with _quiet():
         from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
+        nbits.logger.setLevel(logging.ERROR)
         nbits.MatMulNBitsQuantizer(
             model,
             bits=4,
