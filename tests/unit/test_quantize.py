@@ -1,14 +1,20 @@
 """Precisions below fp32: sizes, numbers, what is kept out, and that sherpa-onnx loads them."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
+from icetransfer.adapters import LowRank, attach
 from icetransfer.bundle import Bundle
+from icetransfer.checkpoint import load_transducer, save_checkpoint
 from icetransfer.config import Export
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_bundle, export_checkpoint
+from icetransfer.model.transducer import build_transducer
 from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.quantize import layer_names, quantize_bundle, quantize_encoder
 from icetransfer.sherpa import SherpaRecognizer
@@ -165,3 +171,49 @@ def test_what_is_not_possible_is_said(bundle, encoder) -> None:
         quantize_encoder(encoder, "int3", Export(), set())
     with pytest.raises(ValueError, match=r"has no layer encoder\.nowhere"):
         quantize_bundle(bundle, "int8", Export(), {"encoder.nowhere"})
+
+
+def adapted(dims, path):
+    """A checkpoint whose adapters have been merged, and the model that has them apart."""
+    model = build_transducer(dims, seed=3).eval()
+    attach(model, 2, ("encoder",), seed=5)
+    for module in model.modules():
+        if isinstance(module, LowRank):
+            torch.nn.init.normal_(module.up, std=0.3)
+    save_checkpoint(path, model)
+    return model
+
+
+def of_icefall(dims, path):
+    """A cut of a checkpoint of icefall's own."""
+    shutil.copy(REPO / "tests" / "parity" / "data" / "nano-checkpoint.pt", path)
+    return load_transducer(path)
+
+
+def without_ctc(dims, path):
+    """The others have a CTC head, which no graph holds."""
+    model = build_transducer(dataclasses.replace(dims, use_ctc=False), seed=3).eval()
+    save_checkpoint(path, model)
+    return model
+
+
+@pytest.mark.parametrize("make", [adapted, of_icefall, without_ctc])
+def test_any_checkpoint_on_the_command_line_in_every_precision(make, nano_dims, tmp_path) -> None:
+    model = make(nano_dims, tmp_path / "given.pt")
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("<blk> 0\n" + "".join(f"t{i} {i}\n" for i in range(1, model.vocab_size)))
+    words = {"checkpoint": tmp_path / "given.pt", "tokens": tokens, "out": tmp_path / "out"}
+    words |= {"chunk_size": "16,-1", "left_context_frames": 64, "precisions": "fp32,fp16,int8,int4"}
+    words |= {"export.int4.block_size": 16}
+    export_checkpoint([f"{key}={value}" for key, value in words.items()])
+    random = torch.Generator().manual_seed(2)
+    features, lens = torch.randn(1, 90, 80, generator=random), torch.tensor([90])
+    with torch.inference_mode():
+        full = model.joiner.encoder_proj(model.encode(features, lens)[0])
+    for precision, bound in (("fp32", 1e-4), ("fp16", 0.01), ("int8", 0.1), ("int4", 0.5)):
+        out, _ = OnnxTransducer(tmp_path / "out" / "offline", precision).encode(features, lens)
+        assert float((out - full).norm() / full.norm()) < bound
+        for name, size in (("offline", -1), ("chunk-16-left-64", 16)):
+            recognizer = SherpaRecognizer(tmp_path / "out" / name, size, precision)
+            assert len(recognizer([np.zeros(16000, np.float32)])) == 1
+    assert Bundle(tmp_path / "out" / "offline").quantisation("int4")["block_size"] == 16
