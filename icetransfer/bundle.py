@@ -53,15 +53,14 @@ class Bundle:
 
     def quantisation(self, precision: str) -> dict[str, Any]:
         """How the files of a precision were made, with the layers that were kept out of it."""
-        if precision == "fp32" or not self.description.is_file():
+        if not self.description.is_file():
             return {}
         made_of = json.loads(self.description.read_text(encoding="utf-8"))["made_of"]
         settings = made_of.get("export", {})
-        return {
-            **settings.get(precision, {}),
-            **{key: value for key, value in settings.items() if not isinstance(value, dict)},
-            "kept": made_of.get("kept", {}).get(precision, []),
-        }
+        if precision not in settings:
+            return {}  # fp32 and fp16 have none
+        shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+        return {**settings[precision], **shared, "kept": made_of["kept"].get(precision, [])}
 
     def check(self, precision: str) -> None:
         """Checks that nothing is missing and that all files are those that were exported here.
