@@ -62,7 +62,7 @@ Made by `tools/bench_precisions.py` from the files of finished experiments; chan
 * fp16: weights stored in 16 bits, widened when they are loaded: half the size, fp32's speed.
 * int8: products with weights and inputs in 8 bits, a scale for each output channel; weights of
   convolutions stored in 8 bits.
-* int4: the encoder's products with weights in 4 bits (MatMulNBits, see the settings below), its
+* int4: the encoder's products with weights in 4 bits (MatMulNBits, settings below), its
   convolutions stored in 8 bits, the joiner in int8.
 * The decoder stays fp32.
 
@@ -348,9 +348,10 @@ def make_page(
         page += [
             "## Where a margin is missed on dev\n",
             "Changes of WER against fp32, in points, before and after `icetransfer.remedy` has "
-            "kept the most sensitive layers in higher precision. A dev set has 312 to 400 words here, "
-            "so that a point is four words, and what is found on dev need not hold on test: the "
-            "remedy wants the dev set of a real corpus.\n",
+            "kept the most sensitive layers in higher precision; (!): the margin is not reached. "
+            "A dev set has some 300 to 400 words here, so that a point is three or four words, "
+            "and what is found on dev need not hold on test: the remedy wants the dev set of a "
+            "real corpus.\n",
             remedy_table(rows, remedied),
         ]
     if full_size:
