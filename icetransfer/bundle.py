@@ -1,11 +1,19 @@
 """An exported bundle: a folder with an encoder, a decoder, a joiner and `tokens.txt`.
 
 It is what sherpa-onnx loads, one folder for each latency tier, with one set of files for each
-precision: `encoder.onnx` (fp32), `encoder.int8.onnx`, ...
+precision: `encoder.onnx` (fp32), `encoder.int8.onnx`, ...  Before a runtime gets the files they are
+checked here: a runtime would end the process, or recognise nonsense without a word.
 """
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+
+from icetransfer.experiment import sha256
 
 PARTS = ("encoder", "decoder", "joiner")
 
@@ -35,23 +43,126 @@ class Bundle:
         """The three ONNX files of a precision, by part."""
         return {part: self.model(part, precision) for part in PARTS}
 
+    def files(self, precisions: Iterable[str]) -> list[Path]:
+        """The ONNX files of precisions, and tokens.txt."""
+        return [*(f for p in precisions for f in self.models(p).values()), self.tokens]
+
     def size(self, precision: str) -> int:
         """Bytes of the three ONNX files of a precision."""
         return sum(path.stat().st_size for path in self.models(precision).values())
 
+    def quantisation(self, precision: str) -> dict[str, Any]:
+        """How the files of a precision were made, with the layers that were kept out of it."""
+        if not self.description.is_file():
+            return {}
+        made_of = json.loads(self.description.read_text(encoding="utf-8"))["made_of"]
+        settings = made_of.get("export", {})
+        if precision not in settings:
+            return {}  # fp32 and fp16 have none
+        shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+        return {**settings[precision], **shared, "kept": made_of["kept"].get(precision, [])}
+
     def check(self, precision: str) -> None:
-        """Checks that nothing is missing.
+        """Checks that nothing is missing and that all files are those that were exported here.
 
         Raises:
-            ValueError: a file is missing.
+            ValueError: a file is missing, cut short, or of another bundle.
         """
-        files = [*self.models(precision).values(), self.tokens]
+        files = self.files([precision])
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise ValueError(
                 f"{self.dir} is not a {precision} bundle: {', '.join(missing)} missing; "
                 f"run stage 8 (python -m icetransfer.export), with {precision} in its precisions"
             )
+        if not self.description.is_file():
+            return  # exported by others: `inspect` sees what the files say of themselves
+        exported = json.loads(self.description.read_text(encoding="utf-8")).get("files", {})
+        for path in files:
+            wanted, size = exported.get(path.name), path.stat().st_size
+            if wanted and size != wanted["bytes"]:
+                raise ValueError(
+                    f"{path} has {size} bytes and {self.description} says {wanted['bytes']}: it is "
+                    f"cut short or of another bundle; copy it again, or run stage 8 again"
+                )
+            if wanted and sha256(path) != wanted["sha256"]:
+                raise ValueError(
+                    f"{path} is not the file that {self.description} tells of: it is of another "
+                    f"tier or model, or damaged; copy it again, or run stage 8 again"
+                )
+
+    def inspect(self, precision: str) -> "Facts":
+        """Checks the files, also by what they say of themselves, and tells what they are.
+
+        Raises:
+            ValueError: as `check` does; or a file is no ONNX model, is of another model family, or
+                does not fit the others.
+        """
+        self.check(precision)
+        files = self.models(precision)
+        graphs = {part: _read_graph(path) for part, path in files.items()}
+        encoder, decoder = graphs["encoder"].metadata, graphs["decoder"].metadata
+        if encoder.get("model_type") != "zipformer2":
+            raise ValueError(
+                f"{files['encoder']}: model_type is {encoder.get('model_type')!r} in its metadata, "
+                f"expected 'zipformer2': it is of another model family"
+            )
+        try:
+            vocab_size, context_size = int(decoder["vocab_size"]), int(decoder["context_size"])
+            joiner_dim = int(graphs["joiner"].metadata["joiner_dim"])
+        except KeyError as error:
+            raise ValueError(
+                f"{self.dir}: {error} is not in the metadata of its decoder or joiner; export again"
+            ) from None
+        sizes = {
+            "encoder": (graphs["encoder"].width, joiner_dim),
+            "decoder": (graphs["decoder"].width, joiner_dim),
+            "joiner": (graphs["joiner"].width, vocab_size),
+        }
+        for part, (width, expected) in sizes.items():
+            if width != expected:
+                raise ValueError(
+                    f"{files[part]} has {width} outputs, {expected} were expected by the other "
+                    f"files: they are of different models; export again"
+                )
+        check_vocabulary(read_tokens(self.tokens), self.tokens, vocab_size, files["decoder"])
+        if "decode_chunk_len" not in encoder:
+            return Facts(-1, -1, vocab_size, context_size)
+        # the stack that is not downsampled has the most
+        left = max(map(int, encoder["left_context_len"].split(",")))
+        return Facts(int(encoder["decode_chunk_len"]) // 2, left, vocab_size, context_size)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the graphs of a bundle are for; chunk_size -1 is offline."""
+
+    chunk_size: int
+    left_context_frames: int
+    vocab_size: int
+    context_size: int
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """A file's size and checksum, as the description of a bundle holds them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+class _Graph(NamedTuple):
+    metadata: dict[str, str]
+    width: int  # of the last axis of the first output
+
+
+def _read_graph(path: Path) -> _Graph:
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+        shape = proto.graph.output[0].type.tensor_type.shape
+        width = shape.dim[-1].dim_value
+    except Exception as error:  # protobuf's DecodeError, of one of its several packages
+        raise ValueError(
+            f"{path} is not a whole ONNX model ({error}); copy it again, or export it again"
+        ) from error
+    return _Graph({item.key: item.value for item in proto.metadata_props}, width)
 
 
 def read_tokens(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -64,6 +64,9 @@ class Section(BaseModel):
     """A part of the tree: every key is known, every value is checked, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Minutes(Section):
@@ -336,17 +339,58 @@ class Train(Section):
         return self
 
 
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+
+
+class Int8(Section):
+    """Weights of matrix products in 8 bits; their inputs too, as they come."""
+
+    per_channel: bool = True  # a scale for each output channel, else for each matrix
+    decoder: bool = False  # the decoder too: it saves little and is where most is lost
+
+
+class Int4(Section):
+    """Weights of the encoder's matrix products in 4 bits."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = 32  # weights that share a scale
+    symmetric: bool = False  # without zero points: a little smaller, a little worse
+    # onnxruntime's: 0 computes in fp32; 4, with inputs in 8 bits, takes half the time
+    accuracy_level: Literal[0, 1, 2, 3, 4] = 4
+    rest: Literal["fp32", "int8"] = "int8"  # the joiner, and layers that are kept out of 4 bits
+
+
+class Export(Section):
+    """How the precisions below fp32 are made."""
+
+    int8: Int8 = Int8()
+    int4: Int4 = Int4()
+    convolutions: Literal["fp32", "int8"] = "int8"  # weights of int8 and int4 encoders, stored
+
+
+class Remedy(Section):
+    """WER points that a precision may cost against fp32: more is warned of, and can be remedied."""
+
+    int8: float = Field(0.3, ge=0)
+    int4: float = Field(1.0, ge=0)
+
+
 class Decode(Section):
     """What is decoded, and with what."""
 
     splits: tuple[Literal["dev", "test"], ...] = ("test",)
     engines: tuple[Literal["torch", "onnxruntime", "sherpa"], ...] = ("torch", "sherpa")
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")  # torch decodes fp32 only
+    precisions: tuple[Precision, ...] = ("fp32", "int8")  # torch decodes fp32 only
     chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
     left_context_frames: int = Field(128, ge=1)
     search: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
     beam: int = Field(4, ge=1)
     batch_streams: int = Field(32, ge=1)
+
+
+class Bundle(Section):
+    """What is handed over."""
+
+    tar: bool = False  # an archive of each folder as well
 
 
 class Config(Section):
@@ -359,7 +403,10 @@ class Config(Section):
     data: Data
     transfer: Transfer = Transfer()
     train: Train = Train()
+    export: Export = Export()
+    remedy: Remedy = Remedy()
     decode: Decode = Decode()
+    bundle: Bundle = Bundle()
 
     @model_validator(mode="after")
     def _check_chunk_sizes(self) -> "Config":
@@ -404,6 +451,26 @@ def load_config(files: Iterable[Path], overrides: Iterable[str] = ()) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ValueError(describe_errors(error, Config)) from None
+
+
+def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str]) -> AnySection:
+    """A part of the tree, of key=value overrides alone: its defaults where there are none.
+
+    Args:
+        section: the part's class.
+        prefix: where it stands in the tree: what the keys begin with.
+        overrides: as `load_config` takes them.
+
+    Raises:
+        ValueError: a key is unknown, or a value is not allowed.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    try:
+        return section.model_validate(tree.get(prefix, {}))
+    except ValidationError as error:
+        raise ValueError(describe_errors(error, section, f"{prefix}.")) from None
 
 
 def dump_config(config: Section) -> str:
@@ -473,16 +540,16 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def describe_errors(error: ValidationError, section: type[BaseModel]) -> str:
-    """Turns pydantic's errors into lines that a user can act on."""
-    known = _known_keys(section)
+def describe_errors(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
+    """Turns pydantic's errors into lines that a user can act on; keys begin with the prefix."""
+    known = _known_keys(section, prefix)
     lines = []
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]
         if parts[:2] == ["data", "corpora"]:
             # pydantic puts the tag of the union ("synthetic") after the name: users never type it
             del parts[3:4]
-        key = ".".join(parts)
+        key = prefix + ".".join(parts)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

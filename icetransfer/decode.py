@@ -396,11 +396,14 @@ def decode_run(
     config = experiment.config
     folder = run.folder(experiment.decode_dir)
     target = folder / "wer.json"
+    quantisation = Bundle(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
-        if json.loads(target.read_text(encoding="utf-8"))["checkpoint_sha256"] == checkpoint_sha256:
+        found = json.loads(target.read_text(encoding="utf-8"))
+        made = found["checkpoint_sha256"], found.get("quantisation", {})
+        if made == (checkpoint_sha256, quantisation):
             log.info("skip: %s is complete", target)
             return
-        log.info("%s is of another checkpoint: decoding again", target)
+        log.info("%s is of another checkpoint or export: decoding again", target)
     if run.engine == "torch":
         model_bytes = experiment.averaged_checkpoint.stat().st_size
     else:
@@ -416,6 +419,7 @@ def decode_run(
         "threads": 1,
         "host_load": load,
         "model_bytes": model_bytes,
+        "quantisation": quantisation,
         "checkpoint_sha256": checkpoint_sha256,
         "normalizer": normalize.version,
         "provenance": provenance(),

@@ -76,6 +76,16 @@ class Experiment:
         """One folder per test set, engine, precision, tier and search."""
         return self.dir / "decode"
 
+    @property
+    def bundle_dir(self) -> Path:
+        """A folder to hand over for each latency tier."""
+        return self.dir / "bundle"
+
+    @property
+    def remedy_file(self) -> Path:
+        """What `icetransfer.remedy` has found, and the export heeds: see there."""
+        return self.dir / "remedy.json"
+
     def onnx_dir(self, chunk_size: int) -> Path:
         """The exported bundle of one latency tier."""
         if chunk_size == -1:

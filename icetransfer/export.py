@@ -2,11 +2,12 @@ r"""Stage 8: the averaged model as ONNX bundles for sherpa-onnx, one for each la
 
     python -m icetransfer.export --exp DIR
     python -m icetransfer.export checkpoint=epoch-30.pt tokens=tokens.txt out=DIR \
-        chunk_size=16 left_context_frames=64 precisions=fp32,int8 [num_heads=4,4,4,8,4,4 ...]
+        chunk_size=16 left_context_frames=64 precisions=fp32,int8,int4 \
+        [num_heads=4,4,4,8,4,4 ...] [export.int4.block_size=64 ...]
 
 The second form takes any icefall or icetransfer checkpoint; what its shapes do not tell is given
-under icefall's names.  chunk_size may be a list (8,16,-1): then `out` gets a folder for each, as
-in an experiment.  -1 is the non-streaming model.
+under icefall's names, and how precisions are made under the config's.  chunk_size may be a list
+(8,16,-1): then `out` gets a folder for each, as in an experiment.  -1 is the non-streaming model.
 
 Shapes: N streams, T feature frames (10 ms), c chunk_size (20 ms), C encoder channels, J joiner
 channels, V vocabulary, L tokens of decoder context.  The joiner's two input projections are inside
@@ -17,10 +18,10 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -30,8 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icetransfer import atomic
-from icetransfer.bundle import Bundle, check_vocabulary, read_tokens
+from icetransfer.bundle import Bundle, check_vocabulary, file_facts, read_tokens
 from icetransfer.checkpoint import load_transducer
+from icetransfer.config import Export, Precision, load_section
 from icetransfer.experiment import (
     Experiment,
     log,
@@ -43,9 +45,9 @@ from icetransfer.experiment import (
 )
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, TransducerModel
-from icetransfer.onnx_graph import simplify
+from icetransfer.onnx_graph import name_layers, shorten_names, simplify
 from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.quantize import METHODS, quantize_bundle, same_file
+from icetransfer.quantize import quantize_bundle, same_file
 
 OPSET = 13  # what sherpa-onnx's oldest runtimes read, and what icefall's exports use
 TOLERANCE = 1e-3  # largest difference from torch, relative to outputs above 1
@@ -157,6 +159,9 @@ def _trace(
         )
         proto = onnx.load(str(temporary))
         simplify(proto, [_zeros(inputs, dynamic, n, 41 + 20 * n) for n in (1, 2, 3)])
+        weights = {k.removeprefix("model."): v.numpy() for k, v in graph.state_dict().items()}
+        name_layers(proto.graph, weights)
+        shorten_names(proto)
         onnx.helper.set_model_props(proto, metadata)
         onnx.save(proto, str(temporary))
 
@@ -345,10 +350,12 @@ def export_bundle(
     bundle: Bundle,
     chunk_size: int,
     left_context_frames: int,
-    precisions: list[str],
+    precisions: Sequence[str],
     heads: Bundle | None = None,
+    settings: Export | None = None,
+    kept: Mapping[str, list[str]] | None = None,
 ) -> None:
-    """Writes one tier, unless it is complete and of the same checkpoint.
+    """Writes one tier, unless it is complete, of the same checkpoint and made in the same way.
 
     Args:
         source: the model.
@@ -357,18 +364,23 @@ def export_bundle(
         left_context_frames: in 50 Hz frames; without meaning for -1.
         precisions: "fp32" and others; the fp32 files are always written.
         heads: a bundle of the same model, whose decoder and joiner are the same.
+        settings: how the precisions below fp32 are made.
+        kept: by precision, the encoder's layers that are left in a higher one.
 
     Raises:
         ValueError: an illegal chunk size or an unknown precision.
         RuntimeError: the graphs do not agree with torch.
     """
     source.model.dims.check_chunk_size(chunk_size)
+    settings, kept = settings or Export(), kept or {}
     wanted = sorted({"fp32", *precisions})
     made_of = {
         "sha256": source.sha256,
         "chunk_size": chunk_size,
         "left_context_frames": -1 if chunk_size == -1 else left_context_frames,
         "precisions": wanted,
+        "export": settings.model_dump(mode="json"),
+        "kept": {precision: sorted(kept.get(precision, ())) for precision in wanted},
     }
     if bundle.description.is_file():
         found = json.loads(bundle.description.read_text(encoding="utf-8"))
@@ -391,7 +403,7 @@ def export_bundle(
     difference = verify_bundle(source.model, bundle, chunk_size)
     for precision in wanted:
         if precision != "fp32":
-            quantize_bundle(bundle, precision)
+            quantize_bundle(bundle, precision, settings, {*kept.get(precision, ())})
     seconds = time.perf_counter() - begin
     sizes = {precision: bundle.size(precision) for precision in wanted}
     description = {
@@ -400,6 +412,7 @@ def export_bundle(
         "dims": source.model.dims.to_dict(),
         "difference_from_torch": difference,
         "bytes": sizes,
+        "files": {path.name: file_facts(path) for path in bundle.files(wanted)},
         "provenance": provenance(),
     }
     atomic.write_text(bundle.description, json.dumps(description, indent=2) + "\n")
@@ -409,16 +422,23 @@ def export_bundle(
     )
 
 
-def _export_tiers(
-    source: Source,
-    tiers: dict[int, Bundle],
-    left_context_frames: int,
-    precisions: list[str],
-) -> None:
-    heads = None
-    for chunk_size, bundle in tiers.items():
-        export_bundle(source, bundle, chunk_size, left_context_frames, precisions, heads)
-        heads = bundle
+def kept_layers(experiment: Experiment, bundle: Bundle, checkpoint: str) -> dict[str, list[str]]:
+    """The layers of a tier that `icetransfer.remedy` has found to need a higher precision.
+
+    Args:
+        experiment: whose tier it is.
+        bundle: the tier.
+        checkpoint: its SHA-256; what was found for another is not heeded.
+    """
+    if not experiment.remedy_file.is_file():
+        return {}
+    found = json.loads(experiment.remedy_file.read_text(encoding="utf-8"))
+    if found["checkpoint_sha256"] != checkpoint:
+        log.warning("%s is of another checkpoint: run it again", experiment.remedy_file)
+        return {}
+    return {
+        row["precision"]: row["kept"] for row in found["rows"] if row["tier"] == bundle.dir.name
+    }
 
 
 def export_tiers(experiment: Experiment) -> None:
@@ -430,14 +450,19 @@ def export_tiers(experiment: Experiment) -> None:
     torch.set_num_threads(1)
     decode = experiment.config.decode
     source = Source.load(experiment.averaged_checkpoint, experiment.lang_dir / "tokens.txt")
-    tiers = {size: Bundle(experiment.onnx_dir(size)) for size in decode.chunk_sizes}
-    _export_tiers(source, tiers, decode.left_context_frames, list(decode.precisions))
+    left, precisions, heads = decode.left_context_frames, decode.precisions, None
+    for size in decode.chunk_sizes:
+        bundle = Bundle(experiment.onnx_dir(size))
+        kept = kept_layers(experiment, bundle, source.sha256)
+        settings = experiment.config.export
+        export_bundle(source, bundle, size, left, precisions, heads, settings, kept)
+        heads = bundle
     write_provenance(experiment, "export", checkpoint_sha256=source.sha256)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The standalone command's own keys; any other is an override for `load_transducer`."""
+    """The standalone command's own keys; any other but export.* is for `load_transducer`."""
 
     checkpoint: str
     tokens: str
@@ -474,11 +499,14 @@ def _numbers(key: str, text: str) -> list[int]:
 
 def export_checkpoint(words: list[str]) -> None:
     """The standalone command: its key=value words as given."""
-    arguments, overrides = _parse(words)
+    settings = load_section(Export, "export", [w for w in words if w.startswith("export.")])
+    arguments, overrides = _parse([w for w in words if not w.startswith("export.")])
     precisions = arguments.precisions.split(",")
-    unknown = sorted({*precisions} - {"fp32", *METHODS})
-    if unknown:
-        raise ValueError(f"precisions={arguments.precisions}: {unknown[0]!r} is none of fp32, int8")
+    if unknown := sorted({*precisions} - {*get_args(Precision)}):
+        raise ValueError(
+            f"precisions={arguments.precisions}: {unknown[0]!r} is none of "
+            f"{', '.join(get_args(Precision))}"
+        )
     left = _numbers("left_context_frames", arguments.left_context_frames)
     sizes = _numbers("chunk_size", arguments.chunk_size)
     if len(left) != 1 or left[0] < 1:
@@ -493,7 +521,10 @@ def export_checkpoint(words: list[str]) -> None:
     if len(sizes) > 1:
         names = {size: f"chunk-{size}-left-{left[0]}" for size in sizes} | {-1: "offline"}
         tiers = {size: Bundle(out / names[size]) for size in sizes}
-    _export_tiers(source, tiers, left[0], precisions)
+    heads = None
+    for size, bundle in tiers.items():
+        export_bundle(source, bundle, size, left[0], precisions, heads, settings)
+        heads = bundle
 
 
 def _main() -> None:

@@ -1,21 +1,25 @@
-"""Puts the two trained seed encoders, and what is to be known of them, into egs/seeds.
+"""Model cards: what is to be known of a bundle, and of the two seeds.
 
     python -m icetransfer.model_card
 
-Reads the finished runs of egs/en and egs/ml (stages 0 to 9); writes egs/seeds/{en,ml}.pt and the
-model card, egs/seeds/README.md.
+puts the two trained seed encoders into egs/seeds: it reads the finished runs of egs/en and egs/ml
+(stages 0 to 9) and writes egs/seeds/{en,ml}.pt and their card, egs/seeds/README.md.  A bundle's
+card is made with the bundle, by `icetransfer.pack`.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from icetransfer import atomic, experiment
+from icetransfer.bundle import Bundle
 from icetransfer.checkpoint import read_checkpoint
-from icetransfer.config import SyntheticCorpus, chunk_label
-from icetransfer.experiment import Experiment, open_experiment, sha256
+from icetransfer.config import SyntheticCorpus, chunk_label, hours_label
+from icetransfer.data.published import PUBLISHED
+from icetransfer.experiment import Experiment, open_experiment, provenance, sha256
 from icetransfer.gap_report import markdown_table
 from icetransfer.score import planned_runs
 
@@ -23,6 +27,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SEEDS = ("en", "ml")
 RUN = Path("exp/random-all-seed1")
 MAX_BYTES = 4_000_000  # they lie in the repository
+RESULT: dict[str, Callable[[dict[str, Any]], str]] = {  # columns of the model card
+    "test set": lambda r: r["test_set"],
+    "engine": lambda r: r["engine"],
+    "precision": lambda r: r["precision"],
+    "WER %": lambda r: f"{r['wer']:.2f}",
+    "CER %": lambda r: f"{r['cer']:.2f}",
+    "deletions": lambda r: str(r["deletions"]),
+    "insertions": lambda r: str(r["insertions"]),
+    "words": lambda r: str(r["words"]),
+    "MB": lambda r: f"{r['model_bytes'] / 1e6:.2f}",
+}
 
 
 def read_seed(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
@@ -125,6 +140,100 @@ def _errors(results: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
         key: f"{100 * errors / words:.1f} / {100 * char_errors / chars:.1f}"
         for key, (errors, words, char_errors, chars) in sums.items()
     }
+
+
+def read_results(experiment: Experiment, chunk_size: int) -> list[dict[str, Any]]:
+    """The wer.json of a tier's runs that are there."""
+    runs = (run for run in planned_runs(experiment.config) if run.chunk_size == chunk_size)
+    paths = [run.folder(experiment.decode_dir) / "wer.json" for run in runs]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def bundle_card(experiment: Experiment, source: Bundle, chunk_size: int) -> str:
+    """MODEL_CARD.md: base model, data, errors by precision, licences, provenance."""
+    config = experiment.config
+    exported = json.loads(source.description.read_text(encoding="utf-8"))
+    start = _read(experiment.dir / "transfer.json").get("base_model") or {}
+    subset = _read(experiment.manifests_dir / f"subset-{hours_label(config.hours)}.json")
+    facts = {
+        "language": config.language,
+        "latency": chunk_label(chunk_size),
+        "left context": "all"
+        if chunk_size == -1
+        else f"{config.decode.left_context_frames} frames",
+        "base model": start.get("name", config.init),
+        "base model's sha256": f"`{start['sha256']}`" if "sha256" in start else "",
+        "fine-tuned on": ", ".join(
+            f"{name}: {found['hours']:.4g} h, {found['speakers']} speakers"
+            for name, found in subset.get("corpora", {}).items()
+        ),
+        "training": f"{config.train.max_steps} steps, seed {config.seed}",
+        "search": config.decode.search,
+        "checkpoint's sha256": f"`{exported['made_of']['sha256']}`",
+        "commit of the export": f"`{exported['provenance']['git_commit']}`",
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in provenance()["versions"].items()
+        ),
+    }
+    sizes = exported["bytes"]
+    made = [
+        [
+            precision,
+            f"{sizes[precision] / 1e6:.2f}",
+            f"{sizes['fp32'] / sizes[precision]:.2f}",
+            _how(source, precision),
+        ]
+        for precision in config.decode.precisions
+    ]
+    results = read_results(experiment, chunk_size)
+    rows = [[column(result) for column in RESULT.values()] for result in results]
+    table = markdown_table([*RESULT], rows).rstrip() if rows else "not decoded: run stage 9"
+    parts = [
+        f"# Model card: {config.language}, {chunk_label(chunk_size)}",
+        markdown_table(["", ""], [[key, text] for key, text in facts.items() if text]).rstrip(),
+        "## Errors",
+        table,
+        "## Files",
+        markdown_table(["precision", "MB", "times smaller", "made with"], made).rstrip(),
+        "## Licences",
+        "\n".join(f"* {line}" for line in licences(experiment, start)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _how(source: Bundle, precision: str) -> str:
+    settings = source.quantisation(precision)
+    kept = settings.pop("kept", [])
+    said = [f"{key} {value}" for key, value in settings.items()]
+    return ", ".join(
+        [*said, *([f"{len(kept)} layers kept higher: {' '.join(kept)}"] if kept else [])]
+    )
+
+
+def licences(experiment: Experiment, base_model: dict[str, Any]) -> list[str]:
+    """A line for the base model and for each corpus."""
+    lines = []
+    if base_model:
+        lines.append(f"base model {base_model['name']}: {base_model.get('licence', 'not known')}")
+    for name, corpus in experiment.config.data.corpora.items():
+        if corpus.kind in PUBLISHED:
+            published = PUBLISHED[corpus.kind]
+            lines.append(f"{published.title} ({name}): {published.licence}")
+        elif isinstance(corpus, SyntheticCorpus):
+            lines.append(
+                f"{name}: made by espeak-ng (GPL-3.0), which is not part of the model; test.wav is "
+                "its output"
+            )
+        else:
+            lines.append(f"{name}: your own recordings; test.wav is one of them")
+    return lines
 
 
 def _run() -> None:

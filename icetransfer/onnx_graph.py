@@ -5,9 +5,14 @@ encodings, the shapes of reshapes, slice bounds.  Only the number of streams (an
 whole utterances) can change, so the graph is run at a few of those sizes: what comes out the same
 every time is a constant, and a reshape in which one size changes takes -1 there.  Three quarters of
 the nodes go; loading, quantising and running all get faster, most with few streams.
+
+A tracer's names follow the calls, not the layers, and of a small model they are a tenth of the
+file: products and convolutions are named here after the layers whose weights they read, all else
+gets a number.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -16,6 +21,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 Array = NDArray[np.generic]
+#: Operators that read a layer's weights, before and after quantisation.
+WEIGHTED = ("MatMul", "Gemm", "Conv", "MatMulInteger", "MatMulNBits")
 
 
 def simplify(model: ModelProto, samples: Sequence[Mapping[str, Array]]) -> None:
@@ -48,7 +55,7 @@ def _constants_to_initializers(graph: GraphProto) -> None:
             graph.initializer.append(tensor)
         else:
             kept.append(node)
-    _replace_nodes(graph, kept)
+    replace_nodes(graph, kept)
 
 
 def _size_only_tensors(graph: GraphProto) -> list[str]:
@@ -115,7 +122,7 @@ def _remove_unused(graph: GraphProto) -> None:
             kept.append(node)
             needed.update(node.input)
             needed.update(_captured(node))
-    _replace_nodes(graph, kept[::-1])
+    replace_nodes(graph, kept[::-1])
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(initializers)
@@ -152,10 +159,11 @@ def _spell_out_softplus(graph: GraphProto) -> None:
         nodes += [helper.make_node(op, inputs, [output]) for op, inputs, output in steps]
     if len(nodes) > len(graph.node):
         graph.initializer.append(numpy_helper.from_array(np.float32(1), one))
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
-def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+def replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    """Makes these, old or new, the graph's nodes."""
     copies = []
     for node in nodes:
         copy = NodeProto()
@@ -163,3 +171,60 @@ def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
         copies.append(copy)
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def name_layers(graph: GraphProto, weights: Mapping[str, Array]) -> None:
+    """Names each product and convolution with a constant after its layer; other nodes lose theirs.
+
+    Args:
+        graph: of the model; changed.
+        weights: the model's parameters, as in its state_dict.  They are found by their values,
+            because exporters transpose some and rename them.
+    """
+    layers = {}
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            layer = name.removesuffix(".weight")
+            layers[_digest(weight)] = layers[_digest(weight.T)] = layer
+    of_constants = {
+        tensor.name: layers.get(_digest(numpy_helper.to_array(tensor)), "")
+        for tensor in graph.initializer
+        if len(tensor.dims) > 1
+    }
+    for node in graph.node:
+        found = [of_constants.get(name, "") for name in node.input]
+        node.name = "".join(found) if node.op_type in WEIGHTED else ""
+
+
+def _digest(weight: Array) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(weight).tobytes()).digest()
+
+
+def shorten_names(model: ModelProto) -> None:
+    """Numbers all tensors but the model's own inputs and outputs, and all nodes but `WEIGHTED`."""
+    graphs = [*_with_branches(model.graph)]
+    kept = {value.name for value in [*model.graph.input, *model.graph.output]} | {""}
+    short: dict[str, str] = {name: name for name in kept}
+
+    def rename(name: str) -> str:
+        return short.setdefault(name, f"t{len(short)}")
+
+    for graph in graphs:
+        del graph.value_info[:]
+        for value in [*graph.initializer, *graph.input, *graph.output]:
+            value.name = rename(value.name)
+        for node in graph.node:
+            node.doc_string = ""
+            if node.op_type not in WEIGHTED:
+                node.name = ""
+            node.input[:] = [rename(name) for name in node.input]
+            node.output[:] = [rename(name) for name in node.output]
+
+
+def _with_branches(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph, and those of its Ifs and Loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_branches(attribute.g)

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from icetransfer.bundle import Bundle, check_vocabulary, read_tokens
+from icetransfer.bundle import Bundle
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, group_layers
 
@@ -40,30 +40,15 @@ class OnnxTransducer:
 
     def __init__(self, folder: Path, precision: str = "fp32", threads: int = 1) -> None:
         bundle = Bundle(folder)
-        bundle.check(precision)
+        facts = bundle.inspect(precision)
         files = bundle.models(precision)
         self._encoder = _session(files["encoder"], threads)
         self._decoder = _session(files["decoder"], threads)
         self._joiner = _session(files["joiner"], threads)
-        metadata = self._encoder.get_modelmeta().custom_metadata_map
-        if metadata.get("model_type") != "zipformer2":
-            raise ValueError(
-                f"{files['encoder']}: model_type is {metadata.get('model_type')!r} in its "
-                f"metadata, expected 'zipformer2': it is of another model family"
-            )
         self._folder = folder
         self._inputs = [i.name for i in self._encoder.get_inputs()]
-        of_decoder = self._decoder.get_modelmeta().custom_metadata_map
-        self.context_size = int(of_decoder["context_size"])
-        self.vocab_size = int(of_decoder["vocab_size"])
-        check_vocabulary(
-            read_tokens(bundle.tokens), bundle.tokens, self.vocab_size, files["decoder"]
-        )
-        self.chunk_size, self.left_context_frames = -1, -1
-        if "decode_chunk_len" in metadata:
-            self.chunk_size = int(metadata["decode_chunk_len"]) // 2
-            # the stack that is not downsampled has the most
-            self.left_context_frames = max(map(int, metadata["left_context_len"].split(",")))
+        self.context_size, self.vocab_size = facts.context_size, facts.vocab_size
+        self.chunk_size, self.left_context_frames = facts.chunk_size, facts.left_context_frames
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:

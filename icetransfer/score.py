@@ -329,6 +329,27 @@ def agreement(experiment: Experiment) -> list[str]:
     return lines
 
 
+def costs_above_margin(experiment: Experiment) -> list[str]:
+    """A line for each result whose precision costs more WER than `remedy` in the config allows."""
+    results = {}
+    for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
+        path = run.folder(experiment.decode_dir) / "wer.json"
+        if path.is_file():
+            results[run] = json.loads(path.read_text(encoding="utf-8"))
+    lines = []
+    for run, result in results.items():
+        full = results.get(replace(run, precision="fp32"))
+        margin = getattr(experiment.config.remedy, run.precision, None)
+        if full and margin is not None and result["wer"] - full["wer"] > margin:
+            lines.append(
+                f"{run.test_set}, {run.engine}, {chunk_label(run.chunk_size)}: {run.precision} "
+                f"costs {result['wer'] - full['wer']:.2f} WER points ({result['wer']:.2f} against "
+                f"{full['wer']:.2f}, {full['words']} words), more than {margin:g}; "
+                f"python -m icetransfer.remedy --exp {experiment.dir} looks for the layers to blame"
+            )
+    return lines
+
+
 def _run_of(result: dict[str, Any]) -> Run:
     return Run(**{key: result[key] for key in Run.__dataclass_fields__})
 
@@ -357,6 +378,8 @@ def _run(experiment: Experiment) -> None:
     console.print(table)
     for line in agreement(experiment):
         console.print(line, soft_wrap=True, markup=False)
+    for line in costs_above_margin(experiment):
+        log.warning("%s", line)
     if missing:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)
 

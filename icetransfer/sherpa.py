@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icetransfer.bundle import Bundle, check_vocabulary, read_tokens
+from icetransfer.bundle import Bundle, read_tokens
 from icetransfer.search import Hypothesis
 
 SAMPLING_RATE = 16000
@@ -44,9 +44,13 @@ class SherpaRecognizer:
         import sherpa_onnx
 
         bundle = Bundle(folder)
-        bundle.check(precision)
+        found = bundle.inspect(precision).chunk_size
+        if found != chunk_size:
+            raise ValueError(
+                f"{bundle.model('encoder', precision)} is for chunk_size={found}, not {chunk_size} "
+                "(-1 is offline); export that tier"
+            )
         names = read_tokens(bundle.tokens)
-        _check_metadata(bundle, precision, chunk_size, names)
         self._ids = {name.replace(_WORD_MARK, " "): i for i, name in enumerate(names)}
         self._online = chunk_size != -1
         self._tail = np.zeros(round(tail_seconds * SAMPLING_RATE), dtype=np.float32)
@@ -92,26 +96,3 @@ class SherpaRecognizer:
     def _hypothesis(self, result: Any) -> Hypothesis:
         tokens = [self._ids[token.replace(_WORD_MARK, " ")] for token in result.tokens]
         return Hypothesis(tokens, [round(t / FRAME_SECONDS) for t in result.timestamps])
-
-
-def _check_metadata(bundle: Bundle, precision: str, chunk_size: int, tokens: list[str]) -> None:
-    import onnx
-
-    encoder, decoder = (bundle.model(part, precision) for part in ("encoder", "decoder"))
-    metadata = {}
-    for path in (encoder, decoder):
-        try:
-            proto = onnx.load(str(path), load_external_data=False)
-        except Exception as error:  # protobuf's DecodeError, of one of its several packages
-            raise ValueError(f"{path} is not an ONNX file ({error}); export it again") from error
-        metadata[path] = {item.key: item.value for item in proto.metadata_props}
-    model_type = metadata[encoder].get("model_type")
-    if model_type != "zipformer2":
-        raise ValueError(f"{encoder}: model_type is {model_type!r}, expected 'zipformer2'")
-    found = int(metadata[encoder].get("decode_chunk_len", -2)) // 2
-    if found != chunk_size:
-        raise ValueError(
-            f"{encoder} is for chunk_size={found}, not {chunk_size} (-1 is offline); "
-            "export that tier"
-        )
-    check_vocabulary(tokens, bundle.tokens, int(metadata[decoder]["vocab_size"]), decoder)

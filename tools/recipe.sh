@@ -5,7 +5,7 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=10 help=false running='' exp='' gpus=''
+first_stage=0 last_stage=11 help=false running='' exp='' gpus=''
 # Of a job step that srun started with several tasks: all of them train, the first does the rest.
 tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
 if [ "$tasks" -gt 1 ]; then
@@ -21,7 +21,7 @@ usage() {
   sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$recipe/run.sh"
   cat <<EOF
 
-  --stage N, --stop-stage M  the first and the last stage to run (default 0 and 10)
+  --stage N, --stop-stage M  the first and the last stage to run (default 0 and 11)
   --init en|ml|random        what to start from
   --hours 8min|100h|100      how much training data (default: all)
   --seed N                   of initialisation, batches and augmentation
@@ -44,7 +44,7 @@ die() {
 }
 
 stage_number() {
-  [[ $2 =~ ^([0-9]|10)$ ]] || die "$1 takes a stage from 0 to 10, got '$2'"
+  [[ $2 =~ ^([0-9]|1[01])$ ]] || die "$1 takes a stage from 0 to 11, got '$2'"
   printf '%s\n' "$2"
 }
 

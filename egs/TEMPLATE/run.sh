@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # @LANGUAGE@ (@CODE@): a streaming recogniser from an EN or ML encoder, measured at every latency.
 #
-#   ./run.sh --init ml --hours 8min            the whole way, stages 0 to 10
+#   ./run.sh --init ml --hours 8min            the whole way, stages 0 to 11
 #   ./run.sh --init en --hours 8min --stage 5  from stage 5: the data is there
 set -euo pipefail
 # shellcheck source=tools/recipe.sh
@@ -18,3 +18,4 @@ stage 7 "average -> $exp/averaged.pt" py average
 stage 8 "export to ONNX -> $exp/onnx" py export
 stage 9 "decode -> $exp/decode" py decode
 stage 10 "score" py score
+stage 11 "pack to hand over -> $exp/bundle" py pack

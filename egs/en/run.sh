@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # English: trains the EN seed of the mini preset from nothing, on synthetic speech.
 #
-#   ./run.sh                 the whole way, stages 0 to 10
+#   ./run.sh                 the whole way, stages 0 to 11
 #   ./run.sh --stop-stage 7  as far as the seed, exp/random-all-seed1/averaged.pt
 set -euo pipefail
 # shellcheck source=tools/recipe.sh
@@ -18,3 +18,4 @@ stage 7 "average -> $exp/averaged.pt" py average
 stage 8 "export to ONNX -> $exp/onnx" py export
 stage 9 "decode -> $exp/decode" py decode
 stage 10 "score" py score
+stage 11 "pack to hand over -> $exp/bundle" py pack

@@ -61,7 +61,7 @@ def test_every_recipe_has_the_same_stages() -> None:
     assert {"en", "ml", "nl", "it", "pl", "TEMPLATE"} <= {path.name for path in RECIPES}
     assert len({body(recipe / "run.sh") for recipe in RECIPES}) == 1
     text = body(RECIPES[0] / "run.sh")
-    assert [int(n) for n in re.findall(r"^stage (\d+) ", text, re.M)] == list(range(11))
+    assert [int(n) for n in re.findall(r"^stage (\d+) ", text, re.M)] == list(range(12))
     assert "||" not in text, "that would switch `set -e` off inside a stage"
 
 
@@ -134,8 +134,8 @@ def test_help_prints_header_options_and_stages(language: str, tmp_path: Path) ->
     [
         (["--bogus"], "unknown option --bogus"),
         (["--stage"], "--stage needs a value"),
-        (["--stage", "six"], "--stage takes a stage from 0 to 10, got 'six'"),
-        (["--stop-stage", "11"], "--stop-stage takes a stage"),
+        (["--stage", "six"], "--stage takes a stage from 0 to 11, got 'six'"),
+        (["--stop-stage", "12"], "--stop-stage takes a stage"),
         (["--gpus", "0"], "--gpus takes a number from 1, got '0'"),
         (["--conf", "no such.yaml"], "--conf no such.yaml: there is no such file"),
         (["word"], "expected an option or key=value, got 'word'"),

@@ -32,6 +32,7 @@ STAGES = (
     "export",
     "decode",
     "score",
+    "pack",
 )
 
 

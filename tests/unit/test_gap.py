@@ -103,6 +103,19 @@ def test_quantisation_change_size_and_difference_between_inits(tmp_path: Path) -
     assert row["n"] == 4
 
 
+def test_every_precision_has_its_row(tmp_path: Path) -> None:
+    rows = pair(30, 27, model_bytes=400)
+    for precision, cost, size in (("fp16", 0, 200), ("int8", 0.5, 120), ("int4", 2, 80)):
+        rows += pair(30 + cost, 27 + cost, precision=precision, model_bytes=size)
+    found = analyse(tmp_path, rows)["quantisation"]
+    assert {row["precision"]: row["wer_change"] for row in found} == {
+        "fp16": 0,
+        "int4": 2,
+        "int8": 0.5,
+    }
+    assert [row["size_ratio"] for row in found] == [2, 5, pytest.approx(10 / 3)]
+
+
 def test_engines_and_seeds(tmp_path: Path) -> None:
     rows = pair(50, 40, engine="torch", seed=1) + pair(30, 27, engine="sherpa", seed=1)
     rows += pair(30, 28, engine="sherpa", seed=2)

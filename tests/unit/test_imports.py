@@ -26,6 +26,7 @@ LAYERS = (
         *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
         *("report", "report_tables", "report_document", "page", "figures", "model_card"),
         *("new_recipe", "doctor"),
+        *("pack", "remedy"),
     },
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -135,6 +135,19 @@ def test_the_table_names_what_failed_and_what_is_missing(tmp_path: Path) -> None
     assert "320 ms (+130 ms look-ahead)" in text and "offline" in text
 
 
+def test_a_precision_that_costs_too_much_is_told_with_its_numbers(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    wers = {"fp32": {16: 10.0, -1: 8.0}, "int8": {16: 10.31, -1: 8.29}}  # the margin is 0.3
+    for run in score.planned_runs(toy.config):
+        folder = run.folder(toy.decode_dir)
+        folder.mkdir(parents=True)
+        result = {"wer": wers[run.precision][run.chunk_size], "words": 500}
+        (folder / "wer.json").write_text(json.dumps(result))
+    (line,) = score.costs_above_margin(toy)
+    assert line.startswith("toy, sherpa, 320 ms (+130 ms look-ahead): int8 costs 0.31 WER points")
+    assert "(10.31 against 10.00, 500 words), more than 0.3; python -m icetransfer.remedy" in line
+
+
 def test_scoring_starts_without_torch() -> None:
     code = "import sys, icetransfer.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
