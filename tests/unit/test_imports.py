@@ -19,6 +19,7 @@ LAYERS = (
     {
         *("transfer", "train", "average", "search", "export", "quantize"),
         *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume", "validate"),
+        *("alignment", "latency", "streams"),
     },
     {"decode"},
     {
