@@ -181,10 +181,21 @@ def has_split(corpus: AnyCorpus, split: str) -> bool:
 
 
 class Features(Section):
-    """80-bin log-mel filter banks, computed once per recipe."""
+    """80-bin log-mel filter banks."""
 
+    store: Literal["precomputed", "on_the_fly"] = "precomputed"  # once per recipe, or per batch
+    extractor: Literal["kaldi_native_fbank", "kaldifeat"] = "kaldi_native_fbank"
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # speed perturbation of the training split
     jobs: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _check_extractor(self) -> "Features":
+        if (self.store, self.extractor) == ("on_the_fly", "kaldifeat"):
+            raise ValueError(
+                "extractor=kaldifeat needs store=precomputed: the processes that load batches "
+                "compute on the CPU"
+            )
+        return self
 
 
 class Data(Section):

@@ -204,6 +204,7 @@ def main(run: Callable[[], None]) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     log.setLevel(logging.INFO)
+    log.propagate = False  # some libraries give the root logger a handler: a line would come twice
     try:
         run()
     except (ValueError, OSError) as error:

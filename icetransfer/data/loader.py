@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from icetransfer import atomic, config
-from icetransfer.data.features import NUM_BINS, PADDING, read_manifest
+from icetransfer.data.features import NUM_BINS, PADDING, compute, is_on_the_fly, read_manifest
 from icetransfer.data.subset import order_key, read_subset, subset_path
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, sha256
@@ -150,8 +150,10 @@ def load_features(cut: Cut) -> np.ndarray:
     """The cut's features, (T, 80) float32.
 
     Raises:
-        ValueError: they cannot be read, or are not as long as the manifest says.
+        ValueError: they cannot be read or computed, or are not as long as the manifest says.
     """
+    if is_on_the_fly(cut):
+        return compute(cut)
     try:
         features: np.ndarray = cut.load_features()
     except (OSError, ValueError) as error:

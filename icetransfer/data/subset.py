@@ -12,12 +12,17 @@ is never taken.
 """
 
 import hashlib
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from icetransfer import atomic
 from icetransfer.config import hours_label
@@ -25,8 +30,11 @@ from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.experiment import Experiment, log, run_stage
 
 ORDER_SEED = "icetransfer subset 1"
+_KEY_BYTES = 32
+_BLOCK = 10_000  # cuts that are looked up together
 
 Name = tuple[str, str]  # corpus, cut id
+Rows = NDArray[np.int64]  # numbers of some candidates
 
 
 @dataclass
@@ -38,64 +46,125 @@ class HeldOut:
 
 
 def order_key(corpus: str, cut_id: str) -> bytes:
-    """Where a cut comes in the fixed random order."""
+    """Where a cut comes in the fixed random order: 32 bytes."""
     return hashlib.sha256(f"{ORDER_SEED}/{corpus}/{cut_id}".encode()).digest()
 
 
-def proportional_order(durations: Mapping[Name, float]) -> list[Name]:
-    """The order in which cuts are taken: at any point of it, each corpus has given the same share.
+class Candidates:
+    """The cuts that may be taken, in columns: a hundred bytes each, where objects are a thousand.
 
-    Args:
-        durations: seconds of each cut, by (corpus, cut id).
+    Attributes:
+        corpora: names of the corpora.
+        excluded: how many a dev or test split holds, and are not candidates.
+        repeats: numbers of the candidates that have a sentence of a test set, by test set.
     """
-    by_corpus: dict[str, list[Name]] = defaultdict(list)
-    for name in durations:
-        by_corpus[name[0]].append(name)
-    placed = []
-    for names in by_corpus.values():
-        total = sum(durations[name] for name in sorted(names))
-        before = 0.0
-        for name in sorted(names, key=lambda name: order_key(*name)):
-            placed.append((before / total, order_key(*name), name))
-            before += durations[name]
-    return [name for _, _, name in sorted(placed)]
+
+    def __init__(self) -> None:
+        self.corpora: list[str] = []
+        self.excluded = 0
+        self.repeats: dict[str, array[int]] = {}
+        self._speaker_numbers: dict[tuple[str, str | None], int] = {}
+        self._corpus, self._speaker = array("H"), array("I")
+        self._seconds = array("d")
+        self._keys = bytearray()
+        self._ids, self._ends = (
+            bytearray(),
+            array("Q", [0]),
+        )  # one after another, and where each ends
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    def add(
+        self, corpus: str, cut_id: str, seconds: float, key: bytes, speaker: str | None = None
+    ) -> None:
+        """Adds a cut.
+
+        Args:
+            corpus: its corpus.
+            cut_id: its name in it.
+            seconds: how long it is, before speed perturbation.
+            key: its `order_key`.
+            speaker: who speaks.
+        """
+        if corpus not in self.corpora[-1:]:
+            self.corpora.append(corpus)
+        self._corpus.append(len(self.corpora) - 1)
+        self._speaker.append(
+            self._speaker_numbers.setdefault((corpus, speaker), len(self._speaker_numbers))
+        )
+        self._seconds.append(seconds)
+        self._keys += key
+        self._ids += cut_id.encode()
+        self._ends.append(len(self._ids))
+
+    def name(self, row: int) -> Name:
+        """Corpus and id of a cut."""
+        cut_id = self._ids[self._ends[row] : self._ends[row + 1]].decode()
+        return self.corpora[self._corpus[row]], cut_id
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """How long each is."""
+        return np.frombuffer(self._seconds, np.float64)
+
+    @property
+    def corpus(self) -> NDArray[np.uint16]:
+        """Which of the corpora each is of."""
+        return np.frombuffer(self._corpus, np.uint16)
+
+    @property
+    def speaker(self) -> NDArray[np.uint32]:
+        """A number for each one's speaker."""
+        return np.frombuffer(self._speaker, np.uint32)
+
+    def in_order(self) -> Rows:
+        """All of them in the order in which they are taken.
+
+        At any point of it, each corpus has given the same share of its seconds.
+        """
+        by_key = np.argsort(np.frombuffer(self._keys, f"S{_KEY_BYTES}"), kind="stable")
+        share = np.empty(len(self))  # of its corpus, which comes before a cut
+        for number in range(len(self.corpora)):
+            rows = by_key[self.corpus[by_key] == number]
+            seconds = self.seconds[rows]
+            before = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
+            share[rows] = before / math.fsum(seconds)
+        return by_key[np.argsort(share[by_key], kind="stable")]
 
 
-def select(durations: Mapping[Name, float], hours: float | None) -> list[Name]:
+def select(candidates: Candidates, hours: float | None) -> Rows:
     """Takes cuts in the fixed order until their durations reach `hours`.
 
     Args:
-        durations: seconds of each cut, by (corpus, cut id), before speed perturbation.
+        candidates: the cuts to take from.
         hours: how much to take; None for all.
 
     Returns:
-        (corpus, cut id) of the cuts taken, in the fixed order.
+        Numbers of the candidates taken, in the fixed order.
 
     Raises:
         ValueError: there is less than `hours`, or nothing.
     """
-    available = sum(durations.values()) / 3600
-    if not durations or (hours is not None and available < hours):
-        seconds = Counter[str]()
-        for (corpus, _), duration in durations.items():
-            seconds[corpus] += duration  # type: ignore[assignment]  # a Counter of floats
-        each = ", ".join(f"{corpus} {s / 3600:.4g} h" for corpus, s in sorted(seconds.items()))
+    seconds = candidates.seconds
+    available = math.fsum(seconds) / 3600
+    if not len(candidates) or (hours is not None and available < hours):
+        of_each = {
+            corpus: math.fsum(seconds[candidates.corpus == number]) / 3600
+            for number, corpus in enumerate(candidates.corpora)
+        }
+        each = ", ".join(f"{corpus} {there:.4g} h" for corpus, there in sorted(of_each.items()))
         raise ValueError(
             f"hours={hours_label(hours)} of training data wanted, but the recipe has "
-            f"{available:.4g} h ({available * 60:.4g} min) in {len(durations)} usable recordings"
-            f"{f' ({each})' if len(seconds) > 1 else ''}: "
+            f"{available:.4g} h ({available * 60:.4g} min) in {len(candidates)} usable recordings"
+            f"{f' ({each})' if len(of_each) > 1 else ''}: "
             f"ask for less, or add data to data.corpora"
         )
-    ordered = proportional_order(durations)
+    ordered = candidates.in_order()
     if hours is None:
         return ordered
-    taken_seconds, taken = 0.0, []
-    for name in ordered:
-        if taken_seconds >= hours * 3600:
-            break
-        taken.append(name)
-        taken_seconds += durations[name]
-    return taken
+    reached = np.cumsum(seconds[ordered])
+    return ordered[: np.searchsorted(reached, hours * 3600) + 1]
 
 
 def subset_path(experiment: Experiment) -> Path:
@@ -138,49 +207,73 @@ def _held_out(experiment: Experiment) -> HeldOut:
     return held_out
 
 
-def _usable(experiment: Experiment, held_out: HeldOut) -> tuple[dict[Name, float], int]:
-    """Seconds of every training cut of usable length whose features exist.
-
-    Also returns how many were left out because a dev or test split holds them.
-    """
+def _candidates(experiment: Experiment, held_out: HeldOut) -> Candidates:
+    """Every training cut of usable length that has features and that no dev or test split holds."""
     data = experiment.config.data
-    durations = {}
-    excluded = 0
+    found = Candidates()
+    found.repeats = {test_set: array("Q") for test_set in held_out.sentences}
     for corpus in data.corpora:
-        computed = experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz"
-        usable = {cut["custom"]["source_id"] for cut in read_jsonl_gz(computed)}
-        for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
-            if cut["id"] not in usable:
-                continue
+        computed = _computed(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz", corpus)
+        cuts = read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz")
+        for cut, key in _those_computed(cuts, corpus, computed):
             if not data.min_seconds <= cut["duration"] <= data.max_seconds:
                 continue
-            if held_out.recordings.intersection(_identities(cut)):
-                excluded += 1
-            else:
-                durations[corpus, cut["id"]] = cut["duration"]
-    return durations, excluded
-
-
-def _summary(experiment: Experiment, taken: set[Name], held_out: HeldOut) -> dict[str, Any]:
-    """Recordings, hours and speakers by corpus, and sentences that a test set has too."""
-    corpora = {}
-    repeated = dict.fromkeys(held_out.sentences, 0)
-    for corpus in experiment.config.data.corpora:
-        recordings, seconds, speakers = 0, 0.0, set[str | None]()
-        for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz"):
-            if (corpus, cut["id"]) not in taken:
+            if not held_out.recordings.isdisjoint(_identities(cut)):
+                found.excluded += 1
                 continue
-            recordings += 1
-            seconds += cut["duration"]
-            speakers.update(s.get("speaker") for s in cut["supervisions"])
+            text = _text(cut)
             for test_set, sentences in held_out.sentences.items():
-                repeated[test_set] += _text(cut) in sentences
-        corpora[corpus] = {
-            "recordings": recordings,
-            "hours": round(seconds / 3600, 4),
-            "speakers": len(speakers),
+                if text in sentences:
+                    found.repeats[test_set].append(len(found))
+            speaker = cut["supervisions"][0].get("speaker")
+            found.add(corpus, cut["id"], cut["duration"], key, speaker)
+    return found
+
+
+def _computed(manifest: Path, corpus: str) -> NDArray[np.uint64]:
+    """What identifies the cuts that have features, sorted: the first bytes of their keys."""
+    found = bytearray()
+    for cut in read_jsonl_gz(manifest):
+        found += order_key(corpus, cut["custom"]["source_id"])[:8]
+    return np.unique(np.frombuffer(found, np.uint64))
+
+
+def _those_computed(
+    cuts: Iterator[dict[str, Any]], corpus: str, computed: NDArray[np.uint64]
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yields each cut that has features, with its key."""
+    while len(computed) and (block := list(itertools.islice(cuts, _BLOCK))):
+        keys = [order_key(corpus, cut["id"]) for cut in block]
+        wanted = np.frombuffer(b"".join(key[:8] for key in keys), np.uint64)
+        places = np.searchsorted(computed, wanted)
+        there = computed[np.minimum(places, len(computed) - 1)] == wanted
+        yield from itertools.compress(zip(block, keys, strict=True), there)
+
+
+def _summary(candidates: Candidates, taken: Rows, corpora: Iterable[str]) -> dict[str, Any]:
+    """Recordings, hours and speakers by corpus, and sentences that a test set has too."""
+    chosen = np.zeros(len(candidates), bool)
+    chosen[taken] = True
+    given = {}
+    for corpus in corpora:
+        rows = np.zeros(0, np.int64)
+        if corpus in candidates.corpora:
+            number = candidates.corpora.index(corpus)
+            rows = np.flatnonzero(chosen & (candidates.corpus == number))
+        given[corpus] = {
+            "recordings": len(rows),
+            "hours": round(math.fsum(candidates.seconds[rows]) / 3600, 4),
+            "speakers": len(np.unique(candidates.speaker[rows])),
         }
-    return {"corpora": corpora, "sentences_in_test_sets": repeated}
+    repeated = {
+        test_set: int(np.count_nonzero(chosen[np.asarray(rows)]))
+        for test_set, rows in candidates.repeats.items()
+    }
+    return {
+        "corpora": given,
+        "sentences_in_test_sets": repeated,
+        "in_dev_or_test": candidates.excluded,
+    }
 
 
 def make_subset(experiment: Experiment) -> None:
@@ -189,12 +282,13 @@ def make_subset(experiment: Experiment) -> None:
     if path.is_file():
         log.info("skip: %s is complete", path)
         return
-    held_out = _held_out(experiment)
-    durations, excluded = _usable(experiment, held_out)
-    if excluded:
-        log.warning("%d training recordings are in a dev or test split too: left out", excluded)
-    taken = select(durations, experiment.config.hours)
-    summary = _summary(experiment, set(taken), held_out)
+    candidates = _candidates(experiment, _held_out(experiment))
+    if candidates.excluded:
+        log.warning(
+            "%d training recordings are in a dev or test split too: left out", candidates.excluded
+        )
+    taken = select(candidates, experiment.config.hours)
+    summary = _summary(candidates, taken, experiment.config.data.corpora)
     for test_set, count in summary["sentences_in_test_sets"].items():
         if count:
             log.warning(
@@ -202,10 +296,12 @@ def make_subset(experiment: Experiment) -> None:
             )
     for corpus, given in summary["corpora"].items():
         log.info("%s: %d recordings, %.4g h, %d speakers", corpus, *given.values())
-    summary["in_dev_or_test"] = excluded
     atomic.write_text(path.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")
-    atomic.write_text(path, "".join(f"{corpus} {cut_id}\n" for corpus, cut_id in taken))
-    minutes = sum(durations[name] for name in taken) / 60
+    with atomic.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for row in taken:
+            corpus, cut_id = candidates.name(row)
+            lines.write(f"{corpus} {cut_id}\n")
+    minutes = math.fsum(candidates.seconds[taken]) / 60
     log.info("%d recordings, %.2f minutes -> %s", len(taken), minutes, path)
 
 

@@ -1,8 +1,10 @@
 """One text normaliser per language, the same for references and hypotheses.
 
-A language is a file `languages/<code>.yaml` beside this module:
+A language is a file `languages/<code>.yaml` beside this module, or `egs/<code>/local/text.yaml` of
+a recipe that brings its own:
 
     name: Dutch
+    lower: {I: ı, İ: i}           # capitals whose small letters are not Unicode's
     alphabet: "abc..."            # lower-case letters; the space is always allowed
     apostrophe: keep              # inside words (don't, l'acqua); default: remove
     apostrophe_clitics: [s, t]    # words that keep a leading apostrophe ('s ochtends)
@@ -17,6 +19,7 @@ reports it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -34,12 +37,16 @@ VERSION = "2"
 WORDS_VERSION = "1"
 
 LANGUAGE_FOLDER = Path(__file__).parent / "languages"
+RECIPES_FOLDER = Path(__file__).parents[2] / "egs"
 
 _APOSTROPHES = "'’‘ʼ`´′"
 _HYPHENS = "-‐‑‒"
 # Symbols that are read aloud: they are not punctuation, and must not vanish from a transcript.
 _SPOKEN_SYMBOLS = frozenset("%‰&@#§")
-_KEYS = {"name", "alphabet", "apostrophe", "apostrophe_clitics", "hyphen", "replace", "numbers"}
+_KEYS = {
+    *("name", "alphabet", "lower", "apostrophe", "apostrophe_clitics", "hyphen", "replace"),
+    "numbers",
+}
 # Foreign letters that are not a letter of the Latin alphabet with a mark.
 _FOLDED = {
     "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "ħ": "h", "æ": "ae", "œ": "oe", "ß": "ss",
@@ -49,7 +56,14 @@ _FOLDED = {
 
 def languages() -> list[str]:
     """Return the codes of the languages that have rules, sorted."""
-    return sorted(path.stem for path in LANGUAGE_FOLDER.glob("*.yaml"))
+    shared = {path.stem for path in LANGUAGE_FOLDER.glob("*.yaml")}
+    return sorted(shared | {path.parts[-3] for path in RECIPES_FOLDER.glob("*/local/text.yaml")})
+
+
+def rules_file(language: str) -> Path:
+    """Return where the rules of a language stand, or would stand."""
+    shared = LANGUAGE_FOLDER / f"{language}.yaml"
+    return shared if shared.is_file() else RECIPES_FOLDER / language / "local/text.yaml"
 
 
 class Normalizer:
@@ -59,7 +73,8 @@ class Normalizer:
         language: Code of the language, such as "nl".
         name: English name of the language.
         alphabet: The characters that training text may hold, the space among them.
-        version: What identifies these rules in a result, such as "nl-2".
+        version: What identifies these rules in a result, such as "nl-2"; of rules that a recipe
+            brings, and its user edits, the beginning of their checksum too.
         words_version: The same for text of words in the language's own letters alone.
     """
 
@@ -67,18 +82,21 @@ class Normalizer:
         """Read the rules of a language.
 
         Args:
-            language: Code of a language with a file in `languages/`.
+            language: Code of a language that has rules.
 
         Raises:
             ValueError: The language has no rules, or its file is wrong.
         """
-        rules = _read_rules(language)
+        source = rules_file(language)
+        rules = _read_rules(language, source)
         self.language = language
         self.name = str(rules["name"])
-        self.version = f"{language}-{VERSION}"
-        self.words_version = f"{language}-{WORDS_VERSION}"
+        own = "" if source.parent == LANGUAGE_FOLDER else f"-{_checksum(source)}"
+        self.version = f"{language}-{VERSION}{own}"
+        self.words_version = f"{language}-{WORDS_VERSION}{own}"
         self._keep_apostrophe = rules.get("apostrophe", "remove") == "keep"
         self._keep_hyphen = rules.get("hyphen", "space") == "keep"
+        self._lower = str.maketrans(dict(rules.get("lower", {})))
         self._replace = str.maketrans(dict(rules.get("replace", {})))
         clitics = "|".join(map(re.escape, rules.get("apostrophe_clitics", [])))
         self._clitic = re.compile(rf"(?<!\w)'(?=(?:{clitics})(?!\w))") if clitics else None
@@ -86,9 +104,7 @@ class Normalizer:
         self.alphabet = frozenset(str(rules["alphabet"]) + extra + " ")
         self._read_numbers: Callable[[str], str] = str
         if "numbers" in rules:
-            self._read_numbers = NumberReader(
-                rules["numbers"], LANGUAGE_FOLDER / f"{language}.yaml"
-            )
+            self._read_numbers = NumberReader(rules["numbers"], source)
 
     def __call__(self, text: str) -> str:
         """Return the normalised text. Never fails: what has no rule is left as it is.
@@ -119,7 +135,7 @@ class Normalizer:
 
     def _plain_words(self, text: str) -> str:
         """Return the text in lower case, without punctuation."""
-        text = unicodedata.normalize("NFC", text).lower()
+        text = unicodedata.normalize("NFC", text).translate(self._lower).lower()
         # Lower-casing can decompose (İ), so compose again before looking at single characters.
         text = unicodedata.normalize("NFC", text).translate(self._replace)
         text = re.sub(f"[{_APOSTROPHES}]", "'", text)
@@ -168,13 +184,17 @@ def _plain(char: str) -> str:
     return char
 
 
-def _read_rules(language: str) -> Mapping[str, Any]:
-    """Read and check `languages/<language>.yaml`."""
-    path = LANGUAGE_FOLDER / f"{language}.yaml"
-    if language not in languages():
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+
+
+def _read_rules(language: str, path: Path) -> Mapping[str, Any]:
+    """Read and check the rules of a language."""
+    if not path.is_file():
         raise ValueError(
             f"no text rules for language {language!r}; known: {', '.join(languages())}. "
-            f"To add it, write {path} with its name and alphabet (see {Path(__file__).name})"
+            f"tools/new_recipe.sh {language} makes them, and the recipe; or write {path} with its "
+            f"name and alphabet (see {Path(__file__).name})"
         )
     rules = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(rules, dict) or not {"name", "alphabet"} <= set(rules) <= _KEYS:

@@ -187,25 +187,28 @@ def test_new_recipe(copy: Path) -> None:
     assert f"# {name} (cy):" in (recipe / "run.sh").read_text()
     assert body(recipe / "run.sh") == body(REPO / "egs" / "nl" / "run.sh")
     assert load_config([recipe / "conf" / "default.yaml"], ["language=cy"]).language == "cy"
+    assert yaml.safe_load((recipe / "local/text.yaml").read_text())["name"] == name
     assert call(recipe / "run.sh", "--help").stdout.startswith(name)
     assert not [path for path in copy.glob("egs/.*")]
+    assert "is there already" in call(script, "cy").stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nl", "Dutch"], "is there already"),
-        (["../x", "Bad"], "two or three letters"),
-        (["CY", "Welsh"], "two or three letters"),
-        (["cy", " "], "one line of text"),
-        (["cy"], "as in: tools/new_recipe.sh cy"),
-    ],
-)
-def test_new_recipe_refuses(copy: Path, arguments: list[str], message: str) -> None:
+@pytest.mark.parametrize("kind", ["fleurs", "common_voice"])
+def test_a_public_corpus_is_two_lines_of_the_template(kind: str, tmp_path: Path) -> None:
+    lines = (REPO / "egs/TEMPLATE/conf/default.yaml").read_text().splitlines()
+    kept = [line.replace(f"# {kind}:", f"{kind}:") for line in lines if "own:" not in line]
+    (tmp_path / "conf.yaml").write_text("\n".join(kept))
+    config = load_config([tmp_path / "conf.yaml"], ["language=cy"])
+    assert [corpus.kind for corpus in config.data.corpora.values()] == [kind]
+
+
+@pytest.mark.parametrize("arguments", [["nl", "Dutch"], ["../x", "Bad"], []])
+def test_new_recipe_refuses(copy: Path, arguments: list[str]) -> None:
+    before = sorted(copy.glob("egs/*"))
     done = call(copy / "tools" / "new_recipe.sh", *arguments)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert not (copy / "egs" / "cy").exists()
+    assert "Traceback" not in done.stderr
+    assert sorted(copy.glob("egs/*")) == before
 
 
 def without_python(folder: Path, *programs: str) -> str:

@@ -30,6 +30,10 @@ def test_defaults_files_and_command_line_in_that_order(minimal, tmp_path):
         ("data.corpora.slots.domain=x", "data.corpora.slots.domain: Input should be 'slots'"),
         ("train.chunk_sizes=[8, 28]", "train.chunk_sizes has [28]: a chunk is a multiple of 8"),
         ("decode.chunk_sizes=[0]", "decode.chunk_sizes has [0]"),
+        (
+            "data.features={store: on_the_fly, extractor: kaldifeat}",
+            "config key data.features: extractor=kaldifeat needs store=precomputed",
+        ),
         ("hours=-3", "hours: Input should be greater than 0"),
         ("train.max_steps", "expected key=value"),
         ("train.max_steps=[", "is not YAML"),

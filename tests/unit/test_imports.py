@@ -25,6 +25,7 @@ LAYERS = (
     {
         *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
         *("report", "report_tables", "report_document", "page", "figures", "model_card"),
+        *("new_recipe", "doctor"),
     },
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from lhotse.cut import MonoCut
 
 from icetransfer.data import features
 from icetransfer.data.features import compute_split, fbank, read_manifest
+from icetransfer.data.loader import load_features
 
 
 def test_frames_are_one_for_each_10_ms():
@@ -128,3 +130,81 @@ def test_a_missing_manifest_says_what_to_run(tone_recipe, tmp_path):
     experiment, _ = make_small(tmp_path, tone_recipe, "missing")
     with pytest.raises(ValueError, match="tones_dev"):
         compute_split(experiment, "tones", "dev")
+
+
+KALDIFEAT = """
+import kaldi_native_fbank, torch
+from icetransfer.data.features import fbank, fbank_options
+
+class FbankOptions:
+    def __init__(self):
+        self.known = kaldi_native_fbank.FbankOptions()
+        self.frame_opts, self.mel_opts = self.known.frame_opts, self.known.mel_opts
+
+class Fbank:
+    def __init__(self, options):
+        assert str(options.known) == str(fbank_options())
+        assert options.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = options.device
+
+    def __call__(self, waves):
+        assert type(waves) is list and waves
+        for wave in waves:
+            assert wave.ndim == 1 and wave.dtype == torch.float32 and abs(wave).max() <= 1
+            assert wave.device.type == self.device.type
+        return [torch.from_numpy(fbank(wave.cpu().numpy())).to(self.device) for wave in waves]
+"""
+
+
+def of_another_store(experiment, folder, **features):
+    """The experiment with a data folder of its own, which has the tones' training manifest."""
+    settings = experiment.config.data.features.model_copy(update=features)
+    data = experiment.config.data.model_copy(update={"dir": folder, "features": settings})
+    other = dataclasses.replace(
+        experiment, config=experiment.config.model_copy(update={"data": data})
+    )
+    other.manifests_dir.mkdir(parents=True)
+    manifest = experiment.manifests_dir / "tones_train.jsonl.gz"
+    (other.manifests_dir / manifest.name).write_bytes(manifest.read_bytes())
+    compute_split(other, "tones", "train")
+    return read_manifest(other.manifests_dir / "tones_train_fbank.jsonl.gz")
+
+
+def test_kaldifeat_gets_what_it_expects_and_gives_the_same(tone_recipe, tmp_path, monkeypatch):
+    # A stand-in, which the processes of stage 3 import too.
+    (tmp_path / "kaldifeat.py").write_text(KALDIFEAT)
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment = tone_recipe("kaldifeat")
+    ours = of_another_store(experiment, tmp_path / "ours")
+    theirs = of_another_store(experiment, tmp_path / "theirs", extractor="kaldifeat")
+    for cut, other in zip(ours, theirs, strict=True):
+        assert cut.id == other.id
+        np.testing.assert_array_equal(cut.load_features(), other.load_features())
+    assert features.make_extractor("kaldifeat")([]) == []
+
+
+def test_kaldifeat_that_is_not_there_says_where_it_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaldifeat", None)
+    with pytest.raises(ValueError, match=r"kaldifeat.*https://csukuangfj\.github\.io/kaldifeat"):
+        features.make_extractor("kaldifeat")
+
+
+def test_on_the_fly_stores_no_features_and_computes_the_same(tone_recipe, tmp_path):
+    experiment = tone_recipe("on-the-fly")
+    stored = of_another_store(experiment, tmp_path / "stored")
+    computed = of_another_store(experiment, tmp_path / "computed", store="on_the_fly")
+    assert not list((tmp_path / "computed").rglob("*.npy"))
+    for cut, other in zip(computed, stored, strict=True):
+        assert features.is_on_the_fly(cut) and not features.is_on_the_fly(other)
+        assert (cut.id, cut.source_id) == (other.id, other.source_id)
+        assert cut.num_frames == other.num_frames
+        matrix = load_features(cut)
+        assert matrix.dtype == np.float32
+        np.testing.assert_array_equal(matrix.astype(np.float16), other.load_features())
+
+
+def test_audio_that_vanished_is_named_when_its_features_are_wanted(tone_recipe, tmp_path):
+    cut = of_another_store(tone_recipe("gone"), tmp_path / "data", store="on_the_fly")[0]
+    cut.recording.sources[0].source = "elsewhere/gone.flac"
+    with pytest.raises(ValueError, match=rf"cut {cut.id}: elsewhere/gone\.flac cannot be read"):
+        load_features(cut)

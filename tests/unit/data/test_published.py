@@ -254,6 +254,8 @@ def test_the_table_knows_each_language_of_the_recipes() -> None:
         assert languages <= set(corpus.names) | set(corpus.absent), kind
         assert not set(corpus.names) & set(corpus.absent), kind
         assert all(name_of(kind, language) for language in corpus.names)
+    assert name_of("fleurs", "cy") == "cy_gb"
+    assert name_of("common_voice", "cy") == "cy"
 
 
 def test_a_table_without_a_needed_column_says_which_it_has(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,24 +23,38 @@ def make_cut(path, text, samples):
     return MonoCut(path.stem, 0, recording.duration, 0, recording=recording, supervisions=[segment])
 
 
+def columns(durations):
+    """The cuts of (corpus, id): seconds as candidates; a corpus's stand together, as in a run."""
+    candidates = subset.Candidates()
+    for (corpus, cut_id), seconds in sorted(durations.items(), key=lambda item: item[0][0]):
+        candidates.add(corpus, cut_id, seconds, subset.order_key(corpus, cut_id))
+    return candidates
+
+
+def select(durations, hours):
+    """The names that are taken of (corpus, id): seconds."""
+    candidates = columns(durations)
+    return [candidates.name(row) for row in subset.select(candidates, hours)]
+
+
 def total(names):
     return sum(DURATIONS[name] for name in names)
 
 
 def test_subsets_are_nested_and_reach_their_hours():
-    chosen = [subset.select(DURATIONS, minutes / 60) for minutes in (2, 8, 30)]
+    chosen = [select(DURATIONS, minutes / 60) for minutes in (2, 8, 30)]
     for minutes, names in zip((2, 8, 30), chosen, strict=True):
         assert minutes * 60 <= total(names) < minutes * 60 + 8
         assert total(names[:-1]) < minutes * 60
     assert chosen[1][: len(chosen[0])] == chosen[0]
     assert chosen[2][: len(chosen[1])] == chosen[1]
-    assert set(subset.select(DURATIONS, None)) == set(DURATIONS)
+    assert set(select(DURATIONS, None)) == set(DURATIONS)
 
 
 def test_the_order_depends_on_names_alone():
     backwards = dict(reversed(DURATIONS.items()))
-    assert subset.select(backwards, 0.1) == subset.select(DURATIONS, 0.1)
-    chosen = subset.select(DURATIONS, 0.1)
+    assert select(backwards, 0.1) == select(DURATIONS, 0.1)
+    chosen = select(DURATIONS, 0.1)
     assert chosen != sorted(chosen)
     share = sum(corpus == "b" for corpus, _ in chosen) / len(chosen)
     assert 0.15 < share < 0.55  # a third of the cuts are b's
@@ -48,8 +63,8 @@ def test_the_order_depends_on_names_alone():
 def test_one_corpus_is_taken_in_the_order_of_the_names_hashes():
     one = {name: seconds for name, seconds in DURATIONS.items() if name[0] == "a"}
     by_hash = sorted(one, key=lambda name: subset.order_key(*name))
-    assert subset.select(one, None) == by_hash
-    assert subset.select(one, 0.2) == by_hash[: len(subset.select(one, 0.2))]
+    assert select(one, None) == by_hash
+    assert select(one, 0.2) == by_hash[: len(select(one, 0.2))]
     # what the mini preset has trained on: may not change
     names = [cut_id for _, cut_id in by_hash]
     assert names[:5] == ["cut-461", "cut-73", "cut-283", "cut-500", "cut-389"]
@@ -60,14 +75,14 @@ def test_every_corpus_gives_the_same_share(hours):
     shares = []
     for corpus in ("a", "b"):
         there = sum(s for (name, _), s in DURATIONS.items() if name == corpus)
-        given = sum(DURATIONS[n] for n in subset.select(DURATIONS, hours) if n[0] == corpus)
+        given = sum(DURATIONS[n] for n in select(DURATIONS, hours) if n[0] == corpus)
         shares.append(given / there)
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
 
 def test_speakers_give_their_share_but_for_chance():
     durations = {("a", f"spk{i % 5}-{i}"): 3.0 + i % 4 for i in range(20000)}
-    taken = subset.select(durations, 3)
+    taken = select(durations, 3)
     counts = [sum(name[1].startswith(f"spk{s}-") for name in taken) for s in range(5)]
     expected = len(taken) / 5
     assert max(abs(count - expected) for count in counts) < 3 * expected**0.5
@@ -83,6 +98,52 @@ def with_corpus(experiment, name, splits):
     corpora = experiment.config.data.corpora | {name: experiment.config.data.corpora["tones"]}
     data = experiment.config.data.model_copy(update={"corpora": corpora})
     return type(experiment)(experiment.dir, experiment.config.model_copy(update={"data": data}))
+
+
+def taken_one_by_one(durations, hours):
+    """What `select` takes, said with objects as the version of before columns did."""
+    placed = []
+    for corpus in {name[0] for name in durations}:
+        names = sorted(name for name in durations if name[0] == corpus)
+        whole, before = sum(durations[name] for name in names), 0.0
+        for name in sorted(names, key=lambda name: subset.order_key(*name)):
+            placed.append((before / whole, subset.order_key(*name), name))
+            before += durations[name]
+    taken, seconds = [], 0.0
+    for _, _, name in sorted(placed):
+        if seconds >= hours * 3600:
+            break
+        taken.append(name)
+        seconds += durations[name]
+    return taken
+
+
+def test_columns_give_what_objects_gave():
+    rng = np.random.default_rng(3)
+    durations = {
+        (str(corpus), f"cut-{number}-ĳ"): float(seconds)
+        for number, (corpus, seconds) in enumerate(
+            zip(
+                rng.choice(["mls", "cv", "vox"], 3000, p=[0.7, 0.2, 0.1]),
+                rng.uniform(0.5, 30, 3000),
+                strict=True,
+            )
+        )
+    }
+    for hours in (0.01, 0.5, 2, 7, 12.3):
+        assert select(durations, hours) == taken_one_by_one(durations, hours)
+    assert select(durations, None) == taken_one_by_one(durations, 1e9)
+
+
+def test_a_candidate_costs_bytes_not_objects():
+    cuts = {("corpus", f"common_voice_nl_{number:08d}"): 5.0 for number in range(20_000)}
+    tracemalloc.start()
+    candidates = columns(cuts)
+    taken = subset.select(candidates, 20)
+    bytes_each = tracemalloc.get_traced_memory()[0] / len(candidates)
+    tracemalloc.stop()
+    assert len(taken) == 20 * 3600 / 5
+    assert bytes_each < 130
 
 
 def test_what_another_corpus_tests_on_is_not_trained_on(tone_recipe, caplog):
@@ -125,9 +186,9 @@ def test_sentences_of_test_sets_are_counted(tone_recipe, caplog):
 def test_more_hours_than_there_are_says_how_many_there_are():
     hours = total(DURATIONS) / 3600
     with pytest.raises(ValueError, match=rf"has {hours:.4g} h .* \(a 0\.\d+ h, b 0\.\d+ h\): ask"):
-        subset.select(DURATIONS, 2)
+        select(DURATIONS, 2)
     with pytest.raises(ValueError, match="0 usable"):
-        subset.select({}, None)
+        select({}, None)
 
 
 def test_the_stage_writes_usable_cuts_whatever_the_seed_and_the_init(tone_recipe):

@@ -121,7 +121,9 @@ def test_raw_text_keeps_case_digits_and_punctuation() -> None:
 
 
 def test_unknown_language_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"'cy'; known: de, en.*To add it, write .*cy\.yaml"):
+    with pytest.raises(
+        ValueError, match=r"'cy'; known: de, en.*tools/new_recipe.sh cy makes them.*text\.yaml"
+    ):
         Normalizer("cy")
 
 
