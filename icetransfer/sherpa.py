@@ -15,6 +15,37 @@ FRAME_SECONDS = 0.04  # of an encoder output
 _WORD_MARK = "▁"  # sherpa-onnx prints it as a space
 
 
+class LiveStream:
+    """A recording that arrives piece by piece; made by `SherpaRecognizer.listen`."""
+
+    def __init__(
+        self,
+        recognizer: Any,
+        tail: NDArray[np.float32],
+        hypothesis: Callable[[Any], Hypothesis],
+    ) -> None:
+        self._recognizer = recognizer
+        self._tail = tail
+        self._hypothesis = hypothesis
+        self._stream = recognizer.create_stream()
+
+    def accept(self, samples: NDArray[np.float32]) -> Hypothesis:
+        """Hears the next samples, at 16 kHz; the best hypothesis so far."""
+        self._stream.accept_waveform(SAMPLING_RATE, samples)
+        return self._advance()
+
+    def finish(self) -> Hypothesis:
+        """The hypothesis when all has been heard."""
+        self._stream.accept_waveform(SAMPLING_RATE, self._tail)
+        self._stream.input_finished()
+        return self._advance()
+
+    def _advance(self) -> Hypothesis:
+        while self._recognizer.is_ready(self._stream):
+            self._recognizer.decode_stream(self._stream)
+        return self._hypothesis(self._recognizer.get_result_all(self._stream))
+
+
 class SherpaRecognizer:
     """sherpa-onnx's online recogniser of a streaming bundle, offline recogniser of another.
 
@@ -69,7 +100,7 @@ class SherpaRecognizer:
         decode = self._decode_online if self._online else self._decode_offline
         return decode(batch)
 
-    def listen(self) -> "LiveStream":
+    def listen(self) -> LiveStream:
         """Begins a recording that arrives piece by piece.
 
         Raises:
@@ -105,66 +136,24 @@ class SherpaRecognizer:
         return Hypothesis(tokens, [round(t / FRAME_SECONDS) for t in result.timestamps])
 
 
-class LiveStream:
-    """A recording that arrives piece by piece; made by `SherpaRecognizer.listen`."""
-
-    def __init__(
-        self,
-        recognizer: Any,
-        tail: NDArray[np.float32],
-        hypothesis: Callable[[Any], Hypothesis],
-    ) -> None:
-        self._recognizer = recognizer
-        self._tail = tail
-        self._hypothesis = hypothesis
-        self._stream = recognizer.create_stream()
-
-    def accept(self, samples: NDArray[np.float32]) -> Hypothesis:
-        """Hears the next samples, at 16 kHz; the best hypothesis so far."""
-        self._stream.accept_waveform(SAMPLING_RATE, samples)
-        return self._advance()
-
-    def finish(self) -> Hypothesis:
-        """The hypothesis when all has been heard."""
-        self._stream.accept_waveform(SAMPLING_RATE, self._tail)
-        self._stream.input_finished()
-        return self._advance()
-
-    def _advance(self) -> Hypothesis:
-        while self._recognizer.is_ready(self._stream):
-            self._recognizer.decode_stream(self._stream)
-        return self._hypothesis(self._recognizer.get_result_all(self._stream))
-
-
-def _metadata(path: Path) -> dict[str, str]:
+def _check_metadata(bundle: Bundle, precision: str, chunk_size: int, tokens: list[str]) -> None:
     import onnx
 
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, of one of its several packages
-        raise ValueError(f"{path} is not an ONNX file ({error}); export it again") from error
-    return {item.key: item.value for item in proto.metadata_props}
-
-
-def read_chunk_size(encoder: Path) -> int:
-    """The chunk size that an encoder file was exported for, in 50 Hz frames; -1 is offline.
-
-    Raises:
-        ValueError: the file is broken, or of another model family.
-    """
-    metadata = _metadata(encoder)
-    model_type = metadata.get("model_type")
+    encoder, decoder = (bundle.model(part, precision) for part in ("encoder", "decoder"))
+    metadata = {}
+    for path in (encoder, decoder):
+        try:
+            proto = onnx.load(str(path), load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError, of one of its several packages
+            raise ValueError(f"{path} is not an ONNX file ({error}); export it again") from error
+        metadata[path] = {item.key: item.value for item in proto.metadata_props}
+    model_type = metadata[encoder].get("model_type")
     if model_type != "zipformer2":
         raise ValueError(f"{encoder}: model_type is {model_type!r}, expected 'zipformer2'")
-    return int(metadata.get("decode_chunk_len", -2)) // 2
-
-
-def _check_metadata(bundle: Bundle, precision: str, chunk_size: int, tokens: list[str]) -> None:
-    encoder, decoder = (bundle.model(part, precision) for part in ("encoder", "decoder"))
-    found = read_chunk_size(encoder)
+    found = int(metadata[encoder].get("decode_chunk_len", -2)) // 2
     if found != chunk_size:
         raise ValueError(
             f"{encoder} is for chunk_size={found}, not {chunk_size} (-1 is offline); "
             "export that tier"
         )
-    check_vocabulary(tokens, bundle.tokens, int(_metadata(decoder)["vocab_size"]), decoder)
+    check_vocabulary(tokens, bundle.tokens, int(metadata[decoder]["vocab_size"]), decoder)

@@ -31,8 +31,9 @@ from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.features import SAMPLING_RATE
 from icetransfer.decode import tail_seconds
 from icetransfer.experiment import main
+from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.search import Hypothesis
-from icetransfer.sherpa import SherpaRecognizer, read_chunk_size
+from icetransfer.sherpa import SherpaRecognizer
 
 PIECE = SAMPLING_RATE // 10  # samples given at a time
 STANDARD_INPUT = "-"
@@ -58,8 +59,7 @@ def find_tier(folder: Path, latency: str | None, precision: str) -> tuple[Bundle
     bundles = [bundle for bundle in bundles if bundle.tokens.is_file()]
     tiers = {}
     for bundle in bundles:
-        bundle.check(precision)
-        size = read_chunk_size(bundle.model("encoder", precision))
+        size = OnnxTransducer(bundle.dir, precision).chunk_size
         tiers["offline" if size == -1 else str(chunk_ms(size))] = (bundle, size)
     if not tiers:
         raise ValueError(
