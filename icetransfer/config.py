@@ -385,6 +385,7 @@ class Decode(Section):
     search: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
     beam: int = Field(4, ge=1)
     batch_streams: int = Field(32, ge=1)
+    latency: bool = False  # measure from a word's end to its output; needs the model's CTC head
 
 
 class Bundle(Section):

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +25,13 @@ import torch
 from lhotse import set_current_audio_backend
 from lhotse.audio.backend import LibsndfileBackend
 from lhotse.cut import Cut
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from icetransfer import atomic, score
+from icetransfer import atomic, latency, score
+from icetransfer.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
 from icetransfer.bundle import Bundle
 from icetransfer.checkpoint import load_transducer
 from icetransfer.config import LOOK_AHEAD_MS, Config, chunk_label, chunk_ms
@@ -39,75 +39,26 @@ from icetransfer.data.features import PADDING, SAMPLING_RATE, fbank, read_manife
 from icetransfer.data.text import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
-from icetransfer.model.subsampling import WINDOW_EXTRA
-from icetransfer.model.transducer import StreamingState
 from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.search import SHERPA, Hypothesis, Search, make_search
 from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streams import Encodes, Samples, Stream, StreamPool, tail_seconds
 
-OUTPUT_SECONDS = 0.04  # of an encoder output
-EMISSION_DELAY = 31  # feature frames after the last sample in which a last word may still come out
 OFFLINE_BATCH_SECONDS = 300  # of padded audio: full attention grows with the square of the length
 
-Samples = NDArray[np.float32]
 #: Takes (id, samples) one by one, gives (id, hypothesis) in any order.
 Engine = Callable[[Iterator[tuple[str, Samples]]], Iterator[tuple[str, Hypothesis]]]
+#: Gives the words of a test set's references and when they were spoken, by cut id.
+References = Callable[[], dict[str, list[AlignedWord]]]
 
 
-def tail_seconds(chunk_size: int) -> float:
-    """Silence put after every recording, so that its last word is never lost.
-
-    A chunk is computed when the features of all of it and of the look-ahead are there and at least
-    one more (sherpa-onnx's rule): to come out surely, the last sample and what the model may say
-    within `EMISSION_DELAY` after it need a whole chunk and look-ahead behind them.
-    """
-    chunk = 0 if chunk_size == -1 else 2 * chunk_size
-    return (chunk + WINDOW_EXTRA + EMISSION_DELAY) / 100
-
-
-class Encodes(Protocol):
-    """What decoding needs of a model besides what a search needs."""
+class EncodesWhole(Protocol):
+    """What offline decoding needs of a model besides what a search needs."""
 
     def encode(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Whole utterances (N, T, 80), (N,)."""
 
-    def initial_state(
-        self, batch_size: int, chunk_size: int, left_context_frames: int
-    ) -> StreamingState:
-        """Streams that have heard nothing."""
 
-    def encode_chunk(
-        self, features: Tensor, state: StreamingState
-    ) -> tuple[Tensor, StreamingState]:
-        """One chunk (N, 2c + 13, 80)."""
-
-
-def _features(samples: Samples, tail: float) -> Tensor:
-    silence = np.zeros(round(tail * SAMPLING_RATE), dtype=np.float32)
-    return torch.from_numpy(fbank(np.concatenate([samples, silence])))
-
-
-def select_streams(state: StreamingState, rows: list[int]) -> StreamingState:
-    """The encoder's state of some of the streams, in that order."""
-    index = torch.tensor(rows, dtype=torch.long)
-    pairs = zip(state.tensors(), state.batch_dims(), strict=True)
-    return state.with_tensors([tensor.index_select(dim, index) for tensor, dim in pairs])
-
-
-def join_streams(first: StreamingState, second: StreamingState) -> StreamingState:
-    """The streams of one state, then those of another."""
-    pairs = zip(first.tensors(), second.tensors(), first.batch_dims(), strict=True)
-    return first.with_tensors([torch.cat([a, b], dim) for a, b, dim in pairs])
-
-
-@dataclass
-class _Stream:
-    id: str
-    features: Tensor  # (T, 80)
-    position: int = 0  # first frame of the next window
-
-
-@torch.inference_mode()
 def decode_streams(
     model: Encodes,
     search: Search[Any],
@@ -129,36 +80,21 @@ def decode_streams(
     Yields:
         (id, hypothesis), as streams end.
     """
-    window, step = 2 * chunk_size + WINDOW_EXTRA, 2 * chunk_size
-    live: list[_Stream] = []
-    encoder_state = model.initial_state(0, chunk_size, left_context_frames)
-    search_state = search.initial_state(0)
+    pool = StreamPool(model, search, chunk_size, left_context_frames)
+    keys: dict[Stream, str] = {}
     while True:
-        new = [
-            _Stream(key, _features(samples, tail_seconds(chunk_size)))
-            for key, samples in islice(waveforms, batch_streams - len(live))
-        ]
+        new = list(islice(waveforms, batch_streams - len(pool.live)))
         if new:
-            fresh = model.initial_state(len(new), chunk_size, left_context_frames)
-            encoder_state = join_streams(encoder_state, fresh)
-            search_state = search_state.extend(search.initial_state(len(new)))
-            live += new
-        if not live:
+            for (key, samples), stream in zip(new, pool.open(len(new)), strict=True):
+                stream.accept(samples)
+                stream.finish()
+                keys[stream] = key
+        if not pool.live:
             return
-        windows = [s.features[s.position : s.position + window] for s in live]
-        out, encoder_state = model.encode_chunk(torch.stack(windows), encoder_state)
-        search_state = search.advance(search_state, out)
-        for stream in live:
-            stream.position += step
-        going = [row for row, s in enumerate(live) if s.position + window < len(s.features)]
-        if len(going) < len(live):
-            ended = [row for row in range(len(live)) if row not in going]
-            results = search.results(search_state.select(ended))
-            for row, hypothesis in zip(ended, results, strict=True):
-                yield live[row].id, hypothesis
-            encoder_state = select_streams(encoder_state, going)
-            search_state = search_state.select(going)
-            live = [live[row] for row in going]
+        pool.step()
+        ended = [stream for stream in pool.live if stream.ended]
+        for stream, hypothesis in zip(ended, pool.close(ended) if ended else (), strict=True):
+            yield keys.pop(stream), hypothesis
 
 
 def batches(
@@ -183,9 +119,14 @@ def batches(
         yield keys, group
 
 
+def _features(samples: Samples, tail: float) -> Tensor:
+    silence = np.zeros(round(tail * SAMPLING_RATE), dtype=np.float32)
+    return torch.from_numpy(fbank(np.concatenate([samples, silence])))
+
+
 @torch.inference_mode()
 def decode_offline(
-    model: Encodes,
+    model: EncodesWhole,
     search: Search[Any],
     waveforms: Iterator[tuple[str, Samples]],
     batch_streams: int,
@@ -381,14 +322,45 @@ def make_result(config: Config, run: score.Run, rows: list[score.Row]) -> dict[s
     }
 
 
+def align_references(
+    experiment: Experiment, cuts: list[Cut], normalize: Normalizer
+) -> dict[str, list[AlignedWord]]:
+    """When each word of a test set was spoken, by cut id; what cannot be aligned is left out.
+
+    Raises:
+        ValueError: the model has no CTC head.
+    """
+    model = load_transducer(experiment.averaged_checkpoint)
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    if model.ctc_output is None:
+        raise ValueError(
+            f"decode.latency needs a model with a CTC head, which {experiment.averaged_checkpoint} "
+            f"has not: train with transfer.ctc=true, or set decode.latency=false"
+        )
+    texts = {cut.id: normalize(cut.supervisions[0].text or "") for cut in cuts}
+    aligned = {}
+    for key, samples in Reader(cuts):
+        words = texts[key].split()
+        try:
+            times = align(model, samples, [tokenizer.encode(word) for word in words])
+        except ValueError as error:
+            log.warning("cut %s: no latency: %s", key, error)
+            continue
+        aligned[key] = [AlignedWord(word, *time) for word, time in zip(words, times, strict=True)]
+    return aligned
+
+
 def decode_run(
     experiment: Experiment,
     run: score.Run,
     cuts: list[Cut],
     checkpoint_sha256: str,
     normalize: Normalizer,
+    references: References | None = None,
 ) -> None:
     """Decodes one test set in one way, unless that is done for this checkpoint.
+
+    The latency is measured where `references` are given and the tier is a streaming one.
 
     Raises:
         ValueError: the model's files are missing or are of another checkpoint.
@@ -424,6 +396,9 @@ def decode_run(
         "normalizer": normalize.version,
         "provenance": provenance(),
     }
+    if references and run.chunk_size != -1:
+        heard = ((key, spoken_words(said, tokenizer.tokens)) for key, said in found.items())
+        result |= latency.measure(references(), heard, run.chunk_size)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic.write_text(folder / "recogs.jsonl", lines)
     atomic.write_text(folder / "errs.txt", score.errors_text(rows, title))
@@ -476,9 +451,11 @@ def decode_all(experiment: Experiment) -> None:
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         cuts = _read_test_set(experiment.manifests_dir / manifest)
         normalize = Normalizer(language)
+        aligned = cache(partial(align_references, experiment, cuts, normalize))
+        references = aligned if experiment.config.decode.latency else None
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
-                decode_run(experiment, run, cuts, checkpoint_sha256, normalize)
+                decode_run(experiment, run, cuts, checkpoint_sha256, normalize, references)
     write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
 
 

@@ -35,6 +35,7 @@ from icetransfer.report_tables import (
     TIE,
     cost_table,
     error_tables,
+    latency_table,
     mean,
     shipped,
     size_table,
@@ -42,6 +43,13 @@ from icetransfer.report_tables import (
 from icetransfer.significance import LEVEL
 
 Row = dict[str, Any]
+
+LATENCY_NOTE = (
+    "From a word's end in the audio until the audio is there that its last token needs; computing "
+    "comes on top. Model: from the word's end to its last token; chunk: from the token to the end "
+    "of its chunk; then the look-ahead and a feature frame. Words that were recognised, their ends "
+    "by a forced alignment with the model's CTC head."
+)
 
 
 def document(tree: Row, folder: str) -> Document:
@@ -71,6 +79,9 @@ def document(tree: Row, folder: str) -> Document:
     )
     parts += [Heading("Size and speed"), TablePart(*size_table(tree["results"]))]
     parts.append(Text("RTF: seconds of computing per second of audio, on one thread of a CPU."))
+    header, lines = latency_table(tree["results"])
+    if lines:
+        parts += [Heading("Latency of a word"), TablePart(header, lines), Text(LATENCY_NOTE)]
     if tree["costs"]:
         parts += [Heading("Cost of each cell"), TablePart(*cost_table(tree["costs"]))]
     parts += [Heading("Remarks"), Bullets(tree["remarks"])]

@@ -132,6 +132,29 @@ def size_table(rows: Sequence[Row]) -> TableData:
     return [*header, "load of the machine", "cells"], lines
 
 
+def latency_table(rows: Sequence[Row]) -> TableData:
+    """From a word's end to its output, means over all cells that measured it."""
+    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
+    for row in shipped(rows):
+        if row.get("latency_ms_median") is not None:
+            groups[row["precision"], latency_order(row["chunk_ms"])].append(row)
+    lines = []
+    for (precision, _), found in sorted(groups.items()):
+        parts = [row["latency_ms_parts"] for row in found]
+        lines.append(
+            [
+                *(precision, tier_label(found[0]["chunk_ms"])),
+                *(f"{mean(found, key):.0f}" for key in ("latency_ms_median", "latency_ms_p95")),
+                f"{mean(found, 'first_token_ms'):.0f}",
+                *(f"{mean(parts, key):.0f}" for key in ("model", "chunk", "look_ahead", "runtime")),
+                *(str(sum(row["latency_words"] for row in found)), str(len(found))),
+            ]
+        )
+    header = ["precision", "latency", "word, median ms", "word, 95 % ms", "first token, ms"]
+    header += ["of it model, ms", "chunk, ms", "look-ahead, ms", "runtime, ms"]
+    return [*header, "words", "cells"], lines
+
+
 def cost_table(costs: Sequence[Row]) -> TableData:
     """Device hours of every cell."""
     # reports of before stages were measured stay as they are

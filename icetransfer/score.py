@@ -35,6 +35,7 @@ from icetransfer.experiment import Experiment, log, main, run_stage
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
+LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first token, ms")
 FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
 
@@ -278,6 +279,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         "failed",
         "RTF",
         "MB",
+        *(LATENCY_COLUMNS if experiment.config.decode.latency else ()),
     ):
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
@@ -291,7 +293,10 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             table.add_row(*names, "[red]not decoded[/red]")
             continue
         result = json.loads((folder / "wer.json").read_text(encoding="utf-8"))
-        table.add_row(*names, *_numbers(result, folder / "recogs.jsonl"))
+        numbers = _numbers(result, folder / "recogs.jsonl")
+        if experiment.config.decode.latency:
+            numbers += latency_cells(result)
+        table.add_row(*names, *numbers)
     return table, missing
 
 
@@ -368,6 +373,12 @@ def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
         f"{result['rtf']:.4f}",
         f"{result['model_bytes'] / 1e6:.2f}",
     ]
+
+
+def latency_cells(result: dict[str, Any]) -> list[str]:
+    """What stands under `LATENCY_COLUMNS`; empty where it was not measured, as offline."""
+    keys = ("latency_ms_median", "latency_ms_p95", "first_token_ms")
+    return ["" if result.get(key) is None else f"{result[key]:.0f}" for key in keys]
 
 
 def _run(experiment: Experiment) -> None:

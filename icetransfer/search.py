@@ -140,6 +140,10 @@ class Search(Generic[S]):
         """The best history of each stream, (N, F)."""
         raise NotImplementedError
 
+    def agreed(self, state: S) -> Tensor:
+        """How much of the history of each stream can change no more, (N,) frames of F."""
+        raise NotImplementedError
+
     def results(self, state: S) -> list[Hypothesis]:
         """The best hypothesis of each stream so far."""
         found = []
@@ -217,6 +221,10 @@ class GreedySearch(Search[GreedyState]):
     def best(self, state: GreedyState) -> Tensor:
         """See `Search`."""
         return state.history
+
+    def agreed(self, state: GreedyState) -> Tensor:
+        """See `Search`."""
+        return torch.full_like(state.start, state.history.size(1))
 
 
 @dataclass
@@ -306,6 +314,12 @@ class ModifiedBeamSearch(Search[BeamState]):
         score = state.log_prob / (state.count + self.model.context_size)
         index = score.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, state.history.size(2))
         return state.history.gather(1, index).squeeze(1)
+
+    def agreed(self, state: BeamState) -> Tensor:
+        """See `Search`: up to the first frame in which hypotheses differ."""
+        other = state.history != self.best(state).unsqueeze(1)
+        differs = (other & (state.log_prob > -torch.inf).unsqueeze(2)).any(dim=1)
+        return (differs.cumsum(dim=1) == 0).sum(dim=1).maximum(state.start)
 
 
 def _merge_equal(key: Tensor, log_prob: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A bundle run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,37 @@ from icetransfer.search import Hypothesis
 SAMPLING_RATE = 16000
 FRAME_SECONDS = 0.04  # of an encoder output
 _WORD_MARK = "▁"  # sherpa-onnx prints it as a space
+
+
+class LiveStream:
+    """A recording that arrives piece by piece; made by `SherpaRecognizer.listen`."""
+
+    def __init__(
+        self,
+        recognizer: Any,
+        tail: NDArray[np.float32],
+        hypothesis: Callable[[Any], Hypothesis],
+    ) -> None:
+        self._recognizer = recognizer
+        self._tail = tail
+        self._hypothesis = hypothesis
+        self._stream = recognizer.create_stream()
+
+    def accept(self, samples: NDArray[np.float32]) -> Hypothesis:
+        """Hears the next samples, at 16 kHz; the best hypothesis so far."""
+        self._stream.accept_waveform(SAMPLING_RATE, samples)
+        return self._advance()
+
+    def finish(self) -> Hypothesis:
+        """The hypothesis when all has been heard."""
+        self._stream.accept_waveform(SAMPLING_RATE, self._tail)
+        self._stream.input_finished()
+        return self._advance()
+
+    def _advance(self) -> Hypothesis:
+        while self._recognizer.is_ready(self._stream):
+            self._recognizer.decode_stream(self._stream)
+        return self._hypothesis(self._recognizer.get_result_all(self._stream))
 
 
 class SherpaRecognizer:
@@ -71,6 +103,16 @@ class SherpaRecognizer:
         """
         decode = self._decode_online if self._online else self._decode_offline
         return decode(batch)
+
+    def listen(self) -> LiveStream:
+        """Begins a recording that arrives piece by piece.
+
+        Raises:
+            ValueError: the bundle is not a streaming one.
+        """
+        if not self._online:
+            raise ValueError("an offline bundle hears whole recordings only: call it with them")
+        return LiveStream(self._recognizer, self._tail, self._hypothesis)
 
     def _decode_online(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
         streams = []

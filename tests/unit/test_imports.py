@@ -17,6 +17,7 @@ LAYERS = (
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
     {
+        *("alignment", "latency", "streams"),
         *("transfer", "train", "average", "search", "export", "quantize"),
         *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume", "validate"),
     },

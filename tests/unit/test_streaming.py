@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer.decode import join_streams, select_streams
 from icetransfer.model.transducer import (
     SIZES,
     StreamingState,
@@ -14,6 +13,7 @@ from icetransfer.model.transducer import (
     TransducerModel,
     build_transducer,
 )
+from icetransfer.streams import join_streams, select_streams
 
 LOG_EPS = -23.025850929940457
 
