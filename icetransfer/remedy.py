@@ -39,7 +39,6 @@ from icetransfer.decode import (
     Reader,
     batches,
     make_rows,
-    tail_seconds,
 )
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256
 from icetransfer.export import export_tiers
@@ -48,6 +47,7 @@ from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.quantize import layer_names, quantize_encoder, same_file
 from icetransfer.search import Hypothesis
 from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streams import tail_seconds
 
 PROBES = 16  # recordings on which sensitivities are taken
 PROBE_FRAMES = 400  # of each, at most
