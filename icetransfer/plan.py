@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PRESETS = REPOSITORY / "egs" / "presets"
 PLAN = "plan.json"  # in the results: what the report reads
 LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language
+LAST_CELL_STAGE = 10  # stage 11 packs what is handed over: for the cell that is chosen in the end
 SEED_STAGE = 7  # a seed is done when its checkpoints are averaged
 SEED_EXPERIMENT = "exp/random-all-seed1/averaged.pt"
 
@@ -343,7 +344,8 @@ def data_job(sweep: Sweep, language: str) -> Job:
 
 def cell_job(sweep: Sweep, cell: Cell, wanted: config.Config, data: Job) -> Job:
     """The stages of a cell's own."""
-    arguments = ("--stage", str(LAST_DATA_STAGE + 1), *sweep.arguments(cell))
+    stages = ("--stage", str(LAST_DATA_STAGE + 1), "--stop-stage", str(LAST_CELL_STAGE))
+    arguments = (*stages, *sweep.arguments(cell))
     return _job(
         sweep, "cell", cell.name, cell.language, arguments,
         needs=data.name, experiment=sweep.experiment(cell), wanted=wanted.model_dump(mode="json"),
