@@ -24,7 +24,7 @@ STAND_IN = """#!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 printf '%s\\n' "$*" >>calls
-[[ "$*" != *--stop-stage* ]] || exit 0
+[[ "$*" != *"--stop-stage 3"* ]] || exit 0
 arguments=$*
 while [ "$1" != --exp ]; do shift; done
 [[ "$arguments" != *"--init ${BREAK:-none} "* ]] || { echo "error: broken on purpose" >&2; exit 1; }

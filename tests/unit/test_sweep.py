@@ -25,7 +25,7 @@ STAND_IN = """#!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 printf '%s\\n' "$*" >>calls
-[[ "$*" != *--stop-stage* ]] || exit 0
+[[ "$*" != *"--stop-stage 3"* ]] || exit 0
 [[ "$*" != *"--init ${BREAK:-none} "* ]] || { echo "error: broken on purpose" >&2; exit 2; }
 sleep "${SLEEP:-0}"
 while [ "$1" != --exp ]; do shift; done
@@ -328,7 +328,7 @@ def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
 def test_stopped_by_a_signal_is_run_again(root: Path) -> None:
     made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
     script = root / "egs" / "nl" / "run.sh"
-    again = '[[ "$*" == *--stop-stage* ]] || mkdir again 2>/dev/null && exit 75\n'
+    again = '[[ "$*" == *"--stop-stage 3"* ]] || mkdir again 2>/dev/null && exit 75\n'
     script.write_text(script.read_text().replace("sleep ", f"{again}sleep "))
     assert run(made)
     assert sum("--stage 4" in call for call in calls(root)) == 2
