@@ -36,7 +36,7 @@ environment_own() {
           "$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
       echo "installing requirements.txt into $root/.venv (once, some minutes)" >&2
       "$python" -m venv "$root/.venv"
-      "$root/.venv/bin/python" -m pip install --quiet --requirement "$root/requirements.txt" >&2 ||
+      "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$root/requirements.txt" >&2 ||
         environment_die "requirements.txt could not be installed; the lines above say why"
       echo "$wanted" >"$stamp"
     fi
@@ -87,6 +87,6 @@ PYTHON
   [[ -n $missing ]] || return 0
   echo "installing into the active environment: ${missing//$'\n'/ }" >&2
   # shellcheck disable=SC2086 # an argument for each package
-  python -m pip install --quiet $missing >&2 ||
+  python -m pip install --quiet --disable-pip-version-check $missing >&2 ||
     environment_die "these packages could not be installed; the lines above say why"
 }

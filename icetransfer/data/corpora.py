@@ -36,13 +36,14 @@ from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.json_lines import read_json_lines
 from icetransfer.data.readers.mls import read_mls
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
-from icetransfer.data.recordings import Limits, check
+from icetransfer.data.recordings import OUTSIDE, Limits, check
 from icetransfer.data.text import Normalizer
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
 
 PART = 1000  # recordings that are checked together
 _SHOWN = 3  # rejections that an error names
+_LETTERS_SHOWN = 20
 
 #: The files that decide what is in a corpus, below its folder.
 _TABLES: Mapping[str, tuple[str, ...]] = {
@@ -287,6 +288,12 @@ def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> Non
     atomic.write_text(path, "".join("\t".join(row) + "\n" for row in rows))
     for reason, count in Counter(_kind(rejection) for rejection in rejections).most_common():
         log.warning("%s: %d left out: %s", name, count, reason)
+    letters = Counter(x for r in rejections for x in r.reason.partition(OUTSIDE)[2].split())
+    if letters:
+        costs = ", ".join(
+            f"{letter} {count}" for letter, count in letters.most_common(_LETTERS_SHOWN)
+        )
+        log.warning("%s: these characters cost so many of them: %s", name, costs)
     if rejections:
         log.warning("%s: each is named in %s", name, path)
 

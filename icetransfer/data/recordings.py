@@ -11,6 +11,7 @@ from icetransfer.data.text import Normalizer
 from icetransfer.data.utterances import Rejection, UnusableError, Utterance
 
 SAMPLING_RATE = 16_000  # Hz
+OUTSIDE = " alphabet: "  # in the reason of a text that has other characters, before them
 #: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
 SHORTEST_TEST_SECONDS = 0.29
 #: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
@@ -56,7 +57,7 @@ def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
     offending = normalizer.check(text)
     if offending and utterance.split != "test":
         raise UnusableError(
-            f"{utterance.split} text outside the {normalizer.name} alphabet: {' '.join(offending)}",
+            f"{utterance.split} text outside the {normalizer.name}{OUTSIDE}{' '.join(offending)}",
             "write it as it is spoken",
         )
     return text

@@ -130,6 +130,18 @@ def test_bad_recording_is_named_and_costs_no_other(
     assert advice
 
 
+def test_the_characters_that_cost_sentences_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abc":
+        write_audio(tmp_path / f"{name}.flac")
+    write_transcripts(tmp_path, "a.flac\tja ☎ ☃\tx", "b.flac\tnee ☎\tx", "c.flac\tja\tx")
+    with caplog.at_level("WARNING", "icetransfer"):
+        prepare_manifests(folder_source(tmp_path), tmp_path / "manifests")
+    assert "corpus: 2 left out: train text outside the Dutch alphabet" in caplog.text
+    assert "these characters cost so many of them: ☎ 2, ☃ 1" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

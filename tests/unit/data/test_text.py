@@ -112,7 +112,7 @@ def test_scoring_text_never_fails() -> None:
 
 
 def test_version_names_language_and_rules() -> None:
-    assert Normalizer("nl").version == "nl-2"
+    assert Normalizer("nl").version == "nl-3"
     assert Normalizer("nl").words_version == "nl-1"
 
 
