@@ -1,9 +1,10 @@
 """What the data side costs at full scale; each section in a process of its own, for its memory.
 
-    PYTHONPATH=. python tools/bench_data.py [manifest] [fbank] [--cuts 5000000] [--minutes 20]
+    PYTHONPATH=. python tools/bench_data.py [manifest] [fbank] [loader]
 
 manifest    stage 4 and a pass over what it chose, on made-up manifests of many cuts
 fbank       hours of audio per CPU hour of stage 3's extraction, beside lhotse's default extractor
+loader      batches per second, stored features and on the fly, and memory at two sizes of corpus
 
 Everything is made up in a temporary folder (--folder chooses its place) and removed.  A manifest of
 5 million cuts takes 1.2 GB of disk there.
@@ -23,6 +24,7 @@ from typing import Any
 import numpy
 import soundfile
 import torch
+from bench_loader import bench_loader
 from lhotse import CutSet, Fbank, Features, MonoCut, NumpyFilesWriter, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
@@ -224,7 +226,12 @@ def bench_fbank(folder: Path, args: argparse.Namespace) -> None:
     print(f"fbank: {said}\npeak memory {memory:.2f} GB")
 
 
-SECTIONS = {"manifest": bench_manifest, "fbank": bench_fbank}
+def bench_loading(folder: Path, args: argparse.Namespace) -> None:
+    """Batches per second and memory at two sizes of corpus."""
+    bench_loader(folder, [20_000, 200_000], args.batches)
+
+
+SECTIONS = {"manifest": bench_manifest, "fbank": bench_fbank, "loader": bench_loading}
 
 
 def main() -> None:
@@ -235,6 +242,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
     parser.add_argument("--cuts", type=int, default=5_000_000, help="default %(default)s")
     parser.add_argument("--minutes", type=float, default=20, help="of audio, default %(default)s")
+    parser.add_argument("--batches", type=int, default=60, help="to load, default %(default)s")
     parser.add_argument("--folder", type=Path, help="where the made-up data goes")
     args = parser.parse_args()
     for name in args.sections or SECTIONS:

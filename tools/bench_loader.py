@@ -1,6 +1,6 @@
 """What loading costs, and that its memory does not grow with the corpus: bench_data.py's section.
 
-    PYTHONPATH=. python tools/bench_loader.py [--cuts 20000 200000] [--batches 60]
+    PYTHONPATH=. python tools/bench_data.py loader
 
 For each number of cuts, all parts of one recording, and for features that are stored and that are
 computed on the fly: the blocks are made in one process, and batches are loaded in another, without
@@ -8,12 +8,10 @@ helpers.  It starts at the end of a block, of three in turn, so that the next on
 as in the middle of training; that is in the time of the first batch, and not in the rate.
 """
 
-import argparse
 import gzip
 import json
 import multiprocessing
 import random
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -146,19 +144,3 @@ def bench_loader(folder: Path, sizes: list[int], batches: int) -> None:
                 f"once in {made:.0f} s with {making:.0f} MB",
                 flush=True,
             )
-
-
-def main() -> None:
-    """Runs the section alone."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cuts", type=int, nargs="+", default=[20_000, 200_000])
-    parser.add_argument("--batches", type=int, default=60, help="default %(default)s")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bench_loader(Path(folder), args.cuts, args.batches)
-
-
-if __name__ == "__main__":
-    main()
