@@ -82,7 +82,7 @@ In Python, after `pip install sherpa-onnx soundfile`, from inside this folder:
 ```python
 {python}```
 
-With sherpa-onnx's program, where it is installed:
+With sherpa-onnx's program, which `pip install sherpa-onnx-bin` brings:
 
 ```bash
 {command}

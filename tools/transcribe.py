@@ -29,11 +29,11 @@ from icetransfer.alignment import OUTPUT_SECONDS, spoken_words
 from icetransfer.bundle import Bundle, read_tokens
 from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.features import SAMPLING_RATE
-from icetransfer.decode import tail_seconds
 from icetransfer.experiment import main
 from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.search import Hypothesis
 from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streams import tail_seconds
 
 PIECE = SAMPLING_RATE // 10  # samples given at a time
 STANDARD_INPUT = "-"

