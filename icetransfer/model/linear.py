@@ -2,7 +2,8 @@
 
 On a CPU torch multiplies float32 matrices with MKL, which on processors of other makers than its
 own runs at half their speed; oneDNN, which torch also brings and uses for convolutions, runs at
-full speed on all of them. Here it does all products that are large enough to pay for its call.
+full speed on all of them. But it compiles code for each new shape, 0.3 to 3 ms, and batches of
+speech hardly ever have the same length: so it multiplies blocks of one height, and MKL the rest.
 
 Shapes: M rows, I input features, O output features, D hidden features.
 """
@@ -25,7 +26,8 @@ from icetransfer.model.scaling import (
     swoosh_and_slope,
 )
 
-LEAST_PRODUCT = 2**20  # multiplications of a product for which oneDNN is called
+BLOCK_ROWS = 256  # rows of a product that oneDNN does at a time, for each core
+LEAST_WEIGHTS = 2**13  # weights that pay for its calls
 BLOCK = 262144  # values (1 MB) of `wide_swoosh`'s hidden layer for each core at a time
 ONEDNN: Callable[..., Tensor] | None = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -54,7 +56,7 @@ def scaled_linear(in_features: int, out_features: int, scale: float, bias: bool 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Map `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
-    if not is_plain_float32(x) or x.numel() * weight.size(0) < LEAST_PRODUCT:
+    if not is_plain_float32(x) or not _pays(x.numel() // x.size(-1), weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.size(-1))
     if torch.is_grad_enabled():
@@ -74,18 +76,42 @@ def is_plain_float32(x: Tensor) -> bool:
     )
 
 
+def _block_rows() -> int:
+    return BLOCK_ROWS * torch.get_num_threads()
+
+
+def _pays(rows: int, weight: Tensor) -> bool:
+    """Whether oneDNN is there and has a block to multiply with enough weights."""
+    return ONEDNN is not None and rows >= _block_rows() and weight.numel() >= LEAST_WEIGHTS
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply (M, I) with the transpose of (O, I)."""
-    if ONEDNN is None:
+    if not _pays(x.size(0), weight):
         return F.linear(x, weight, bias)
-    return ONEDNN(x, weight, bias, "none", [], "")
+    out = x.new_empty(x.size(0), weight.size(0))
+    step = _block_rows()
+    for rows, out_rows in zip(x.split(step), out.split(step), strict=True):
+        if rows.size(0) == step:
+            out_rows.copy_(ONEDNN(rows, weight, bias, "none", [], ""))
+        else:
+            out_rows.copy_(F.linear(rows, weight, bias))
+    return out
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Multiply the transpose of (M, O) with (M, I); oneDNN wants the wider one as its weight."""
-    if grad.size(1) > x.size(1):
-        return _product(x.t(), grad.t()).t()
-    return _product(grad.t(), x.t())
+    """Multiply the transpose of (M, O) with (M, I), block by block of M."""
+    step = _block_rows()
+    if ONEDNN is None or x.size(0) < step or grad.size(1) * x.size(1) < LEAST_WEIGHTS:
+        return grad.t() @ x
+    wider, narrower = (grad, x) if grad.size(1) > x.size(1) else (x, grad)
+    total = x.new_zeros(narrower.size(1), wider.size(1))
+    for left, right in zip(narrower.split(step), wider.split(step), strict=True):
+        if left.size(0) == step:  # oneDNN wants the wider one as its weight
+            total += ONEDNN(left.t(), right.t(), None, "none", [], "")
+        else:
+            total.addmm_(left.t(), right)
+    return total.t() if wider is grad else total
 
 
 class _Linear(torch.autograd.Function):
@@ -132,7 +158,8 @@ def wide_swoosh(
 
 def _blocks(hidden: int, *matrices: Tensor) -> Any:
     """Cut matrices of as many rows into blocks of which the hidden ones fit into the cache."""
-    rows = max(1, BLOCK * torch.get_num_threads() // hidden)
+    step = _block_rows()
+    rows = max(1, BLOCK * torch.get_num_threads() // hidden // step) * step
     return zip(*(matrix.split(rows) for matrix in matrices), strict=True)
 
 

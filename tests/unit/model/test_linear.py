@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from icetransfer.model import linear, subsampling
-from icetransfer.model.linear import LEAST_PRODUCT, Linear
+from icetransfer.model.linear import BLOCK_ROWS, LEAST_WEIGHTS, Linear
 from icetransfer.model.subsampling import ConvNeXt
 
 
@@ -13,9 +13,12 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize(("rows", "width", "outputs"), [(700, 64, 128), (700, 512, 100)])
+@pytest.mark.parametrize(
+    ("rows", "width", "outputs"), [(700, 64, 128), (700, 512, 100), (1400, 100, 512)]
+)
 def test_linear_and_its_gradients_equal_torch(rows, width, outputs):
-    assert rows * width * outputs > LEAST_PRODUCT
+    # Blocks for oneDNN, and a rest for MKL.
+    assert rows > BLOCK_ROWS and rows % BLOCK_ROWS and width * outputs >= LEAST_WEIGHTS
     torch.manual_seed(1)
     layer = Linear(width, outputs)
     x = torch.randn(7, rows // 7, width, requires_grad=True)
