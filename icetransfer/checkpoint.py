@@ -171,7 +171,11 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
     try:
         with atomic.atomic_path(path) as temporary:
             torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+    except (OSError, RuntimeError) as error:
+        # torch's file writer says RuntimeError when the disk is full. Any other is not about the
+        # file: the one of a data loading process that died comes out of whatever runs just then.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         free = shutil.disk_usage(path.parent).free
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OSError(

@@ -36,7 +36,26 @@ def variants() -> frozenset[str]:
 
 def is_loaded() -> bool:
     """Tell whether this process has used espeak-ng."""
-    return Espeak.used
+    return _started.cache_info().currsize > 0
+
+
+@cache
+def _started() -> tuple[ctypes.CDLL, int]:
+    """The library, started, and its sample rate; once, as a second start leaves dangling pointers."""
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    library.espeak_Synth.argtypes = [
+        ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
+        ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+    ]  # fmt: skip
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    library.espeak_TextToPhonemes.argtypes = [
+        ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int,
+    ]  # fmt: skip
+    data = str(Path(espeakng_loader.get_data_path()).parent).encode()
+    rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, _INITIALIZE_DONT_EXIT)
+    if rate <= 0:
+        raise RuntimeError(f"espeak-ng did not start with the data in {data.decode()}")
+    return library, rate
 
 
 class Espeak:
@@ -45,8 +64,6 @@ class Espeak:
     Attributes:
         sample_rate: Of the samples that `say` returns, Hz.
     """
-
-    used = False  # by any instance in this process
 
     def __init__(self, voice: str, variant: str | None = None) -> None:
         """Load the library and choose a voice.
@@ -58,30 +75,13 @@ class Espeak:
         Raises:
             ValueError: espeak-ng has no such voice or variant.
         """
-        Espeak.used = True
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._library.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
-            ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
-        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self._library.espeak_TextToPhonemes.argtypes = [
-            ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int,
-        ]  # fmt: skip
-        data = str(Path(espeakng_loader.get_data_path()).parent).encode()
-        self.sample_rate = int(
-            self._library.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, 0, data, _INITIALIZE_DONT_EXIT
-            )
-        )
-        if self.sample_rate <= 0:
-            raise RuntimeError(f"espeak-ng did not start with the data in {data.decode()}")
         # An unknown variant is not an error to espeak-ng: it would speak with the plain voice.
         if variant is not None and variant not in variants():
             raise ValueError(
                 f"espeak-ng has no voice variant {variant!r}; "
                 f"it has {', '.join(sorted(variants()))}"
             )
+        self._library, self.sample_rate = _started()
         name = voice if variant is None else f"{voice}+{variant}"
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {name!r}")

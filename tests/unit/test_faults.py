@@ -461,3 +461,15 @@ def test_a_loading_process_that_dies_is_an_error_that_says_so(
     assert resume.saved_steps(experiment)[0] == 3
     train.train(experiment)
     assert_same(weights(undisturbed), weights(experiment))
+
+
+def test_a_loading_process_that_dies_while_a_checkpoint_is_written(prepare, monkeypatch) -> None:
+    """torch raises that from a signal handler, so inside of whatever the main process does."""
+
+    def interrupted(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    experiment = prepare("worker-in-save")
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(OSError, match=r"a process that loads data died.*lower train\.workers"):
+        train.train(experiment)
