@@ -41,7 +41,7 @@ def is_loaded() -> bool:
 
 @cache
 def _started() -> tuple[ctypes.CDLL, int]:
-    """The library, started, and its sample rate; once, as a second start leaves dangling pointers."""
+    """The library and its sample rate; once, as a second start leaves it dangling pointers."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Synth.argtypes = [
         ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
