@@ -25,8 +25,6 @@ import torch
 from lhotse import set_current_audio_backend
 from lhotse.audio.backend import LibsndfileBackend
 from lhotse.cut import Cut
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -40,6 +38,7 @@ from icetransfer.data.text import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
 from icetransfer.onnx_model import OnnxTransducer
+from icetransfer.progress import progress_bar
 from icetransfer.search import SHERPA, Hypothesis, Search, make_search
 from icetransfer.sherpa import SherpaRecognizer
 from icetransfer.streams import Encodes, Samples, Stream, StreamPool, tail_seconds
@@ -241,11 +240,9 @@ def recognise(
     Returns:
         Hypotheses by cut id, reasons of failure by cut id, and seconds without reading.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
     reader = Reader(sorted(cuts, key=lambda cut: (cut.duration, cut.id)))
     found = {}
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(title, total=len(cuts))
         begin = time.perf_counter()
         for key, hypothesis in engine(iter(reader)):

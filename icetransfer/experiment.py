@@ -115,28 +115,38 @@ def create_experiment(directory: Path, resolved: config.Config) -> Experiment:
     Raises:
         ValueError: the experiment or the data folder was made with another config.
     """
-    _hold(directory / "config.yaml", resolved, "this experiment", "another --exp")
-    _hold(
-        resolved.data.dir / "config.yaml", resolved.data, "this data folder", "another data.dir=D"
-    )
+    check_experiment(directory, resolved)
+    for folder, tree in ((directory, resolved), (resolved.data.dir, resolved.data)):
+        saved = folder / "config.yaml"
+        if not saved.is_file():
+            atomic.write_text(saved, config.dump_config(tree))
     return Experiment(directory, resolved)
 
 
-def _hold(saved: Path, tree: config.Section, what: str, instead: str) -> None:
-    new = tree.model_dump(mode="json")
+def check_experiment(directory: Path, resolved: config.Config) -> None:
+    """Checks that what is saved of an experiment and its data, if anything, has this config.
+
+    Raises:
+        ValueError: the experiment or the data folder was made with another config.
+    """
+    _check_saved(directory, resolved, "this experiment", "another --exp")
+    _check_saved(resolved.data.dir, resolved.data, "this data folder", "another data.dir=D")
+
+
+def _check_saved(folder: Path, tree: config.Section, what: str, instead: str) -> None:
+    saved = folder / "config.yaml"
     if not saved.is_file():
-        atomic.write_text(saved, config.dump_config(tree))
         return
     old = yaml.safe_load(saved.read_text(encoding="utf-8"))
     with contextlib.suppress(ValidationError):  # what does not fit is shown as a difference
         # A key that came with a later version had its default.
         old = type(tree).model_validate(old).model_dump(mode="json")
-    lines = config.differences(old, new)
+    lines = config.differences(old, tree.model_dump(mode="json"))
     if lines:
         raise ValueError(
             f"{saved}: {what} was made with other settings:\n  "
             + "\n  ".join(lines)
-            + f"\nuse {instead}, or remove {saved.parent} to start it anew"
+            + f"\nuse {instead}, or remove {folder} to start it anew"
         )
 
 
@@ -251,14 +261,15 @@ def _resolve() -> None:
     )
     parser.add_argument("--exp", type=Path, help="experiment folder (default exp/<its name>)")
     parser.add_argument("--conf", type=Path, action="append", default=[], help="YAML file")
+    parser.add_argument("--dry-run", action="store_true", help="check, and write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
 
     def run() -> None:
         resolved = config.load_config(args.conf, args.overrides)
         directory = args.exp or Path("exp") / resolved.name
-        create_experiment(directory, resolved)
-        print(directory)
+        (check_experiment if args.dry_run else create_experiment)(directory, resolved)
+        print(directory, resolved.data.dir, sep="\n")
 
     main(run)
 

@@ -44,6 +44,7 @@ from icetransfer.experiment import Experiment, log, provenance, run_stage, sha25
 from icetransfer.export import export_tiers
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.onnx_model import OnnxTransducer
+from icetransfer.progress import progress_bar
 from icetransfer.quantize import layer_names, quantize_encoder, same_file
 from icetransfer.search import Hypothesis
 from icetransfer.sherpa import SherpaRecognizer
@@ -111,9 +112,11 @@ def sensitivities(
     )
     full = outputs(encoder)
     found: dict[str, float] = {}
-    for layer, names in groups(layer_names(encoder.graph)).items():
-        changed = outputs(quantize_encoder(encoder, precision, alone, {*names}))
-        found[layer] = float((changed - full).norm() / full.norm())
+    layers = groups(layer_names(encoder.graph))
+    with progress_bar() as progress:
+        for layer, names in progress.track(layers.items(), description=f"{precision}, each layer"):
+            changed = outputs(quantize_encoder(encoder, precision, alone, {*names}))
+            found[layer] = float((changed - full).norm() / full.norm())
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

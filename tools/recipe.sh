@@ -5,7 +5,8 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=11 help=false running='' exp='' gpus=''
+first_stage=0 last_stage=11 help=false dry_run=false running='' running_stage='' exp='' gpus=''
+called=("$0") # as it was called, without the stages
 # Of a job step that srun started with several tasks: all of them train, the first does the rest.
 tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
 if [ "$tasks" -gt 1 ]; then
@@ -28,6 +29,7 @@ usage() {
   --conf FILE                more settings, over conf/default.yaml; may be repeated
   --gpus N                   train with N processes on each node, each with a GPU where there are some
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
+  --dry-run                  print the commands of the stages, run nothing and write nothing
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
 
@@ -60,8 +62,10 @@ conf_file() {
 }
 
 while [ $# -gt 0 ]; do
+  taken=("$1")
   case $1 in
     --help | -h) help=true ;;
+    --dry-run) dry_run=true ;;
     --stage | --stop-stage | --init | --hours | --seed | --conf | --exp | --gpus)
       [ $# -ge 2 ] || die "$1 needs a value; see $0 --help"
       case $1 in
@@ -78,12 +82,14 @@ while [ $# -gt 0 ]; do
           ;;
         *) settings+=("${1#--}=$2") ;;
       esac
+      taken+=("$2")
       shift
       ;;
     -*) die "unknown option $1; see $0 --help" ;;
     *=*) settings+=("$1") ;;
     *) die "expected an option or key=value, got '$1'; see $0 --help" ;;
   esac
+  [[ ${taken[0]} == --st* ]] || called+=("${taken[@]}")
   shift
 done
 
@@ -153,25 +159,37 @@ stage() {
     return
   elif [ "$task" -gt 0 ] && [ "$1 $2" != "py train" ]; then
     return
+  elif $dry_run; then
+    printf 'stage %d: %s\n' "$number" "$title"
+    "$@"
+    return
   fi
   running="stage $number, $title"
+  running_stage=$number
   say "stage $number: $title"
   "$@"
   say "stage $number: done in $((SECONDS - start)) s"
   running=''
 }
 
-# At exit: names the stage that did not come to its end.
-report_failure() {
+# At exit: what comes next, and of a stage that did not come to its end its name.
+report_end() {
   local status=$?
-  if [ -z "$running" ]; then
-    return
-  elif [ "$status" -eq "$run_again" ]; then
+  if [ -n "$running" ] && [ "$status" -eq "$run_again" ]; then
     printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
       "$language" "$running" "$status" >&2
-  else
-    printf 'error: %s: %s failed (exit code %d)\n' "$language" "$running" "$status" >&2
+  elif [ -n "$running" ]; then
+    printf 'error: %s: %s failed (exit code %d); when that is mended: %s\n' \
+      "$language" "$running" "$status" "$(from_stage "$running_stage")" >&2
+  elif [ "$status" -eq 0 ] && [ "$last_stage" -lt 11 ] && [ "$task" -eq 0 ]; then
+    say "next: $(from_stage $((last_stage + 1)))"
   fi
+}
+
+# Prints the command as it was called, but from a stage on.
+from_stage() {
+  printf '%q ' "${called[@]}"
+  printf -- '--stage %d' "$1"
 }
 
 say() {
@@ -185,15 +203,24 @@ else
   # shellcheck source=tools/environment.sh
   source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
   activate_environment "$(dirname "$(dirname "$recipe")")"
-  trap report_failure EXIT
   cd "$recipe" || die "$recipe is gone"
-  exp=$(python -m icetransfer.experiment "${resolve[@]}" "language=$language" \
+  if $dry_run; then
+    resolve+=(--dry-run)
+  fi
+  folders=$(python -m icetransfer.experiment "${resolve[@]}" "language=$language" \
     ${settings[@]+"${settings[@]}"})
+  exp=${folders%%$'\n'*}
   # shellcheck disable=SC2034
-  data=$(python - "$exp/config.yaml" <<'PYTHON'
-import sys, yaml
-print(yaml.safe_load(open(sys.argv[1], encoding="utf-8"))["data"]["dir"])
-PYTHON
-  )
-  mkdir -p "$exp/log"
+  data=${folders##*$'\n'}
+  if $dry_run; then
+    printf 'in %s:\n' "$recipe"
+    python() {
+      printf '  python'
+      printf ' %q' "$@"
+      printf '\n'
+    }
+  else
+    trap report_end EXIT
+    mkdir -p "$exp/log"
+  fi
 fi

@@ -34,12 +34,11 @@ from lhotse.features.base import FeatureExtractor, register_extractor
 from lhotse.features.io import FeaturesReader, register_reader
 from lhotse.utils import compute_num_frames, fastcopy
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icetransfer import atomic, config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.progress import minutes_of, progress_bar
 
 SAMPLING_RATE = 16000
 NUM_BINS = 80
@@ -350,10 +349,9 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
         for speed in speeds
         for number, shard in enumerate(_shards(CutSet.from_jsonl_lazy(source) if cuts else ()))
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        name = f"{corpus} {split}: features, minutes of audio"
-        bar = progress.add_task(name, total=int(len(speeds) * seconds / 60))
+    with progress_bar(minutes_of()) as progress:
+        name = f"{corpus} {split}: features"
+        bar = progress.add_task(name, total=len(speeds) * seconds / 60)
         manifests, problems = _compute_shards(
             work, settings, lambda minutes: progress.advance(bar, minutes)
         )

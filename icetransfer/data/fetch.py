@@ -12,11 +12,11 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
 
 from icetransfer import atomic
 from icetransfer.experiment import log
+from icetransfer.progress import progress_bar
 
 BLOCK = 1 << 20  # bytes
 ATTEMPTS = 5
@@ -88,10 +88,9 @@ def _fetch_rest(url: str, part: Path, title: str) -> None:
         total = have + int(length) if length else None
         if total:
             _check_space(part, round((total - have) + _UNPACKED * total), url)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with (
             part.open("ab" if have else "wb") as file,
-            Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+            progress_bar(DownloadColumn()) as progress,
         ):
             bar = progress.add_task(f"fetch {title}", total=total, completed=have)
             while block := response.read(BLOCK):

@@ -47,6 +47,7 @@ from icetransfer.data.sentences import (
     SentenceSource,
     read_grammar,
 )
+from icetransfer.progress import minutes_of, progress_bar
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
@@ -190,20 +191,17 @@ def _make_split(
     first: _Chunk, seconds: float, sentences: Callable[[], Mapping[str, list[Sentence]]], jobs: int
 ) -> list[dict[str, Any]]:
     """Make one split's audio; return its utterances, just as many as fill the time."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     folder = first.folder.parent
     folder.mkdir(parents=True, exist_ok=True)
     utterances: list[dict[str, Any]] = []
     chunks = 0
     title = f"synthesise {first.language} {first.domain} {first.split}"
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[minutes]}"))
-    # Refreshed by hand: no thread may run while processes are forked.
-    with Progress(*columns, TimeRemainingColumn(), auto_refresh=False) as progress:
-        bar = progress.add_task(title, total=seconds, minutes="")
+    # No thread may run while processes are forked.
+    with progress_bar(minutes_of(), by_hand=True) as progress:
+        bar = progress.add_task(title, total=seconds / 60)
 
         def show(made: float) -> None:
-            progress.update(bar, completed=made, minutes=f"{made / 60:.1f} min", refresh=True)
+            progress.update(bar, completed=made / 60, refresh=True)
 
         while (made := _seconds(utterances)) < seconds:
             show(made)

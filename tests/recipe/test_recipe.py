@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -175,7 +176,32 @@ def test_a_failed_stage_is_named(copy: Path) -> None:
     done = call(copy / "egs" / "nl" / "run.sh", "--stage", "7")
     assert done.returncode != 0
     assert "error: nl: stage 7, average" in done.stderr
+    assert done.stderr.endswith("run.sh --stage 7\n"), "the line that goes on from there"
     assert "stage 8" not in done.stdout
+
+
+def test_a_dry_run_prints_the_commands_and_writes_nothing(copy: Path) -> None:
+    recipe = copy / "egs" / "nl"
+    options = ["--dry-run", "--hours", "8min", "--gpus", "2", "--exp", "exp/it's mine"]
+    done = call(recipe / "run.sh", *options)
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if line.startswith("  python -m ")]
+    assert [line.split()[2] for line in commands[:3]] == [
+        "icetransfer.data.download",
+        "icetransfer.data.corpora",
+        "icetransfer.data.tokenizer",
+    ]
+    assert len(commands) == 12
+    assert "--nproc-per-node 2" in commands[6] and "icetransfer.train" in commands[6]
+    assert all(shlex.split(line)[-2:] == ["--exp", "exp/it's mine"] for line in commands)
+    assert sorted(path.name for path in recipe.iterdir()) == ["README.md", "conf", "run.sh"]
+    assert call(recipe / "run.sh", "--dry-run", "train.lrr=1").returncode == 2
+
+
+def test_a_run_that_ends_early_names_the_next_command(copy: Path) -> None:
+    stages = ["--stop-stage", "3", "--stage", "4", "--hours", "2min"]  # none to run
+    done = call(copy / "egs" / "nl" / "run.sh", *stages)
+    assert done.stdout.endswith("run.sh --hours 2min --stage 4\n"), done.stdout
 
 
 def test_new_recipe(copy: Path) -> None:

@@ -12,7 +12,7 @@ PACKAGE = REPO / "icetransfer"
 
 # Imports go from right to left, or stay in their column.
 LAYERS = (
-    {"atomic", "config", "cost", "parts", "adapters", "distributed", "significance"},
+    {"atomic", "config", "cost", "parts", "adapters", "distributed", "progress", "significance"},
     {"experiment", "data", "score", "faults"},
     {"model"},
     {"rnnt", "loss", "optim", "checkpoint", "streaming"},
