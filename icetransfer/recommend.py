@@ -25,7 +25,7 @@ import numpy
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import experiment, gap, laws, published
+from icetransfer import experiment, gap, laws, study
 from icetransfer.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.config import hours_label, parse_hours
 from icetransfer.gap import INITS, NEGLIGIBLE, choose
@@ -94,13 +94,13 @@ class Evidence:
 
 def from_published(hours: float) -> Recommendation:
     """Rests on the two published points."""
-    law = published.law()
-    amounts = [point[0] for point in published.POINTS]
+    law = study.law()
+    amounts = [point[0] for point in study.POINTS]
     expected, doubled = law.gap(hours), law.gap(2 * hours)
     under = laws.threshold(law, NEGLIGIBLE, amounts)
     assert expected is not None and doubled is not None and under is not None
     basis = (
-        f"rests on {published.SETTING}, two points: {amounts[0]:g} h and {amounts[1]:g} h, which "
+        f"rests on {study.SETTING}, two points: {amounts[0]:g} h and {amounts[1]:g} h, which "
         f"cannot test the law; not on a measurement of yours; no interval was published"
     )
     if not amounts[0] <= hours <= amounts[1]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer import plan
 from icetransfer.config import chunk_ms, dump_config
 from icetransfer.score import planned_runs
+from icetransfer.sweep import plan
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 300  # seconds for jobs of seconds: tests share their cores

@@ -23,9 +23,8 @@ LAYERS = (
     },
     {"decode"},
     {
-        *("guard", "jobs", "plan", "local", "slurm", "slurm_job", "submit", "status", "estimate"),
-        *("sweep", "gap", "bootstrap", "laws", "published", "gap_report", "recommend"),
-        *("report", "report_tables", "report_document", "page", "figures", "model_card"),
+        *("gap", "gap_report", "bootstrap", "laws", "study", "recommend"),
+        *("sweep", "report", "model_card"),
         *("new_recipe", "doctor"),
         *("pack", "remedy"),
     },

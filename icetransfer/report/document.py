@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from icetransfer import figures, gap, gap_report, published
+from icetransfer import gap, gap_report, study
 from icetransfer.config import hours_label
 from icetransfer.gap_report import (
     latency_order,
@@ -17,7 +17,9 @@ from icetransfer.gap_report import (
     tier_label,
     value,
 )
-from icetransfer.page import (
+from icetransfer.recommend import MINI_HOURS
+from icetransfer.report import figures
+from icetransfer.report.page import (
     Answer,
     Bullets,
     Code,
@@ -29,8 +31,7 @@ from icetransfer.page import (
     TablePart,
     Text,
 )
-from icetransfer.recommend import MINI_HOURS
-from icetransfer.report_tables import (
+from icetransfer.report.tables import (
     INITS,
     TIE,
     cost_table,
@@ -319,14 +320,14 @@ def _published_parts(analysis: Row) -> list[Part]:
     (law,) = _same_series(analysis["power_law"], first)
     where = f"{first['test_set']}, {tier_label(first['chunk_ms'])}"
     svg = figures.beside_published(rows, f"ours: {where}")
-    caption = f"Our gaps ({where}) beside the two of {published.CITATION}, published elsewhere"
-    theirs, quantised = published.law(), []
+    caption = f"Our gaps ({where}) beside the two of {study.CITATION}, published elsewhere"
+    theirs, quantised = study.law(), []
     for row in analysis["quantisation"]:
         if "wer_change" in row:
             ratio = f", {row['size_ratio']:.1f} times smaller" if row["size_ratio"] else ""
             change = value(row, "wer_change", "wer_change_ci")
             quantised.append(f"{row['precision']}: {change} points{ratio}")
-    pairs = [f"{hours_label(hours)} {points:+.2f}" for hours, points in published.POINTS]
+    pairs = [f"{hours_label(hours)} {points:+.2f}" for hours, points in study.POINTS]
     table = [
         [
             "gap, points",
@@ -343,17 +344,17 @@ def _published_parts(analysis: Row) -> list[Part]:
             f"{theirs.factor_per_doubling:.2f}",
             "" if law["b"] is None else f"{law['factor_per_doubling']:.2f}",
         ],
-        ["over latencies", published.LATENCY, _latency_text(analysis, first)],
-        ["quantisation", published.FOUR_BIT, "; ".join(quantised)],
+        ["over latencies", study.LATENCY, _latency_text(analysis, first)],
+        ["quantisation", study.FOUR_BIT, "; ".join(quantised)],
     ]
     return [
         Heading("Beside the published trend"),
         Text(
             f"Published elsewhere, on another architecture and other data, and not a result of "
-            f"this sweep ({published.SETTING}). {published.statement()}"
+            f"this sweep ({study.SETTING}). {study.statement()}"
         ),
         Gallery([Drawing("published", svg, caption)]),
-        TablePart(["", f"published elsewhere ({published.CITATION})", f"ours ({where})"], table),
+        TablePart(["", f"published elsewhere ({study.CITATION})", f"ours ({where})"], table),
     ]
 
 

@@ -14,11 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from icetransfer import config, jobs
+from icetransfer import config
 from icetransfer.experiment import Experiment
-from icetransfer.plan import Cell, Sweep, make_plan
 from icetransfer.score import planned_runs
-from icetransfer.slurm import ASK_AGAIN, SUBMITTED, Queue
+from icetransfer.sweep import jobs
+from icetransfer.sweep.plan import Cell, Sweep, make_plan
+from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
 
 TAIL = 20_000  # bytes of a metrics.jsonl that surely hold its last line about the training
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from icetransfer import jobs
 from icetransfer.experiment import RUN_AGAIN
-from icetransfer.jobs import Job, JobError
+from icetransfer.sweep import jobs
+from icetransfer.sweep.jobs import Job, JobError
 
 GUARD = Path(__file__).with_name("guard.py")
 

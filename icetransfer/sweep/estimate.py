@@ -16,13 +16,14 @@ from typing import Any
 
 import yaml
 
-from icetransfer import config, jobs
+from icetransfer import config
 from icetransfer.experiment import Experiment
-from icetransfer.plan import Cell, Plan, Sweep, available_hours
 from icetransfer.score import planned_runs
-from icetransfer.slurm import plain
+from icetransfer.sweep import jobs
+from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours
+from icetransfer.sweep.slurm import plain
 
-MODELS = Path(__file__).with_name("base_models.yaml")
+MODELS = Path(__file__).parents[1] / "base_models.yaml"
 AUDIO_BYTES = 16_000 * 2 * 3600  # of an hour, as 16-bit samples
 FEATURE_BYTES = 100 * 80 * 2 * 3600  # of an hour: 80 bins every 10 ms in half precision
 CHECKPOINT_MODELS = 5  # a checkpoint has a model, its average, the optimiser's two moments, ...

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import slurm, slurm_job
-from icetransfer.jobs import Job
+from icetransfer.sweep import slurm, slurm_job
+from icetransfer.sweep.jobs import Job
 
-REPO = Path(__file__).resolve().parent.parent.parent
+REPO = Path(__file__).resolve().parents[3]
 NASTY = "n l $(touch owned) 'a' \"b\"\n;|%j"
 
 

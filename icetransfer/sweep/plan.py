@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from icetransfer import config
 from icetransfer.experiment import Experiment
-from icetransfer.jobs import Job, is_complete, read_json
+from icetransfer.sweep.jobs import Job, is_complete, read_json
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 PRESETS = REPOSITORY / "egs" / "presets"
 PLAN = "plan.json"  # in the results: what the report reads
 LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language

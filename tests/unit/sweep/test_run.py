@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import jobs, local, plan, sweep
 from icetransfer.config import chunk_ms, dump_config
 from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
+from icetransfer.sweep import jobs, local, plan, run
 
-REPO = Path(__file__).resolve().parent.parent.parent
+REPO = Path(__file__).resolve().parents[3]
 
 # Takes what run.sh takes; notes each call; writes results with a WER that depends on the init.
 STAND_IN = """#!/usr/bin/env bash
@@ -87,10 +87,10 @@ def make(root: Path, **changes: object) -> plan.Sweep:
     return made
 
 
-def run(made: plan.Sweep, retrain: bool = False) -> bool:
+def run_all(made: plan.Sweep, retrain: bool = False) -> bool:
     runner = local.Runner(made.results)
     try:
-        return sweep.run_sweep(made, runner, at_once=2, retrain=retrain)
+        return run.run_sweep(made, runner, at_once=2, retrain=retrain)
     finally:
         runner.close()
 
@@ -166,7 +166,7 @@ def test_an_unknown_field_is_named(tmp_path: Path) -> None:
 
 def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.CaptureFixture) -> None:
     made = make(root)
-    assert run(made)
+    assert run_all(made)
     first = calls(root)
     assert len([call for call in first if "--stop-stage 3" in call]) == 2
     assert len([call for call in first if "--stage 4" in call]) == 2 * 2 * 2 + 2
@@ -176,24 +176,24 @@ def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.Capture
     report = json.loads((made.results / "report.json").read_text())
     assert not report["missing"]
     assert report["provenance"]["versions"]["torch"]
-    assert run(made)
+    assert run_all(made)
     assert calls(root) == first, "a second sweep has nothing to do"
 
 
 def test_a_lost_result_is_made_again(root: Path) -> None:
     made = make(root)
-    run(made)
+    run_all(made)
     before = len(calls(root))
     cell = made.cells[0]
     shutil.rmtree(made.experiment(cell))
     assert not made.is_done(cell)
-    run(made)
+    run_all(made)
     assert len(calls(root)) == before + 2  # the data stages of its language, and the cell
 
 
 def test_other_settings_are_not_done(root: Path) -> None:
     made = make(root, languages="nl", hours="2min")
-    run(made)
+    run_all(made)
     cell = made.cells[0]
     assert made.is_done(cell)
     assert not make(root, settings=("train.max_steps=7",)).is_done(cell)
@@ -212,7 +212,7 @@ def test_a_failed_cell_costs_no_other(
 ) -> None:
     made = make(root)
     monkeypatch.setenv("BREAK", "ml")
-    assert not run(made)
+    assert not run_all(made)
     done = [cell for cell in made.cells if made.is_done(cell)]
     assert {cell.init for cell in done} == {"en", "random"}
     out = capfd.readouterr().out.replace("\n", "")
@@ -222,7 +222,7 @@ def test_a_failed_cell_costs_no_other(
     assert "## Failed" in report
     assert "## Missing" in report
     monkeypatch.delenv("BREAK")
-    assert run(made)
+    assert run_all(made)
     assert "## Failed" not in (made.results / "report.md").read_text()
 
 
@@ -237,7 +237,7 @@ def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
 
 def test_replicates_tell_the_noise(root: Path, capfd: pytest.CaptureFixture) -> None:
     repeat = {"language": "nl", "hours": "8min", "seeds": [1, 2, 3]}
-    assert run(make(root, replicates=repeat))
+    assert run_all(make(root, replicates=repeat))
     out = capfd.readouterr().out.replace("\n", " ")
     assert "Repeated with other seeds: nl at 8min" in out
 
@@ -246,10 +246,10 @@ def test_killed_and_continued(root: Path) -> None:
     """SIGTERM in the middle: the cells end with it, and the next sweep goes on."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        "import sys; from pathlib import Path; from icetransfer.sweep import plan, run\n"
         f"preset = plan.Preset.model_validate({PRESET!r})\n"
         "made = plan.Sweep('try', preset, (), Path(sys.argv[1]))\n"
-        "sweep._run_to_the_end(made, 2, False)\n"
+        "run.run_to_the_end(made, 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "60", "PYTHONPATH": str(REPO)}
     process = subprocess.Popen(
@@ -262,10 +262,10 @@ def test_killed_and_continued(root: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == sweep.INTERRUPTED
+    assert process.returncode == run.INTERRUPTED
     assert "continues where it was" in out
     assert not any(made.is_done(cell) for cell in made.cells)
-    assert run(made)
+    assert run_all(made)
     assert all(made.is_done(cell) for cell in made.cells)
 
 
@@ -291,9 +291,9 @@ def test_killed_outright(root: Path) -> None:
     """SIGKILL in the middle: nothing runs on, and nothing that is done is done again."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer import plan, sweep\n"
+        "import sys; from pathlib import Path; from icetransfer.sweep import plan, run\n"
         f"preset = plan.Preset.model_validate({PRESET!r})\n"
-        "sweep._run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
+        "run.run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "2", "PYTHONPATH": str(REPO)}
     command = [sys.executable, "-c", code, str(root)]
@@ -311,7 +311,7 @@ def test_killed_outright(root: Path) -> None:
     wait_for(lambda: not processes_of(root))
     before = [cell for cell in made.cells if made.is_done(cell)]
     assert 3 <= len(before) < len(made.cells)
-    assert run(made)
+    assert run_all(made)
     assert all(made.is_done(cell) for cell in made.cells)
     assert len(finished()) == len(made.cells), "no cell was done twice"
 
@@ -321,7 +321,7 @@ def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
     (job, *_) = plan.make_plan(made).runs
     with jobs.locked(job.status.with_suffix(".lock")) as lock:
         assert lock is not None
-        assert not run(made)  # it leaves that cell to the other
+        assert not run_all(made)  # it leaves that cell to the other
     assert {cell.name for cell in made.cells if not made.is_done(cell)} == {job.name}
 
 
@@ -330,13 +330,13 @@ def test_stopped_by_a_signal_is_run_again(root: Path) -> None:
     script = root / "egs" / "nl" / "run.sh"
     again = '[[ "$*" == *"--stop-stage 3"* ]] || mkdir again 2>/dev/null && exit 75\n'
     script.write_text(script.read_text().replace("sleep ", f"{again}sleep "))
-    assert run(made)
+    assert run_all(made)
     assert sum("--stage 4" in call for call in calls(root)) == 2
 
 
 def test_a_stale_cell_is_put_aside(root: Path) -> None:
     made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
-    run(made)
+    run_all(made)
     (cell,) = made.cells
     folder = made.experiment(cell)
     (folder / "averaged.pt").touch()

@@ -1,6 +1,6 @@
 """One job of a sweep inside a Slurm allocation: `tools/slurm_job.sh` starts it.
 
-    python -m icetransfer.slurm_job JOBS.json
+    python -m icetransfer.sweep.slurm_job JOBS.json
 
 The job is the $SLURM_ARRAY_TASK_ID-th of the file.  Warned of its time limit (SIGUSR1) it lets the
 training save and puts itself into the queue again; when it fails it is tried on, at most twice.
@@ -18,10 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from icetransfer import jobs, plan
 from icetransfer.experiment import RUN_AGAIN, log, main
-from icetransfer.jobs import Job, JobError
-from icetransfer.slurm import Resources, describe, read_submission
+from icetransfer.sweep import jobs, plan
+from icetransfer.sweep.jobs import Job, JobError
+from icetransfer.sweep.slurm import Resources, describe, read_submission
 
 RETRIES = 2  # of a job that fails for its own reasons
 HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from icetransfer import atomic, config, jobs
-from icetransfer.jobs import Job
+from icetransfer import atomic, config
+from icetransfer.sweep import jobs
+from icetransfer.sweep.jobs import Job
 
 SCRIPT = "tools/slurm_job.sh"
 SUBMITTED = "slurm.json"

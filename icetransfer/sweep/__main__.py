@@ -11,96 +11,15 @@ is reported and costs no other.
 
 import argparse
 import json
-import os
 import re
-import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from icetransfer import atomic, experiment, jobs
-from icetransfer.jobs import Job
-from icetransfer.local import Runner, View, run_jobs, share_out, visible_gpus
-from icetransfer.plan import PLAN, Plan, Sweep, from_scratch, make_plan, read_preset, seed_jobs
+from icetransfer import experiment
+from icetransfer.sweep import run
+from icetransfer.sweep.plan import Sweep, from_scratch, make_plan, read_preset
 
-FAILED = 1  # exit codes: a cell failed
-INTERRUPTED = 130
-
-
-def run_sweep(sweep: Sweep, runner: Runner, at_once: int, retrain: bool = False) -> bool:
-    """Runs what is not done yet on this machine and writes the report.
-
-    Returns:
-        Whether every cell has its results.
-
-    Raises:
-        ValueError: a setting is wrong, or a comparison would not be fair.
-    """
-    plan = make_plan(sweep)
-    seeds = seed_jobs(sweep) if retrain and plan.runs else []
-    _announce(sweep, plan)
-    shares = share_out(at_once, os.cpu_count() or 1, visible_gpus())
-    failures: dict[Job, str] = {}
-    view = View(len(seeds) + len(plan.data) + len(plan.runs))
-    with view.shown():
-        failures |= run_jobs(seeds, shares, runner, view)
-        if not failures:
-            # a language's data stages use all cores by themselves: one after the other
-            failures |= run_jobs(plan.data, [{"OMP_NUM_THREADS": "1"}], runner, view)
-            without_data = {job.name for job in failures}
-            runs = [job for job in plan.runs if job.needs not in without_data]
-            failures |= run_jobs(runs, shares, runner, view)
-    _report(sweep, [*_skipped(plan), *failures.values()])
-    return not failures
-
-
-def _announce(sweep: Sweep, plan: Plan) -> None:
-    print(f"{sweep.name}: {len(sweep.cells)} cells, {len(plan.done)} done already", flush=True)
-    for line in _skipped(plan):
-        print(line, flush=True)
-
-
-def _skipped(plan: Plan) -> list[str]:
-    return [f"{cell.name} is skipped: {reason}" for cell, reason in plan.skipped.items()]
-
-
-def write_plan(sweep: Sweep, failures: Sequence[str]) -> None:
-    """Writes plan.json, which the report reads: the cells, where they lie, what failed."""
-    entries = [
-        {
-            "language": cell.language,
-            "init": cell.init,
-            "hours": cell.hours,
-            "seed": cell.seed,
-            "experiment": str(sweep.experiment(cell).relative_to(sweep.root)),
-        }
-        for cell in sorted(sweep.cells)
-    ]
-    tree = {
-        "sweep": sweep.name,
-        "cells": entries,
-        "data": {x: f"egs/{x}/{sweep.data_experiment}" for x in sweep.preset.languages},
-        "failures": list(failures),
-    }
-    atomic.write_text(sweep.results / PLAN, json.dumps(tree, indent=1) + "\n")
-
-
-def _report(sweep: Sweep, failures: Sequence[str]) -> None:
-    from icetransfer import report  # its plots take long to import, and --status need not wait
-
-    write_plan(sweep, failures)
-    report.write(sweep.results, sweep.root)
-
-
-def write_report(sweep: Sweep) -> None:
-    """Writes the report of what is there, with what the jobs' status files say of failures."""
-    plan = make_plan(sweep)
-    failures = _skipped(plan)
-    for job in [*plan.data, *plan.runs]:
-        status = job.read_status()
-        if status.get("state") in (jobs.FAILED, jobs.SKIPPED):
-            failures.append(f"{job.name} {status['state']}: {status['reason']} (log: {job.log})")
-    _report(sweep, failures)
+FAILED = 1  # exit code: a cell failed
 
 
 def tier_settings(tiers: str) -> str:
@@ -168,21 +87,6 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
     return from_scratch(sweep) if args.from_scratch else sweep
 
 
-def _run_to_the_end(sweep: Sweep, at_once: int, retrain: bool) -> bool:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    runner = Runner(sweep.results)
-    try:
-        return run_sweep(sweep, runner, at_once, retrain)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it was", flush=True)
-        sys.exit(INTERRUPTED)
-    finally:
-        runner.close()
-
-
 def _report_arguments(args: argparse.Namespace) -> list[str]:
     """The options of a run_all.sh that reports on the same sweep."""
     options = ["--report"]
@@ -198,42 +102,42 @@ def _report_arguments(args: argparse.Namespace) -> list[str]:
     return options
 
 
-def _run() -> None:
+def _main() -> None:
     args = _parser().parse_args()
 
-    def run() -> None:
+    def command() -> None:
         if args.jobs < 1:
             raise ValueError(f"--jobs {args.jobs}: expected 1 or more")
         sweep = read_sweep(args)
         if args.dry_run or args.estimate:
-            from icetransfer import estimate
+            from icetransfer.sweep import estimate
 
             if args.dry_run:
                 estimate.print_plan(sweep, make_plan(sweep))
             else:
                 estimate.print_estimate(sweep, make_plan(sweep))
         elif args.status:
-            from icetransfer import status
+            from icetransfer.sweep import status
 
             status.show(sweep)
         elif args.report:
-            write_report(sweep)
+            run.report_so_far(sweep)
         elif args.cancel or args.cmd == "slurm":
-            from icetransfer import submit
+            from icetransfer.sweep import submit
 
             if args.cancel:
                 submit.cancel(sweep)
             else:
                 plan = make_plan(sweep)
-                _announce(sweep, plan)
+                run.announce(sweep, plan)
                 submit.submit(
                     sweep, plan, args.slurm_conf, _report_arguments(args), args.from_scratch
                 )
-        elif not _run_to_the_end(sweep, args.jobs, args.from_scratch):
+        elif not run.run_to_the_end(sweep, args.jobs, args.from_scratch):
             sys.exit(FAILED)
 
-    experiment.main(run)
+    experiment.main(command)
 
 
 if __name__ == "__main__":
-    _run()
+    _main()

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from icetransfer import jobs
-from icetransfer.jobs import Job
-from icetransfer.plan import Plan, Sweep, seed_jobs
-from icetransfer.slurm import Queue, Settings, Submission, read_settings
+from icetransfer.sweep import jobs
+from icetransfer.sweep.jobs import Job
+from icetransfer.sweep.plan import Plan, Sweep, seed_jobs
+from icetransfer.sweep.slurm import Queue, Settings, Submission, read_settings
 
 
 def submit(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import estimate, local, plan, sweep
 from icetransfer.config import dump_config
 from icetransfer.score import planned_runs
+from icetransfer.sweep import estimate, local, plan
+from icetransfer.sweep.__main__ import tier_settings
 
-REPO = Path(__file__).resolve().parent.parent.parent
+REPO = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ def test_hours_of_a_cell_at_a_measured_pace() -> None:
 
 
 def test_tiers() -> None:
-    assert sweep.tier_settings("160ms 640ms offline") == "decode.chunk_sizes=[8, 32, -1]"
+    assert tier_settings("160ms 640ms offline") == "decode.chunk_sizes=[8, 32, -1]"
     with pytest.raises(ValueError, match="160ms, or offline"):
-        sweep.tier_settings("160")
+        tier_settings("160")
 
 
 @pytest.mark.parametrize(

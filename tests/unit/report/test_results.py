@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import report
+from icetransfer.report.write import PUBLISHED_DATA, published_markdown
 
-REPO = Path(__file__).resolve().parent.parent.parent
+REPO = Path(__file__).resolve().parents[3]
 RESULTS = REPO / "RESULTS.md"
 
 
 def test_results_are_current() -> None:
     if not RESULTS.is_file():
         pytest.skip("nothing is published yet: there is no RESULTS.md")
-    tree = json.loads((REPO / report.PUBLISHED_DATA / "report.json").read_text())
+    tree = json.loads((REPO / PUBLISHED_DATA / "report.json").read_text())
     text = RESULTS.read_text()
-    assert text == report.published_markdown(tree), (
+    assert text == published_markdown(tree), (
         "RESULTS.md is not current: python -m icetransfer.report --results results/mini "
         "--publish RESULTS.md"
     )

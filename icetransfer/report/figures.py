@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy
 
-from icetransfer import published
+from icetransfer import study
 from icetransfer.gap_report import COLOURS, MARKERS, latency_order, tier_label
 
 Row = dict[str, Any]
@@ -286,8 +286,8 @@ def beside_published(rows: Sequence[Row], title: str) -> str:
         rows: of `mean_gap`, one test set, precision and latency.
         title: of the panel.
     """
-    hours, gaps = zip(*published.POINTS, strict=True)
-    law = published.law()
+    hours, gaps = zip(*study.POINTS, strict=True)
+    law = study.law()
     figure = Figure(title)
     with figure as axes:
         rows = sorted(rows, key=lambda row: row["hours"])

@@ -1,15 +1,5 @@
-"""The report of a sweep: the answer, the gap, every WER and CER, what it cost, what is missing.
+"""Collects a sweep's results, analyses them, and writes the pages and the data beside them."""
 
-    python -m icetransfer.report --results results/mini
-    python -m icetransfer.report --results results/mini --publish RESULTS.md
-
-Reads the sweep's plan.json and the wer.json files of its cells; writes report.html (one page, to be
-opened anywhere), report.md with figures/, and the data beside it: results.csv, report.json,
-gap.json, gap.md and a plot.  Everything in the pages is made of report.json alone, so a published
-copy can be checked against its data (`tests/unit/test_results.py`).
-"""
-
-import argparse
 import csv
 import io
 import json
@@ -18,16 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from icetransfer import atomic, cost, experiment, figures, gap, gap_report, page, significance
+from icetransfer import atomic, cost, experiment, gap, gap_report, significance
 from icetransfer.config import hours_label
-from icetransfer.plan import PLAN
-from icetransfer.report_document import document
-from icetransfer.report_tables import COLUMNS, error_tables, remarks
+from icetransfer.report import figures, page
+from icetransfer.report.document import document
+from icetransfer.report.tables import COLUMNS, remarks
 from icetransfer.score import planned_runs
 from icetransfer.significance import Utterances
+from icetransfer.sweep.plan import PLAN
 
 FIGURES = "figures"
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
@@ -117,8 +105,11 @@ def results_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def write(results: Path, root: Path) -> None:
-    """Writes and prints the report of the sweep whose plan lies in `results`.
+def write_report(results: Path, root: Path) -> Row:
+    """Writes the report of the sweep whose plan lies in `results`.
+
+    Returns:
+        What is in report.json.
 
     Raises:
         ValueError: there is no plan.
@@ -159,7 +150,7 @@ def write(results: Path, root: Path) -> None:
     write_figures(written, results / FIGURES)
     atomic.write_text(results / "report.md", page.to_markdown(written, FIGURES))
     atomic.write_text(results / "report.html", page.to_html(written))
-    _print(tree, results)
+    return tree
 
 
 def write_figures(written: page.Document, folder: Path) -> None:
@@ -195,51 +186,3 @@ def publish(results: Path, target: Path) -> None:
     atomic.write_text(folder / "gap.json", json.dumps(tree["gap"], indent=1) + "\n")
     write_figures(document(tree, ""), folder)
     atomic.write_text(target, published_markdown(tree))
-
-
-def _print(tree: Row, results: Path) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # in a file, no line needs breaking
-    tables = error_tables(tree["results"], tree["gap"], bold=False)
-    if tree["gap"]:
-        title = "Gap: WER(EN) − WER(ML) in points; above zero ML is the better start"
-        tables[title] = gap_report.gap_table(tree["gap"])
-    for title, (header, lines) in tables.items():
-        table = Table(title=title, title_justify="left")
-        for index, column in enumerate(header):
-            table.add_column(column, justify="left" if index < 4 else "right")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-    for note in tree["remarks"]:
-        console.print(note, markup=False, soft_wrap=True)
-    for failure in tree["failures"]:
-        console.print(f"failed: {failure}", markup=False, soft_wrap=True)
-    for cell in tree["missing"]:
-        console.print(f"missing: {cell}", markup=False, soft_wrap=True)
-    console.print(f"report: {results / 'report.md'}", markup=False, soft_wrap=True)
-
-
-def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, required=True, help="as results/mini")
-    parser.add_argument(
-        "--publish", type=Path, metavar="FILE.md", help="also write this file, and its data beside"
-    )
-    args = parser.parse_args()
-    root = Path(__file__).resolve().parent.parent
-
-    def run() -> None:
-        write(args.results, root)
-        if args.publish:
-            publish(args.results, args.publish)
-            print(f"published: {args.publish}")
-
-    experiment.main(run)
-
-
-if __name__ == "__main__":
-    _run()

@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from icetransfer import page, report, report_tables
 from icetransfer.config import chunk_ms, dump_config, load_config
-from icetransfer.report_document import document
+from icetransfer.report import page, tables, write
+from icetransfer.report.document import document
+from icetransfer.report.terminal import show
 from icetransfer.score import planned_runs
 
-REPO = Path(__file__).resolve().parent.parent.parent
+REPO = Path(__file__).resolve().parents[3]
 WERS = {"en": 40.0, "ml": 35.0, "random": 80.0}
 
 
@@ -58,19 +59,19 @@ def make_cell(root: Path, language: str, init: str, seed: int = 1, lost: int = 0
     }
 
 
-def write_report(root: Path, cells: list[dict], failures: tuple[str, ...] = ()) -> Path:
+def report_on(root: Path, cells: list[dict], failures: tuple[str, ...] = ()) -> Path:
     results = root / "results" / "try"
     results.mkdir(parents=True)
     plan = {"sweep": "try", "cells": cells, "failures": list(failures)}
     (results / "plan.json").write_text(json.dumps(plan))
-    report.write(results, root)
+    show(write.write_report(results, root), results)
     return results
 
 
 def test_a_full_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [make_cell(tmp_path, lang, init) for lang in ("nl", "it") for init in WERS]
     cells += [make_cell(tmp_path, "nl", init, seed=2) for init in ("en", "ml")]
-    results = write_report(tmp_path, cells)
+    results = report_on(tmp_path, cells)
     out = capsys.readouterr().out
     text = (results / "report.md").read_text()
     assert "| slots | it | 8min | en | 1 | 40.0 / 20.0 |" in text
@@ -99,7 +100,7 @@ def test_a_full_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [make_cell(tmp_path, "nl", "en"), make_cell(tmp_path, "nl", "ml", lost=3)]
     cells.append(cells[0] | {"seed": 7, "experiment": "egs/nl/exp/none"})
-    results = write_report(tmp_path, cells, ("nl ml 8min seed 1 failed: no [bold] space",))
+    results = report_on(tmp_path, cells, ("nl ml 8min seed 1 failed: no [bold] space",))
     out = capsys.readouterr().out
     text = (results / "report.md").read_text()
     for line in (
@@ -113,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_no_plan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run_all"):
-        report.write(tmp_path, tmp_path)
+        write.write_report(tmp_path, tmp_path)
 
 
 def add_utterances(root: Path) -> None:
@@ -165,7 +166,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("full")
     cells = [make_cell(root, lang, init) for lang in ("nl", "it") for init in WERS]
     add_utterances(root)
-    return write_report(root, cells)
+    return report_on(root, cells)
 
 
 def test_the_page_needs_no_other_file(full: Path) -> None:
@@ -243,12 +244,12 @@ def test_best_is_bold_and_ties_are_marked() -> None:
     point = {"test_set": "t", "precision": "fp32", "chunk_ms": 160, "hours": 1.0, "language": "nl"}
     for low, mark in ((-0.5, " ≈"), (0.5, "")):
         analysis = {"language_gap": [point | {"gap": 2.0, "ci_low": low, "ci_high": 4.0}]}
-        (table,) = report_tables.error_tables(rows, analysis, bold=True).values()
+        (table,) = tables.error_tables(rows, analysis, bold=True).values()
         assert [line[-1] for line in table[1]] == [
             f"30.0 / 15.0{mark}",
             f"**28.0** ± 1.2 / 14.0{mark}",
         ]
-    (table,) = report_tables.error_tables(rows[:1], None, bold=True).values()
+    (table,) = tables.error_tables(rows[:1], None, bold=True).values()
     assert table[1][0][-1] == "30.0 / 15.0", "nothing to be better than"
 
 
@@ -265,18 +266,18 @@ def test_intervals_and_cost_are_reported(full: Path) -> None:
     folder.mkdir()
     (folder / "provenance.json").write_text(json.dumps(training))
     cell = {"language": "nl", "init": "ml", "hours": 1, "seed": 1}
-    cost = report._cost(cell, folder, [{"rtf": 0.5, "audio_seconds": 7200}])
-    (line,) = report_tables.cost_table([cost])[1]
+    cost = write._cost(cell, folder, [{"rtf": 0.5, "audio_seconds": 7200}])
+    (line,) = tables.cost_table([cost])[1]
     assert line[4:] == ["cuda:0", "1.500", "1.000", "its last part, from step 100"]
 
 
 def test_publishing(full: Path, tmp_path: Path) -> None:
     target = tmp_path / "RESULTS.md"
-    report.publish(full, target)
-    folder = tmp_path / report.PUBLISHED_DATA
+    write.publish(full, target)
+    folder = tmp_path / write.PUBLISHED_DATA
     text = target.read_text()
     tree = json.loads((folder / "report.json").read_text())
-    assert report.published_markdown(tree) == text
+    assert write.published_markdown(tree) == text
     assert "recogs" not in tree["results"][0]
     for place in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / place).is_file()
@@ -287,6 +288,6 @@ def test_publishing(full: Path, tmp_path: Path) -> None:
     (full / "holes").mkdir()
     (full / "holes" / "report.json").write_text(json.dumps(tree | {"missing": ["a cell"]}))
     with pytest.raises(ValueError, match="not to be published with 1 holes"):
-        report.publish(full / "holes", target)
+        write.publish(full / "holes", target)
     with pytest.raises(ValueError, match="without --publish first"):
-        report.publish(tmp_path, target)
+        write.publish(tmp_path, target)

@@ -1,0 +1,1 @@
+"""The report of a sweep, as pages, tables and data: `python -m icetransfer.report`."""
