@@ -320,6 +320,8 @@ def stop_training(copy: Path, training: str, number: signal.Signals, *options: s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell cannot trap what its caller ignores, as `pytest &` has it with Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         assert running.stdout is not None and running.stderr is not None
         while "training\n" not in (line := running.stdout.readline()):
