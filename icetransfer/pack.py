@@ -87,7 +87,7 @@ With sherpa-onnx's program, which `pip install sherpa-onnx-bin` brings:
 ```bash
 {command}
 ```
-
+{aside}
 `test.wav` says, by its transcript in `test.txt`: {transcript}
 The Python lines print, by precision:
 
@@ -95,6 +95,13 @@ The Python lines print, by precision:
 
 `export.json` holds the size and SHA-256 of every model file and of tokens.txt; icetransfer's tools
 check them before they load anything.
+"""
+
+
+# Seen in 2.0.1, by feeding the library with what gives the program's tokens and times.
+ASIDE = """
+It puts half a second of silence before a recording by itself; a model of whose training data
+nothing began so may answer otherwise than through Python.
 """
 
 
@@ -193,6 +200,7 @@ def readme(
         shown=shown,
         python=PYTHON[streaming].format(**names, tail=tail_seconds(chunk_size)),
         command=" \\\n  ".join([program, *options, "test.wav"]),
+        aside=ASIDE if streaming else "",
         transcript=f"`{sample.text}`",
         heard=recognised(bundle, chunk_size, precisions, sample),
     )

@@ -1,8 +1,8 @@
 """What each precision costs and saves: docs/precisions.md, from finished experiments.
 
-    PYTHONPATH=. python tools/bench_precisions.py rtf EXP... --out rtf.json
-    PYTHONPATH=. python tools/bench_precisions.py full-size --out full-size.json
-    PYTHONPATH=. python tools/bench_precisions.py table EXP... --rtf rtf.json \
+    python tools/bench_precisions.py rtf EXP... --out rtf.json
+    python tools/bench_precisions.py full-size --out full-size.json
+    python tools/bench_precisions.py table EXP... --rtf rtf.json \
         --full-size full-size.json --out docs/precisions.md [--remedied EXP...]
 
 The experiments have gone through stages 8 and 9 with decode.precisions=[fp32,fp16,int8,int4] and

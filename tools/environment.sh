@@ -38,6 +38,9 @@ environment_own() {
       "$python" -m venv "$root/.venv"
       "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$root/requirements.txt" >&2 ||
         environment_die "requirements.txt could not be installed; the lines above say why"
+      # After `source .venv/bin/activate`, `python -m icetransfer.<module>` works in any folder.
+      echo "$root" >"$("$root/.venv/bin/python" -c \
+        'import sysconfig; print(sysconfig.get_path("purelib"))')/icetransfer.pth"
       echo "$wanted" >"$stamp"
     fi
     exec 9>&-
