@@ -20,7 +20,8 @@ from scipy.optimize import minimize_scalar
 from icetransfer.bootstrap import Interval, interval
 from icetransfer.significance import Array
 
-EXPONENTS = numpy.arange(-2, 6.001, 0.02)  # where the fit looks for b
+EXPONENTS = numpy.arange(-2, 6.001, 0.02, dtype=numpy.float64)  # where the fit looks for b
+RATES = numpy.geomspace(1e-3, 100, 401, dtype=numpy.float64)  # and for 1/c
 METHOD = "least squares on the linear scale"
 REACH = 1000  # times the amounts measured: farther than that no threshold is looked for
 CLEARLY = 2.0  # a difference in AICc that counts (Burnham and Anderson 2002, section 2.6)
@@ -62,7 +63,7 @@ def _offset_power(x: Array, b: Array) -> Array:
 POWER = Family("power law", "a h^-b", EXPONENTS, _power, 2)
 FAMILIES = (
     POWER,
-    Family("exponential", "a exp(-h / c)", numpy.geomspace(1e-3, 100, 401), _exponential, 2),
+    Family("exponential", "a exp(-h / c)", RATES, _exponential, 2),
     Family("offset power law", "a h^-b + c", EXPONENTS[EXPONENTS >= 0.1], _offset_power, 3),
 )
 

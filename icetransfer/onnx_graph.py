@@ -158,7 +158,7 @@ def _spell_out_softplus(graph: GraphProto) -> None:
         ]
         nodes += [helper.make_node(op, inputs, [output]) for op, inputs, output in steps]
     if len(nodes) > len(graph.node):
-        graph.initializer.append(numpy_helper.from_array(np.float32(1), one))
+        graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), one))
     replace_nodes(graph, nodes)
 
 

@@ -14,6 +14,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset.sampling import BucketingSampler, SimpleCutSampler
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -115,7 +116,7 @@ def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
     return sorted(taken, key=lambda cut: (-cut.duration, cut.id))
 
 
-def load_features(cut: Cut) -> np.ndarray:
+def load_features(cut: Cut) -> NDArray[np.float32]:
     """The cut's features, (T, 80) float32.
 
     Raises:
@@ -124,7 +125,7 @@ def load_features(cut: Cut) -> np.ndarray:
     if is_on_the_fly(cut):
         return compute(cut)
     try:
-        features: np.ndarray = cut.load_features()
+        features: NDArray[np.float32] = cut.load_features()
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -212,7 +213,7 @@ class Collator:
 @dataclass(frozen=True)
 class _Loaded:
     cut: Cut
-    features: np.ndarray
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

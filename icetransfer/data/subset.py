@@ -256,7 +256,7 @@ def _summary(candidates: Candidates, taken: Rows, corpora: Iterable[str]) -> dic
     chosen[taken] = True
     given = {}
     for corpus in corpora:
-        rows = np.zeros(0, np.int64)
+        rows: Rows = np.zeros(0, np.int64)
         if corpus in candidates.corpora:
             number = candidates.corpora.index(corpus)
             rows = np.flatnonzero(chosen & (candidates.corpus == number))
