@@ -131,6 +131,7 @@ def pack_tiers(experiment: Experiment) -> None:
             ):
                 archive.add(folder, folder.name)
         log.info("-> %s", folder)
+    log.info("the README.md in each says how to run it")
 
 
 def find_sample(experiment: Experiment) -> Sample:

@@ -453,6 +453,11 @@ def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float)
     usable = [cut for cut in cuts if screen.text(cut.id, text_of(cut), cut.num_frames)]
     for message in screen.messages():
         log.warning("dev: %s", message)
+    if not cuts:
+        raise ValueError(
+            "no corpus has a dev recording of at most data.max_seconds: training wants some, to "
+            "see what it does not learn from; a folder's come from its holdout_every"
+        )
     if not usable:
         raise ValueError(f"none of the {len(cuts)} dev cuts can be used: {dict(screen.left_out)}")
     longest = max(cut.duration for cut in usable)

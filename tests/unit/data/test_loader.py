@@ -350,6 +350,11 @@ def test_dev_is_the_same_every_time_and_within_its_limit(experiment, tokenizer):
     assert [name for batch in batches for name in batch.ids] == [cut.id for cut in every]
 
 
+def test_without_dev_recordings_the_error_says_where_they_come_from(tokenizer):
+    with pytest.raises(ValueError, match="no corpus has a dev recording.*holdout_every"):
+        dev_batches([], tokenizer, 60.0)
+
+
 @pytest.mark.parametrize("frames, expected", [(237, 58), (9, 1), (70, 16)])
 def test_encoder_frames_are_those_of_the_model(frames, expected):
     assert blocks.encoder_frames(frames) == expected
