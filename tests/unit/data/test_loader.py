@@ -351,7 +351,7 @@ def test_dev_is_the_same_every_time_and_within_its_limit(experiment, tokenizer):
 
 
 def test_without_dev_recordings_the_error_says_where_they_come_from(tokenizer):
-    with pytest.raises(ValueError, match="no corpus has a dev recording.*holdout_every"):
+    with pytest.raises(ValueError, match=r"no corpus has a dev recording.*holdout_every"):
         dev_batches([], tokenizer, 60.0)
 
 
