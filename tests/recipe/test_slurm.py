@@ -158,8 +158,8 @@ def test_a_wrong_partition_is_named_before_anything_is_submitted(
 def test_warned_failing_and_good_jobs(root: Path, slurm: dict[str, str]) -> None:
     """EN cells are warned of their limit and go on; ML cells fail three times and are reported."""
     made = write_preset(root)
-    # warned some seconds after its begin: Slurm's limits are whole minutes
-    write_conf(root, stages={"cell": {"time": "1", "warn_seconds": 55}})
+    # warned a quarter of a minute after its begin: limits are whole minutes
+    write_conf(root, stages={"cell": {"time": "1", "warn_seconds": 45}})
     said = submit(root, slurm, SLOW="en", BREAK="ml")
     assert "2 cell jobs" in said
     wait_until_empty(slurm)
