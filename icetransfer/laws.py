@@ -316,8 +316,7 @@ def _aicc(family: Family, hours: Sequence[float], gaps: Array) -> float | None:
         return None
     found = fit(family, hours, gaps[None])
     residuals = gaps - numpy.array([found.gaps(h)[0] for h in hours])
-    # an exact law has no error left: what rounding leaves is no evidence
-    mean_square = max(float((residuals**2).mean()), 1e-10 * float((gaps**2).mean()), 1e-300)
+    mean_square = _mean_square(residuals, gaps)
     correction = 2 * parameters * (parameters + 1) / (count - parameters - 1)
     return count * math.log(mean_square) + 2 * parameters + correction
 
@@ -331,4 +330,9 @@ def _leave_one_out(family: Family, hours: Sequence[float], gaps: Array) -> float
         kept = [i for i in range(count) if i != index]
         found = fit(family, [hours[i] for i in kept], gaps[None, kept])
         errors.append(found.gaps(hours[index])[0] - gaps[index])
-    return float(numpy.sqrt(numpy.mean(numpy.square(errors))))
+    return math.sqrt(_mean_square(numpy.array(errors), gaps))
+
+
+def _mean_square(errors: Array, gaps: Array) -> float:
+    """Of errors; an exact law has none left, and what rounding leaves there is no evidence."""
+    return max(float((errors**2).mean()), 1e-10 * float((gaps**2).mean()), 1e-300)

@@ -172,7 +172,6 @@ def _block_products(model: ModelProto, layers: Set[str], settings: Export) -> No
         nbits.logger.setLevel(logging.ERROR)
         nbits.MatMulNBitsQuantizer(
             model,
-            bits=4,
             block_size=settings.int4.block_size,
             is_symmetric=settings.int4.symmetric,
             accuracy_level=settings.int4.accuracy_level,
