@@ -17,7 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from icetransfer.experiment import RUN_AGAIN
 from icetransfer.sweep import jobs
@@ -131,10 +138,13 @@ class View:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
         )
         terminal = self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, disable=not terminal)
         self._task = self._progress.add_task("sweep", total=total)
+        self._total, self._ended = total, 0
         self._running: list[str] = []
 
     def started(self, job: Job) -> None:
@@ -148,7 +158,9 @@ class View:
         """A job has ended."""
         if job.name in self._running:
             self._running.remove(job.name)
-        self._console.print(f"{time.strftime('%H:%M:%S')} {outcome}", markup=False)
+        self._ended += 1
+        count = f"({self._ended} of {self._total})"
+        self._console.print(f"{time.strftime('%H:%M:%S')} {outcome} {count}", markup=False)
         self._progress.update(self._task, advance=1, description=", ".join(self._running))
 
     @contextmanager
