@@ -96,7 +96,9 @@ def from_published(hours: float) -> Recommendation:
     """Rests on the two published points."""
     law = study.law()
     amounts = [point[0] for point in study.POINTS]
-    expected, doubled = law.gap(hours), law.gap(2 * hours)
+    # The law has no end: of minutes it would say hundreds of points, which no WER can differ by.
+    least = amounts[0] / REACH
+    expected, doubled = law.gap(max(hours, least)), law.gap(max(2 * hours, least))
     under = laws.threshold(law, NEGLIGIBLE, amounts)
     assert expected is not None and doubled is not None and under is not None
     basis = (
@@ -105,6 +107,8 @@ def from_published(hours: float) -> Recommendation:
     )
     if not amounts[0] <= hours <= amounts[1]:
         basis += f"; {hours_label(hours)} lies outside it, so this is an extrapolation"
+    if hours < least:
+        basis += f", and not carried below {hours_label(least)}, of which the gap given here is"
     more = f"twice the data ({hours_label(2 * hours)}): expected gap {doubled:+.2f}"
     if under.hours is not None and hours < under.hours:
         more += f"; it falls under {NEGLIGIBLE:g} at about {under.hours:.0f}h"

@@ -17,6 +17,10 @@ def test_published_law() -> None:
     assert at_2500.choice == "either"
     assert "extrapolation" not in at_2500.basis
     assert "extrapolation" in recommend.from_published(5000).basis
+    of_minutes = recommend.from_published(0.1)
+    assert of_minutes.choice == "ML"
+    assert of_minutes.gap == recommend.from_published(10).gap < 40
+    assert "not carried below 10h" in of_minutes.basis
 
 
 @pytest.mark.parametrize(
