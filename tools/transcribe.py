@@ -1,7 +1,7 @@
 """What a bundle hears in sound files or at the microphone, as it hears it.
 
     python tools/transcribe.py --bundle egs/nl/exp/NAME/onnx --latency 320 FILE...
-    python tools/transcribe.py --bundle egs/nl/exp/NAME/onnx/chunk-16-left-128 --precision int8 - < a.wav
+    python tools/transcribe.py --bundle .../onnx/chunk-16-left-128 --precision int8 - < a.wav
     python tools/transcribe.py --bundle DIR --microphone
 
 A bundle is a folder that `python -m icetransfer.export` or stage 8 makes, or one with several
