@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -85,3 +87,21 @@ def test_null_takes_out_what_an_earlier_file_set(minimal, tmp_path):
     over = tmp_path / "over.yaml"
     over.write_text("data: {corpora: {slots: null, own: {kind: folder, path: d}}}\n")
     assert list(config.load_config([minimal, over]).data.corpora) == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("train: {max_steps: 7", "is not YAML"),
+        ("- train\n- data", "must hold keys and values, not list"),
+    ],
+)
+def test_a_config_file_that_is_none_is_named(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.yaml {message}"):
+        config.load_config([path])

@@ -146,3 +146,20 @@ def test_bad_plans_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         recommend.read_plan(tmp_path / "plan.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; expected a CSV file"),
+        ("language\nnl\n", "lacks the columns hours"),
+        ("language,hours\n", "has no line below its header"),
+        ("language,hours\nnl,much\n", "plan.csv:2: "),
+    ],
+)
+def test_a_plan_that_is_none_says_why(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "plan.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        recommend.read_plan(path)

@@ -151,3 +151,20 @@ def test_a_stale_training_is_not_compared(root: Path) -> None:
         finish(made, cell, processes=processes)
     changed = make(root, languages=["nl"], hours=["2min"], settings=("train.lr=0.01",))
     assert len(plan.make_plan(changed).runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hours: [2min", "is not YAML"),
+        ("- nl", "must hold the fields of a preset"),
+        ("languages: [nl]\nhours: [2min]\nhour: 3", "hour; did you mean hours"),
+        ("languages: [xx]\nhours: [2min]", "no recipe egs/xx"),
+        ("languages: [nl]\nhours: [2min]\ninits: [fr]", "inits has fr; expected en, ml or random"),
+    ],
+)
+def test_a_preset_that_is_none_says_why(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "try.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        plan.read_preset(str(path), {})
