@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from icetransfer.gap_report import gap_table
 from icetransfer.report.write import PUBLISHED_DATA, published_markdown
 
 REPO = Path(__file__).resolve().parents[3]
@@ -23,3 +24,14 @@ def test_results_are_current() -> None:
     )
     for place in re.findall(r"\]\(([^)]+)\)", text):
         assert (REPO / place).is_file()
+
+
+def test_the_readme_shows_the_published_output() -> None:
+    tree = json.loads((REPO / PUBLISHED_DATA / "report.json").read_text())
+    said = (REPO / "README.md").read_text().partition("it ends with")[2].partition("(shortened")[0]
+    said = re.sub(r"[\s│]+", " ", said)
+    rows = [row for row in gap_table(tree["gap"])[1] if row[1] == "fp32"]
+    for _, _, data, languages, *cells in rows:
+        assert " ".join([data, languages, *cells[:3]]) in said
+    for remark in tree["remarks"]:
+        assert remark.partition(" points; ")[0] in said, remark
