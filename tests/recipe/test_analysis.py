@@ -66,5 +66,4 @@ def test_compare(tmp_path: Path) -> None:
 
 def test_status() -> None:
     said = call("./run_all.sh", "--preset", "paper", "--langs", "nl", "--status")
-    assert "paper: 10 waiting" in said
     assert "nl ml 2500h seed 1" in said
