@@ -1,6 +1,6 @@
 """What streaming recognition costs: real-time factor, streams of a core, memory, size of the files.
 
-    python tools/bench_decode.py --exp egs/nl/exp/NAME
+    cd egs/nl; python ../../tools/bench_decode.py --exp exp/NAME
     python tools/bench_decode.py --checkpoint epoch-30.pt --config decode.yaml
     python tools/bench_decode.py --bundle DIR
     python tools/bench_decode.py --size medium decode.chunk_sizes=[16] [--hour]
@@ -8,7 +8,7 @@
 Every tier and precision that is there: torch over whole utterances with the chunk mask ("masked"),
 and as streams torch, onnxruntime and sherpa-onnx.  A checkpoint or a size (random weights) is
 exported for it, at the tiers and precisions of the config.  Each figure comes from a process of its
-own.  Audio is the experiment's first test recordings (run it in the recipe's folder), or noise.
+own.  Audio is the experiment's first test recordings, or noise.
 
 RTF: seconds of computing per second of audio, of one stream on one thread (CPU time) and on two
 (by the clock).  Streams a core: seconds of audio per CPU second with --streams at once; "against
