@@ -28,20 +28,22 @@ from lhotse.cut import Cut
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from icetransfer import atomic, latency, score
-from icetransfer.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import load_transducer
+from icetransfer import score
 from icetransfer.config import LOOK_AHEAD_MS, Config, chunk_label, chunk_ms
 from icetransfer.data.features import PADDING, SAMPLING_RATE, fbank, read_manifest
 from icetransfer.data.text import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.progress import progress_bar
-from icetransfer.search import SHERPA, Hypothesis, Search, make_search
-from icetransfer.sherpa import SherpaRecognizer
-from icetransfer.streams import Encodes, Samples, Stream, StreamPool, tail_seconds
+from icetransfer.model.checkpoint import load_transducer
+from icetransfer.stage import atomic
+from icetransfer.stage.progress import progress_bar
+from icetransfer.streaming import latency
+from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, Hypothesis, Search, make_search
+from icetransfer.streaming.sherpa import SherpaRecognizer
+from icetransfer.streaming.streams import Encodes, Samples, Stream, StreamPool, tail_seconds
 
 OFFLINE_BATCH_SECONDS = 300  # of padded audio: full attention grows with the square of the length
 

@@ -26,7 +26,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from icetransfer import atomic, config, cost
+from icetransfer import config
+from icetransfer.stage import atomic, cost
 
 log = logging.getLogger("icetransfer")
 
@@ -65,6 +66,18 @@ class Experiment:
     def checkpoints_dir(self) -> Path:
         """What training writes."""
         return self.dir / "checkpoints"
+
+    @property
+    def stopped_early_path(self) -> Path:
+        """Holds the last step of a run that stopped before the config's."""
+        return self.checkpoints_dir / "stopped-early"
+
+    @property
+    def final_step(self) -> int:
+        """The step at which training ends or, after an early stop, has ended."""
+        if self.stopped_early_path.is_file():
+            return int(self.stopped_early_path.read_text(encoding="utf-8"))
+        return self.config.train.max_steps
 
     @property
     def averaged_checkpoint(self) -> Path:

@@ -30,9 +30,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from icetransfer import atomic
-from icetransfer.bundle import Bundle, check_vocabulary, file_facts, read_tokens
-from icetransfer.checkpoint import load_transducer
 from icetransfer.config import Export, Precision, load_section
 from icetransfer.experiment import (
     Experiment,
@@ -43,11 +40,14 @@ from icetransfer.experiment import (
     sha256,
     write_provenance,
 )
+from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, TransducerModel
-from icetransfer.onnx_graph import name_layers, shorten_names, simplify
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.quantize import quantize_bundle, same_file
+from icetransfer.onnx.graph import name_layers, shorten_names, simplify
+from icetransfer.onnx.quantize import quantize_bundle, same_file
+from icetransfer.stage import atomic
+from icetransfer.streaming.bundle import Bundle, check_vocabulary, file_facts, read_tokens
+from icetransfer.streaming.onnx_model import OnnxTransducer
 
 OPSET = 13  # what sherpa-onnx's oldest runtimes read, and what icefall's exports use
 TOLERANCE = 1e-3  # largest difference from torch, relative to outputs above 1

@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from icetransfer import experiment, gap_report, laws
-from icetransfer.bootstrap import (
+from icetransfer import experiment
+from icetransfer.analysis import gap_report, laws
+from icetransfer.analysis.bootstrap import (
     RESAMPLES,
     Contrasts,
     Interval,
@@ -44,9 +45,8 @@ from icetransfer.bootstrap import (
     p_value,
     uncertainty,
 )
-from icetransfer.config import hours_label
-from icetransfer.gap_report import latency_order
-from icetransfer.significance import (
+from icetransfer.analysis.gap_report import latency_order
+from icetransfer.analysis.significance import (
     CONFIDENCE,
     LEVEL,
     Array,
@@ -55,6 +55,7 @@ from icetransfer.significance import (
     read_utterances,
     student_factor,
 )
+from icetransfer.config import hours_label
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first

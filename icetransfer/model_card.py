@@ -14,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from icetransfer import atomic, experiment
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import read_checkpoint
+from icetransfer import experiment
+from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import SyntheticCorpus, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance, sha256
-from icetransfer.gap_report import markdown_table
+from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import planned_runs
+from icetransfer.stage import atomic
+from icetransfer.streaming.bundle import Bundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEEDS = ("en", "ml")

@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 import soundfile
 
-from icetransfer import atomic
-from icetransfer.bundle import Bundle
+from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import chunk_label
 from icetransfer.data.features import SAMPLING_RATE, read_manifest
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.decode import Reader
 from icetransfer.experiment import Experiment, log, run_stage
-from icetransfer.gap_report import markdown_table
 from icetransfer.model_card import bundle_card
-from icetransfer.quantize import same_file
+from icetransfer.onnx.quantize import same_file
 from icetransfer.score import test_sets
-from icetransfer.sherpa import SherpaRecognizer
-from icetransfer.streams import tail_seconds
+from icetransfer.stage import atomic
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.sherpa import SherpaRecognizer
+from icetransfer.streaming.streams import tail_seconds
 
 LONGEST = 12.0  # seconds of the test recording
 

@@ -28,8 +28,7 @@ from onnx import ModelProto
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from icetransfer import atomic, score
-from icetransfer.bundle import PARTS, Bundle
+from icetransfer import score
 from icetransfer.config import Export, chunk_label
 from icetransfer.data.features import PADDING, fbank, read_manifest
 from icetransfer.data.text import Normalizer
@@ -43,12 +42,14 @@ from icetransfer.decode import (
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256
 from icetransfer.export import export_tiers
 from icetransfer.model.subsampling import WINDOW_EXTRA
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.progress import progress_bar
-from icetransfer.quantize import layer_names, quantize_encoder, same_file
-from icetransfer.search import Hypothesis
-from icetransfer.sherpa import SherpaRecognizer
-from icetransfer.streams import tail_seconds
+from icetransfer.onnx.quantize import layer_names, quantize_encoder, same_file
+from icetransfer.stage import atomic
+from icetransfer.stage.progress import progress_bar
+from icetransfer.streaming.bundle import PARTS, Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import Hypothesis
+from icetransfer.streaming.sherpa import SherpaRecognizer
+from icetransfer.streaming.streams import tail_seconds
 
 PROBES = 16  # recordings on which sensitivities are taken
 PROBE_FRAMES = 400  # of each, at most

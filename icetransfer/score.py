@@ -27,7 +27,7 @@ import kaldialign
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import significance
+from icetransfer.analysis import significance
 from icetransfer.config import Config, chunk_label, has_split
 from icetransfer.data.text import Normalizer, raw
 from icetransfer.experiment import Experiment, log, main, run_stage

@@ -16,14 +16,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from icetransfer import atomic
-from icetransfer.average import final_step, stopped_early_path, update_averaged_model
-from icetransfer.checkpoint import Checkpoint, read_checkpoint
 from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
 from icetransfer.data.loader import Batch, dev_batches, dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.distributed import World, join_world
 from icetransfer.experiment import (
     RUN_AGAIN,
     Experiment,
@@ -33,11 +29,15 @@ from icetransfer.experiment import (
     sha256,
     write_provenance,
 )
-from icetransfer.faults import BAD_RUN, BadRun, StopSignals, is_out_of_memory
-from icetransfer.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
+from icetransfer.model.averaging import update_averaged_model
+from icetransfer.model.checkpoint import Checkpoint, read_checkpoint
 from icetransfer.model.scaling import set_batch_count
-from icetransfer.monitor import LOSSES, Meter, Reporter, per_frame
-from icetransfer.resume import (
+from icetransfer.stage import atomic
+from icetransfer.training.distributed import World, join_world
+from icetransfer.training.faults import BAD_RUN, BadRun, StopSignals, is_out_of_memory
+from icetransfer.training.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
+from icetransfer.training.monitor import LOSSES, Meter, Reporter, per_frame
+from icetransfer.training.resume import (
     Run,
     average_period,
     checkpoint_path,
@@ -49,7 +49,7 @@ from icetransfer.resume import (
     set_frozen,
     start_run,
 )
-from icetransfer.validate import dev_wer
+from icetransfer.training.validate import dev_wer
 
 DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 # The regularisers' schedules count batches of full-size training.  A run from scratch, however
@@ -108,7 +108,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
     settings = experiment.config.train
     newest = _agree_on_newest(experiment, world)
     world.as_writer(lambda: run_again_path(experiment).unlink(missing_ok=True))
-    if newest and newest[0] == final_step(experiment):
+    if newest and newest[0] == experiment.final_step:
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return
     torch.set_num_threads(settings.threads)
@@ -126,7 +126,7 @@ def _train(experiment: Experiment, world: World, signals: StopSignals) -> None:
         parameters, run.loader.seconds / 60, world.size, run.device, run.precision,
         settings.threads, backend,
     )  # fmt: skip
-    while run.step < final_step(experiment) and not _stops_early(run):
+    while run.step < experiment.final_step and not _stops_early(run):
         try:
             _train_loop(run, dev[world.rank :: world.size], tokenizer, signals)
         except BadRun as bad:
@@ -255,7 +255,7 @@ def _stops_early(run: Run) -> bool:
     )  # fmt: skip
     if not is_regular(run.settings, run.step):
         save_run(run)
-    path = stopped_early_path(run.experiment)
+    path = run.experiment.stopped_early_path
     run.world.as_writer(lambda: atomic.write_text(path, f"{run.step}\n"))
     return True
 

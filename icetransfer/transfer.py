@@ -18,13 +18,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from icetransfer import atomic
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.config import Config
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
+from icetransfer.model.parts import is_in, require_matches
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
-from icetransfer.parts import is_in, require_matches
+from icetransfer.stage import atomic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_MODELS = Path(__file__).with_name("base_models.yaml")

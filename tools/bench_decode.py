@@ -13,8 +13,9 @@ own.  Audio is the experiment's first test recordings, or noise.
 RTF: seconds of computing per second of audio, of one stream on one thread (CPU time) and on two
 (by the clock).  Streams a core: seconds of audio per CPU second with --streams at once; "against
 torch" is that over torch's at the same tier.  In real time: how many speakers one core serves such
-that 95 % of the chunks are computed within a chunk's time (`icetransfer/streams.py`); half as many
-again were too many.  Memory: at most, beyond what the process had before it loaded the model.
+that 95 % of the chunks are computed within a chunk's time (`icetransfer/streaming/streams.py`);
+half as many again were too many.  Memory: at most, beyond what the process had before it loaded
+the model.
 --hour: one stream of an hour, ten minutes at a time.  The last line is all of it as JSON.
 """
 
@@ -38,22 +39,22 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer import experiment
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import load_transducer, save_checkpoint
 from icetransfer.config import Config, chunk_label, load_config
 from icetransfer.data.features import SAMPLING_RATE, fbank, read_manifest
 from icetransfer.decode import Reader, decode_streams, tail_seconds
 from icetransfer.export import Source, export_bundle
+from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import SIZES, TransducerModel, build_transducer
-from icetransfer.onnx_model import OnnxTransducer
 from icetransfer.score import TORCH_PRECISIONS, test_sets
-from icetransfer.search import SHERPA, make_search
-from icetransfer.sherpa import SherpaRecognizer
-from icetransfer.streams import Samples, StreamPool, serve
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, make_search
+from icetransfer.streaming.sherpa import SherpaRecognizer
+from icetransfer.streaming.streams import Samples, StreamPool, serve
 
 CONFIG = Path(__file__).parents[1] / "egs/en/conf/default.yaml"
 ENGINES = ("masked", "torch", "onnxruntime", "sherpa")
-POOLED = ("torch", "onnxruntime")  # those whose streams are `icetransfer/streams.py`'s
+POOLED = ("torch", "onnxruntime")  # those whose streams are `icetransfer/streaming/streams.py`'s
 SECONDS = 8  # of a made-up recording
 FIRST_SPEAKERS, MOST_SPEAKERS = 4, 2048
 PIECE_MINUTES, PIECES = 10, 6  # of --hour

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy
 
 from icetransfer import gap
-from icetransfer.bootstrap import RESAMPLES
-from icetransfer.significance import Utterances, read_utterances
+from icetransfer.analysis.bootstrap import RESAMPLES
+from icetransfer.analysis.significance import Utterances, read_utterances
 
 LANGUAGES = ("de", "es", "fr", "it", "nl", "pl", "pt", "ro")
 HOURS = (100.0, 250.0, 500.0, 1000.0, 2500.0)

@@ -23,11 +23,12 @@ import soundfile
 import torch
 from lhotse import Features, MonoCut, Recording, SupervisionSegment
 
-from icetransfer import atomic, config
+from icetransfer import config
 from icetransfer.data import blocks, features, loader
 from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer
 from icetransfer.experiment import Experiment
+from icetransfer.stage import atomic
 
 WORDS = ("de", "het", "een", "van", "en", "in", "op", "met", "voor", "niet", "zijn", "maar", "ook")
 RECORDING_SECONDS = 16

@@ -25,20 +25,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from icetransfer import atomic
-from icetransfer.bundle import Bundle
+from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import Export
 from icetransfer.data.features import read_manifest
 from icetransfer.decode import Reader, tail_seconds
 from icetransfer.experiment import open_experiment, provenance
 from icetransfer.export import Source, export_bundle
-from icetransfer.gap_report import markdown_table
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.model.transducer import SIZES, build_transducer
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.quantize import quantize_bundle, same_file
+from icetransfer.onnx.quantize import quantize_bundle, same_file
 from icetransfer.score import test_sets
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.stage import atomic
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 MARGINS = {"int8": 0.3, "int4": 1.0}

@@ -26,16 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from icetransfer.checkpoint import load_transducer
 from icetransfer.config import Config, load_config
 from icetransfer.data.augment import augment, make_transform
 from icetransfer.data.features import NUM_BINS, PADDING
 from icetransfer.experiment import seed_everything
-from icetransfer.loss import loss_scales, transducer_loss
+from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.model.transducer import SIZES, TransducerModel, build_transducer
-from icetransfer.optim import ScaledAdam
-from icetransfer.resume import choose_precision, make_optimizer
+from icetransfer.training.loss import loss_scales, transducer_loss
+from icetransfer.training.optim import ScaledAdam
+from icetransfer.training.resume import choose_precision, make_optimizer
 
 # icefall with k2, two cores of a machine whose matrix products ran at this speed; the lower of the
 # two figures of each range: seconds a step, and of an encoder pass in evaluation at chunk 16.

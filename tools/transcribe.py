@@ -25,15 +25,15 @@ from lhotse.augmentation import Resample
 from lhotse.utils import compute_num_samples
 from numpy.typing import NDArray
 
-from icetransfer.alignment import OUTPUT_SECONDS, spoken_words
-from icetransfer.bundle import Bundle, read_tokens
 from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.features import SAMPLING_RATE
 from icetransfer.experiment import main
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.search import Hypothesis
-from icetransfer.sherpa import SherpaRecognizer
-from icetransfer.streams import tail_seconds
+from icetransfer.streaming.alignment import OUTPUT_SECONDS, spoken_words
+from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import Hypothesis
+from icetransfer.streaming.sherpa import SherpaRecognizer
+from icetransfer.streaming.streams import tail_seconds
 
 PIECE = SAMPLING_RATE // 10  # samples given at a time
 STANDARD_INPUT = "-"

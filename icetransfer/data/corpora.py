@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from icetransfer import atomic, config
+from icetransfer import config
 from icetransfer.data.download import corpus_dir
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.readers.common_voice import read_common_voice
@@ -40,6 +40,7 @@ from icetransfer.data.recordings import OUTSIDE, Limits, check
 from icetransfer.data.text import Normalizer
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
+from icetransfer.stage import atomic
 
 PART = 1000  # recordings that are checked together
 _SHOWN = 3  # rejections that an error names

@@ -35,10 +35,11 @@ from lhotse.features.io import FeaturesReader, register_reader
 from lhotse.utils import compute_num_frames, fastcopy
 from numpy.typing import NDArray
 
-from icetransfer import atomic, config
+from icetransfer import config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
-from icetransfer.progress import minutes_of, progress_bar
+from icetransfer.stage import atomic
+from icetransfer.stage.progress import minutes_of, progress_bar
 
 SAMPLING_RATE = 16000
 NUM_BINS = 80

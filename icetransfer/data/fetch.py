@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.progress import DownloadColumn
 
-from icetransfer import atomic
 from icetransfer.experiment import log
-from icetransfer.progress import progress_bar
+from icetransfer.stage import atomic
+from icetransfer.stage.progress import progress_bar
 
 BLOCK = 1 << 20  # bytes
 ATTEMPTS = 5

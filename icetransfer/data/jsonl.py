@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from icetransfer.atomic import atomic_path
+from icetransfer.stage.atomic import atomic_path
 
 
 def write_jsonl_gz(path: Path, items: Iterable[Mapping[str, Any]]) -> int:

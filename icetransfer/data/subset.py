@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icetransfer import atomic
 from icetransfer.config import hours_label
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.experiment import Experiment, log, run_stage
+from icetransfer.stage import atomic
 
 ORDER_SEED = "icetransfer subset 1"
 _KEY_BYTES = 32

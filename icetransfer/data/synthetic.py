@@ -37,7 +37,6 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from icetransfer.atomic import write_text
 from icetransfer.data import espeak, text
 from icetransfer.data.jsonl import write_jsonl_gz
 from icetransfer.data.sentences import (
@@ -47,7 +46,8 @@ from icetransfer.data.sentences import (
     SentenceSource,
     read_grammar,
 )
-from icetransfer.progress import minutes_of, progress_bar
+from icetransfer.stage.atomic import write_text
+from icetransfer.stage.progress import minutes_of, progress_bar
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess

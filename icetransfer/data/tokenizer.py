@@ -11,8 +11,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from icetransfer import atomic
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
+from icetransfer.stage import atomic
 
 BLANK_ID = 0
 UNK_ID = 2

@@ -8,15 +8,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from icetransfer import gap, gap_report, study
-from icetransfer.config import hours_label
-from icetransfer.gap_report import (
+from icetransfer import gap
+from icetransfer.analysis import gap_report, study
+from icetransfer.analysis.gap_report import (
     latency_order,
     savings_text,
     threshold_text,
     tier_label,
     value,
 )
+from icetransfer.analysis.significance import LEVEL
+from icetransfer.config import hours_label
 from icetransfer.recommend import MINI_HOURS
 from icetransfer.report import figures
 from icetransfer.report.page import (
@@ -41,7 +43,6 @@ from icetransfer.report.tables import (
     shipped,
     size_table,
 )
-from icetransfer.significance import LEVEL
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy
 
-from icetransfer import study
-from icetransfer.gap_report import COLOURS, MARKERS, latency_order, tier_label
+from icetransfer.analysis import study
+from icetransfer.analysis.gap_report import COLOURS, MARKERS, latency_order, tier_label
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from icetransfer.gap_report import markdown_table
+from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.report import figures
 
 # Fonts, colours and widths; a table wider than a phone scrolls by itself, the page does not

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from icetransfer import gap
+from icetransfer.analysis.gap_report import TableData, latency_order, tier_label
 from icetransfer.config import hours_label
-from icetransfer.gap_report import TableData, latency_order, tier_label
 from icetransfer.score import count_differing_tokens
 
 COLUMNS = (

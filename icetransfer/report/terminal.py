@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import gap_report
+from icetransfer.analysis import gap_report
 from icetransfer.report.tables import error_tables
 
 Row = dict[str, Any]

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from icetransfer import atomic, cost, experiment, gap, gap_report, significance
+from icetransfer import experiment, gap
+from icetransfer.analysis import gap_report, significance
+from icetransfer.analysis.significance import Utterances
 from icetransfer.config import hours_label
-from icetransfer.report import figures, page
+from icetransfer.report import PLAN, figures, page
 from icetransfer.report.document import document
 from icetransfer.report.tables import COLUMNS, remarks
 from icetransfer.score import planned_runs
-from icetransfer.significance import Utterances
-from icetransfer.sweep.plan import PLAN
+from icetransfer.stage import atomic, cost
 
 FIGURES = "figures"
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures

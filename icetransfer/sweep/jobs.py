@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from icetransfer import atomic, config
+from icetransfer import config
 from icetransfer.experiment import RUN_AGAIN, Experiment
 from icetransfer.score import planned_runs
+from icetransfer.stage import atomic
 
 # What a status file says of a job; "again": it was stopped half-way and will go on.
 RUNNING, DONE, FAILED, AGAIN, SKIPPED = "running", "done", "failed", "again", "skipped"

@@ -19,7 +19,6 @@ from icetransfer.sweep.jobs import Job, is_complete, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESETS = REPOSITORY / "egs" / "presets"
-PLAN = "plan.json"  # in the results: what the report reads
 LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language
 LAST_CELL_STAGE = 10  # stage 11 packs what is handed over: for the cell that is chosen in the end
 SEED_STAGE = 7  # a seed is done when its checkpoints are averaged

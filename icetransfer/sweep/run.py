@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from icetransfer import atomic
+from icetransfer.report import PLAN
+from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job
 from icetransfer.sweep.local import Runner, View, run_jobs, share_out, visible_gpus
-from icetransfer.sweep.plan import PLAN, Plan, Sweep, make_plan, seed_jobs
+from icetransfer.sweep.plan import Plan, Sweep, make_plan, seed_jobs
 
 INTERRUPTED = 130  # exit code
 

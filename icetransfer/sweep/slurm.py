@@ -19,7 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from icetransfer import atomic, config
+from icetransfer import config
+from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from icetransfer.average import average_models, average_range, start_average, update_averaged_model
+from icetransfer.model.averaging import (
+    average_models,
+    average_range,
+    start_average,
+    update_averaged_model,
+)
 
 HERE = Path(__file__).parent / "data"
 TOLERANCE = 1e-6  # float32 results; the running average, in float64, agrees to 1e-8

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer.checkpoint import load_transducer, read_checkpoint
+from icetransfer.model.checkpoint import load_transducer, read_checkpoint
 from icetransfer.model.transducer import TransducerModel
 
 ATOL = 1.0e-4  # the same algorithm in another order; 3e-6 is typical

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from icetransfer.loss import loss_backend, transducer_loss
 from icetransfer.model.transducer import TransducerDims, TransducerModel
+from icetransfer.training.loss import loss_backend, transducer_loss
 
 LOSS_TOLERANCE = 1e-5
 GRAD_TOLERANCE = 1e-4

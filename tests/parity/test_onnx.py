@@ -12,13 +12,13 @@ import soundfile
 import torch
 from torch import Tensor
 
-from icetransfer.bundle import Bundle
 from icetransfer.data.features import fbank
 from icetransfer.decode import decode_offline, decode_streams, tail_seconds
 from icetransfer.export import Source, export_bundle
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.search import SHERPA, Convention, GreedySearch, make_search
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, Convention, GreedySearch, make_search
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 CHUNK, LEFT = 16, 64
 SECTIONS = {CHUNK: "streaming (chunk 16, left 64)", -1: "non-streaming"}

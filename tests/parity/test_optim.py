@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from icetransfer.optim import Eden, ScaledAdam
+from icetransfer.training.optim import Eden, ScaledAdam
 
 HERE = Path(__file__).parent / "data"
 TOLERANCE = 1e-5  # relative to the largest entry, after up to 60 steps

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer import rnnt
+from icetransfer.training import rnnt
 
 HERE = Path(__file__).parent / "data"
 LOSS_TOLERANCE = 1e-5  # relative, float32

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from icetransfer.model.decoder import Decoder
 from icetransfer.model.joiner import Joiner
-from icetransfer.search import GreedySearch, ModifiedBeamSearch, greedy_search, modified_beam_search
+from icetransfer.streaming.search import (
+    GreedySearch,
+    ModifiedBeamSearch,
+    greedy_search,
+    modified_beam_search,
+)
 
 
 class HeadsOfCheckpoint:

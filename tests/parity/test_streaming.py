@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer.checkpoint import load_transducer
+from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.transducer import StreamingState, TransducerModel
 
 ATOL = 1.0e-4

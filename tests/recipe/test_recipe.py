@@ -289,7 +289,7 @@ def test_an_environment_is_made_once_and_redone_when_killed(copy: Path, tmp_path
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip() == str(copy / ".venv" / "bin" / "python")
     assert "installing" in first.stderr
-    importing = [str(copy / ".venv/bin/python"), "-c", "import icetransfer.atomic"]
+    importing = [str(copy / ".venv/bin/python"), "-c", "import icetransfer.stage.atomic"]
     subprocess.run(importing, cwd=tmp_path, env=plain, check=True)  # in any folder
     assert "installing" not in call(script, **plain).stderr
     (copy / ".venv" / ".icetransfer-requirements").unlink()  # as a killed installation leaves it

@@ -10,11 +10,11 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icetransfer import transfer
-from icetransfer.checkpoint import save_checkpoint
 from icetransfer.config import load_config
 from icetransfer.data import features, tokenizer
 from icetransfer.data.subset import make_subset
 from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
 
 WORDS = ("een", "twee", "drie", "vier", "vijf", "zes")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from icetransfer import train
-from icetransfer.adapters import adapter_state, attach, plain_state
-from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
+from icetransfer.model.adapters import adapter_state, attach, plain_state
+from icetransfer.model.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import TransducerDims, TransducerModel, build_transducer
 
 PARTS = ("encoder_embed", "encoder")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from icetransfer.alignment import SpokenWord, align, spoken_words, word_end
-from icetransfer.checkpoint import load_transducer
 from icetransfer.data.features import fbank
+from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.transducer import build_transducer
-from icetransfer.search import Hypothesis
+from icetransfer.streaming.alignment import SpokenWord, align, spoken_words, word_end
+from icetransfer.streaming.search import Hypothesis
 
 SEED = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds" / "en.pt"
 WORDS = ("seventeen", "kilometres", "yesterday", "hotel", "remember", "amsterdam", "window")

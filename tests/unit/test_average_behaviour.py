@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from icetransfer.average import (
-    average_files,
+from icetransfer.average import average_files
+from icetransfer.model.averaging import (
     average_models,
     average_range,
     start_average,
     update_averaged_model,
 )
-from icetransfer.checkpoint import load_transducer, read_checkpoint
+from icetransfer.model.checkpoint import load_transducer, read_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer.checkpoint import save_checkpoint
 from icetransfer.config import load_config
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 
 TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
-from icetransfer.bundle import Bundle, Facts
 from icetransfer.export import Source, export_bundle
 from icetransfer.model.transducer import build_transducer
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streaming.bundle import Bundle, Facts
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 ENGINES = {"onnxruntime": OnnxTransducer, "sherpa": lambda folder: SherpaRecognizer(folder, 8)}
 

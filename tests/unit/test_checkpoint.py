@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
+from icetransfer.model.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import TransducerDims, TransducerModel, build_transducer
 
 

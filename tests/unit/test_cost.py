@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer import cost
+from icetransfer.stage import cost
 
 NVML = """
 int nvmlInit_v2(void) { return 0; }

@@ -10,12 +10,12 @@ import soundfile
 import torch
 
 from icetransfer import decode, export, score
-from icetransfer.checkpoint import save_checkpoint
 from icetransfer.data.features import read_manifest
 from icetransfer.data.text import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import StreamingState, build_transducer
-from icetransfer.search import GreedySearch
+from icetransfer.streaming.search import GreedySearch
 
 TEST_SET = "tones"
 

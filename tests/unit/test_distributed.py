@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from icetransfer import distributed, resume, train
-from icetransfer.checkpoint import read_checkpoint
+from icetransfer import train
 from icetransfer.data.blocks import hold_blocks, open_blocks
 from icetransfer.data.loader import Collator, Order, Shares, TrainLoader
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.distributed import World
 from icetransfer.experiment import RUN_AGAIN, Experiment
+from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.model.transducer import TransducerModel
+from icetransfer.training import distributed, resume
+from icetransfer.training.distributed import World
 
 REPO = Path(train.__file__).parent.parent
 # Two processes with 4 s, or one with 8 s, see the same steps.

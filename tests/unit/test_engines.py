@@ -12,12 +12,12 @@ from lhotse import MonoCut, Recording
 from scipy.signal import resample_poly
 
 from icetransfer import decode
-from icetransfer.bundle import Bundle
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.export import Source, export_bundle
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.search import SHERPA, Hypothesis, make_search
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, Hypothesis, make_search
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 SEEDS = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds"
 TIERS = (8, 16, 32, -1)

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from icetransfer import atomic, config, experiment
+from icetransfer import config, experiment
+from icetransfer.stage import atomic
 
 CORPUS = "data.corpora.slots.kind=synthetic"
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from icetransfer import export
-from icetransfer.bundle import Bundle, read_tokens
-from icetransfer.checkpoint import save_checkpoint
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.onnx_model import OnnxTransducer
+from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.onnx_model import OnnxTransducer
 
 
 @pytest.fixture(scope="module")

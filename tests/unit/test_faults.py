@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from icetransfer import checkpoint, faults, resume, train
-from icetransfer.checkpoint import DamagedError, read_checkpoint
+from icetransfer import train
 from icetransfer.data import features, loader
 from icetransfer.experiment import RUN_AGAIN, Experiment
+from icetransfer.model import checkpoint
+from icetransfer.model.checkpoint import DamagedError, read_checkpoint
+from icetransfer.training import faults, resume
 
 SOURCES = str(Path(train.__file__).parent)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from icetransfer import gap, gap_report, laws
+from icetransfer import gap
+from icetransfer.analysis import gap_report, laws
 
 COLUMNS = ["language", "init", "hours", "test_set", "chunk_ms", "precision", "wer"]
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,26 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent.parent
 PACKAGE = REPO / "icetransfer"
 
-# Imports go from right to left, or stay in their column.
-LAYERS = (
-    {"atomic", "config", "cost", "parts", "adapters", "distributed", "progress", "significance"},
-    {"experiment", "data", "score", "faults"},
+# The rooms (folders) and the files at the top, in the order in which imports flow: a column may
+# import itself and what stands before it.
+ORDER = (
+    {"stage", "config"},
+    {"experiment"},
+    {"data"},
     {"model"},
-    {"rnnt", "loss", "optim", "checkpoint", "streaming"},
-    {
-        *("alignment", "latency", "streams"),
-        *("transfer", "train", "average", "search", "export", "quantize"),
-        *("onnx_model", "onnx_graph", "sherpa", "bundle", "monitor", "resume", "validate"),
-    },
-    {"decode"},
-    {
-        *("gap", "gap_report", "bootstrap", "laws", "study", "recommend"),
-        *("sweep", "report", "model_card"),
-        *("new_recipe", "doctor"),
-        *("pack", "remedy"),
-    },
+    {"analysis"},
+    {"streaming"},
+    {"onnx"},
+    {"score"},
+    {"training"},
+    {"transfer", "train", "average", "export", "decode"},
+    {"gap", "recommend", "model_card"},
+    {"pack", "remedy", "new_recipe", "doctor"},
+    {"report"},
+    {"sweep"},
+    {"__main__"},
 )
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 TOOLS = {  # installed for a command or for another package: why
     "ruff": "tools/check.sh",
     "mypy": "tools/check.sh",
@@ -74,17 +75,52 @@ def tracked(*patterns: str) -> list[Path]:
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if part(path) != "__init__")
 
 
+def parts_imported(path: Path) -> set[str]:
+    """The rooms and top files of the package that a file imports, its own left out."""
+    found = set()
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        module = rest.split(".")[0]
+        if package == "icetransfer" and module in LEVEL and module != part(path):
+            found.add(module)
+    return found
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_flow_one_way(path: Path) -> None:
     own = part(path)
     assert own in LEVEL, f"{own} has no place in the order of imports: give it one in {__file__}"
-    for name in imported(path):
-        package, _, rest = name.partition(".")
-        module = rest.split(".")[0]
-        if package != "icetransfer" or module not in LEVEL or module == own:
-            continue
-        assert LEVEL[module] <= LEVEL[own], f"{own} imports {module}, which is above it"
-        assert module != "train", f"{own} imports train"
+    for other in parts_imported(path):
+        assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which is above it"
+        assert other != "train", f"{own} imports train"
+
+
+def test_no_cycle_between_rooms() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in SOURCES:
+        edges.setdefault(part(path), set()).update(parts_imported(path))
+    while leaves := {name for name, others in edges.items() if not others & edges.keys()}:
+        edges = {name: others for name, others in edges.items() if name not in leaves}
+    assert not edges, f"these import each other in a circle: {edges}"
+
+
+def test_a_room_is_entered_by_its_whole_name() -> None:
+    """A file at the top is a command or what all read; all else is in a room."""
+    top = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "config"}
+    for name in top:
+        assert 'if __name__ == "__main__":' in (PACKAGE / f"{name}.py").read_text("utf-8"), (
+            f"icetransfer/{name}.py is not a command: it belongs in a folder"
+        )
+
+
+def test_the_public_interface_is_lazy() -> None:
+    code = (
+        "import sys, icetransfer; assert 'torch' not in sys.modules; "
+        "[getattr(icetransfer, name) for name in icetransfer.__all__]; "
+        "from icetransfer import load_transducer, greedy_search, modified_beam_search, rnnt; "
+        "from icetransfer import ScaledAdam, Eden; assert rnnt.rnnt_loss_pruned"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
 
 
 def test_only_loss_imports_k2() -> None:

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from icetransfer import decode, latency, score
-from icetransfer.alignment import AlignedWord, SpokenWord, spoken_words
-from icetransfer.bundle import Bundle, read_tokens
-from icetransfer.checkpoint import save_checkpoint
+from icetransfer import decode, score
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.export import Source, export_bundle
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streaming import latency
+from icetransfer.streaming.alignment import AlignedWord, SpokenWord, spoken_words
+from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 
 def test_a_word_waits_for_its_chunk_and_the_look_ahead() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from icetransfer import loss as loss_module
-from icetransfer import rnnt
-from icetransfer.loss import loss_backend, loss_scales, transducer_loss
 from icetransfer.model.transducer import TransducerDims, TransducerModel
+from icetransfer.training import loss as loss_module
+from icetransfer.training import rnnt
+from icetransfer.training.loss import loss_backend, loss_scales, transducer_loss
 
 ENCODER_DIM, VOCAB = 24, 11
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from icetransfer.checkpoint import load_transducer, save_checkpoint
 from icetransfer.config import load_config
 from icetransfer.experiment import create_experiment, sha256
+from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
 from icetransfer.model_card import RUN, publish
 from icetransfer.score import planned_runs

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from icetransfer.onnx_graph import simplify
+from icetransfer.onnx.graph import simplify
 
 
 def run(model, x):

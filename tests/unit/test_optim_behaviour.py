@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from icetransfer.optim import Cooldown, Eden, ScaledAdam
+from icetransfer.training.optim import Cooldown, Eden, ScaledAdam
 
 
 def params(*shapes: tuple[int, ...]) -> list[nn.Parameter]:

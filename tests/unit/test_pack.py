@@ -14,10 +14,10 @@ import pytest
 import soundfile
 
 from icetransfer import decode, export, pack
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import save_checkpoint
 from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
+from icetransfer.streaming.bundle import Bundle
 
 # Refuses what comes neither with Python nor with sherpa-onnx, soundfile and what they require.
 ALONE = """\

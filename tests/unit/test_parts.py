@@ -3,7 +3,7 @@
 import pytest
 
 from icetransfer.config import load_config
-from icetransfer.parts import by_parameter, is_in
+from icetransfer.model.parts import by_parameter, is_in
 
 NAMES = [f"encoder.encoders.{i}.norm.bias" for i in range(12)] + ["joiner.weight"]
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from icetransfer.adapters import LowRank, attach
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import load_transducer, save_checkpoint
 from icetransfer.config import Export
 from icetransfer.export import Source, export_bundle, export_checkpoint
+from icetransfer.model.adapters import LowRank, attach
+from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.quantize import layer_names, quantize_bundle, quantize_encoder
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.onnx.quantize import layer_names, quantize_bundle, quantize_encoder
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.sherpa import SherpaRecognizer
 from tests.conftest import REPO
 
 CHUNK, LEFT = 16, 64

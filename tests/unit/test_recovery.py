@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy
 import pytest
 
-from icetransfer import gap, laws
-from icetransfer.bootstrap import Resampling, interval
-from icetransfer.significance import Utterances
+from icetransfer import gap
+from icetransfer.analysis import laws
+from icetransfer.analysis.bootstrap import Resampling, interval
+from icetransfer.analysis.significance import Utterances
 
 UTTERANCES, WORDS, SWEEPS = 600, 20, 200
 HOURS = (1.0, 2.5, 5.0, 10.0, 25.0)

@@ -11,13 +11,13 @@ import torch
 from onnx import numpy_helper
 
 from icetransfer import export, remedy
-from icetransfer.bundle import Bundle
-from icetransfer.checkpoint import save_checkpoint
 from icetransfer.config import Export
+from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.quantize import layer_names
+from icetransfer.onnx.quantize import layer_names
 from icetransfer.remedy import Trial
 from icetransfer.score import Counts
+from icetransfer.streaming.bundle import Bundle
 
 FEED_FORWARD = "encoder.encoders.0.layers.0.feed_forward2"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer import rnnt
+from icetransfer.training import rnnt
 
 
 def log_prob_of_all_paths(log_probs: Tensor, symbols: list[int], rnnt_type: str) -> float:

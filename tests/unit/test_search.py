@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icetransfer.search import (
+from icetransfer.streaming.search import (
     SHERPA,
     Convention,
     GreedySearch,

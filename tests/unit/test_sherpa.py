@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 
-from icetransfer.bundle import Bundle
 from icetransfer.export import Source, export_bundle
 from icetransfer.model.transducer import build_transducer
-from icetransfer.sherpa import SherpaRecognizer
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy
 import pytest
 from scipy import stats
 
-from icetransfer import significance
-from icetransfer.significance import Utterances
+from icetransfer.analysis import significance
+from icetransfer.analysis.significance import Utterances
 
 
 def made_up(errors: numpy.ndarray, words: float = 10, per_cluster: int = 1) -> Utterances:

@@ -13,7 +13,7 @@ from icetransfer.model.transducer import (
     TransducerModel,
     build_transducer,
 )
-from icetransfer.streams import join_streams, select_streams
+from icetransfer.streaming.streams import join_streams, select_streams
 
 LOG_EPS = -23.025850929940457
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from icetransfer.bundle import Bundle
 from icetransfer.decode import decode_streams
 from icetransfer.export import Source, export_bundle
 from icetransfer.model.transducer import TransducerModel, build_transducer
-from icetransfer.onnx_model import OnnxTransducer
-from icetransfer.search import SHERPA, make_search
-from icetransfer.streams import StreamPool, serve
+from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, make_search
+from icetransfer.streaming.streams import StreamPool, serve
 
 CHUNK, LEFT = 8, 16
 SEARCHES = ("greedy_search", "modified_beam_search")

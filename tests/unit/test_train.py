@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from icetransfer import resume, train
+from icetransfer import train
 from icetransfer.average import average_run
-from icetransfer.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.config import Train
 from icetransfer.data import blocks
 from icetransfer.data.loader import dev_cuts
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.model.checkpoint import load_transducer, read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import build_transducer
 from icetransfer.score import count_errors
-from icetransfer.search import greedy_search
+from icetransfer.streaming.search import greedy_search
+from icetransfer.training import resume
 
 SOURCES = str(Path(train.__file__).parent)
 
@@ -196,12 +197,12 @@ def test_a_step_reads_no_numbers_before_they_are_logged(prepare, monkeypatch):
             train._report_and_save(run, [], None, meter, None)
             assert not run.world.any(False)
         # SpecAugment reads lengths, which are on the host; the model and its loss have own tests.
-        others = ("data/augment.py", "model/", "rnnt.py")
+        others = ("data/augment.py", "model/", "training/rnnt.py")
         assert [place for place in reads.places if not place.startswith(others)] == []
     reads.places.clear()
     with reads:
         meter.means()
-    assert reads.places[0].startswith("monitor.py")
+    assert reads.places[0].startswith("training/monitor.py")
 
 
 def test_training_learns(prepare):

@@ -13,9 +13,9 @@ import soundfile
 from lhotse import MonoCut, Recording
 
 from icetransfer import decode
-from icetransfer.bundle import Bundle
 from icetransfer.export import Source, export_bundle
 from icetransfer.model.transducer import build_transducer
+from icetransfer.streaming.bundle import Bundle
 
 TOOL = Path(__file__).resolve().parent.parent.parent / "tools" / "transcribe.py"
 TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from icetransfer import transfer
-from icetransfer.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.experiment import sha256
+from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import SIZES, build_transducer
 
 

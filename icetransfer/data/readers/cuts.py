@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from icetransfer import atomic
 from icetransfer.data.utterances import UNKNOWN_SPEAKER, Rejection, Utterance
+from icetransfer.stage import atomic
 
 
 def read_cuts(source: Path, split: str, audio_folder: Path) -> Iterator[Utterance | Rejection]:

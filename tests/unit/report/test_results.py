@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer.gap_report import gap_table
+from icetransfer.analysis.gap_report import gap_table
 from icetransfer.report.write import PUBLISHED_DATA, published_markdown
 
 REPO = Path(__file__).resolve().parents[3]

@@ -25,10 +25,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from icetransfer import atomic
-from icetransfer.bundle import PARTS, Bundle
 from icetransfer.config import Export
-from icetransfer.onnx_graph import replace_nodes, shorten_names
+from icetransfer.onnx.graph import replace_nodes, shorten_names
+from icetransfer.stage import atomic
+from icetransfer.streaming.bundle import PARTS, Bundle
 
 WORTH_STORING = 32  # numbers of a tensor, below which a node that widens it costs more
 FP16_LIMIT = float(np.finfo(np.float16).max)

@@ -10,12 +10,12 @@ from torch import Tensor
 from icetransfer.config import Train
 from icetransfer.data.loader import Batch
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.distributed import World
 from icetransfer.model.decoder import Decoder
 from icetransfer.model.joiner import Joiner
 from icetransfer.model.transducer import TransducerModel
 from icetransfer.score import count_errors
-from icetransfer.search import greedy_search
+from icetransfer.streaming.search import greedy_search
+from icetransfer.training.distributed import World
 
 
 @dataclass

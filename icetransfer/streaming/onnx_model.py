@@ -11,9 +11,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from icetransfer.bundle import Bundle
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, group_layers
+from icetransfer.streaming.bundle import Bundle
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:

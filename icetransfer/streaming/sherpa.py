@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icetransfer.bundle import Bundle, read_tokens
-from icetransfer.search import Hypothesis
+from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.search import Hypothesis
 
 SAMPLING_RATE = 16000
 FRAME_SECONDS = 0.04  # of an encoder output

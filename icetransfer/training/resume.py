@@ -16,16 +16,18 @@ import numpy
 import torch
 from torch import nn
 
-from icetransfer.adapters import adapter_state, attach, is_fixed
-from icetransfer.average import StateDict, start_average
-from icetransfer.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
 from icetransfer.config import Config, Train
 from icetransfer.data.blocks import hold_blocks
 from icetransfer.data.loader import Shares, TrainLoader, train_loader
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.distributed import World
 from icetransfer.experiment import Experiment, log
-from icetransfer.faults import (
+from icetransfer.model.adapters import adapter_state, attach, is_fixed
+from icetransfer.model.averaging import StateDict, start_average
+from icetransfer.model.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
+from icetransfer.model.parts import by_parameter, is_in
+from icetransfer.model.transducer import TransducerModel, build_transducer
+from icetransfer.training.distributed import World
+from icetransfer.training.faults import (
     MAX_RETURNS,
     RATE_FACTOR,
     BadBatches,
@@ -35,9 +37,7 @@ from icetransfer.faults import (
     read_returns,
     write_returns,
 )
-from icetransfer.model.transducer import TransducerModel, build_transducer
-from icetransfer.optim import Cooldown, Eden, ScaledAdam
-from icetransfer.parts import by_parameter, is_in
+from icetransfer.training.optim import Cooldown, Eden, ScaledAdam
 
 
 @dataclass

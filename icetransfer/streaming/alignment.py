@@ -28,7 +28,7 @@ from torchaudio.functional import forced_align, merge_tokens
 from icetransfer.data.features import FRAME_SHIFT, fbank
 from icetransfer.data.tokenizer import BLANK_ID
 from icetransfer.model.transducer import TransducerModel
-from icetransfer.search import Hypothesis
+from icetransfer.streaming.search import Hypothesis
 
 WORD_MARK = "▁"  # begins a word in sentencepiece's pieces
 OUTPUT_FRAMES = 4  # feature frames of an encoder output

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import kaldialign
 import numpy as np
 
-from icetransfer.alignment import OUTPUT_SECONDS, AlignedWord, SpokenWord
 from icetransfer.config import FRAME_MS, LOOK_AHEAD_MS
+from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, SpokenWord
 
 #: A chunk is computed once the frame behind its window is there (sherpa-onnx's rule, and ours), and
 #: the last sample of a 25 ms frame, centred in its 10 ms, comes 7.5 ms after them.

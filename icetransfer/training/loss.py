@@ -1,7 +1,7 @@
 """The training losses of a transducer model, and the choice of what computes them.
 
-k2 is used when it can be imported, else `icetransfer.rnnt`; both give the same numbers. This is the
-only file that may import k2.
+k2 is used when it can be imported, else `icetransfer.training.rnnt`; both give the same numbers.
+This is the only file that may import k2.
 
 Shapes: N batch, T encoder frames (40 ms), C encoder channels, S tokens of the longest transcript,
 D decoder channels, J joiner channels, R pruning range, V vocabulary.
@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from icetransfer import rnnt
 from icetransfer.model.transducer import TransducerModel
+from icetransfer.training import rnnt
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _ctc_loss(
 
 @functools.cache
 def _functions(backend: Backend) -> Any:
-    """The module, k2 or `icetransfer.rnnt`, that has the loss functions.
+    """The module, k2 or `icetransfer.training.rnnt`, that has the loss functions.
 
     Raises:
         ValueError: see `loss_backend`.

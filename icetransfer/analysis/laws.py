@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy
 from scipy.optimize import minimize_scalar
 
-from icetransfer.bootstrap import Interval, interval
-from icetransfer.significance import Array
+from icetransfer.analysis.bootstrap import Interval, interval
+from icetransfer.analysis.significance import Array
 
 EXPONENTS = numpy.arange(-2, 6.001, 0.02, dtype=numpy.float64)  # where the fit looks for b
 RATES = numpy.geomspace(1e-3, 100, 401, dtype=numpy.float64)  # and for 1/c

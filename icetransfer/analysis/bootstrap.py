@@ -33,8 +33,8 @@ from dataclasses import dataclass
 import numpy
 from scipy import stats
 
-from icetransfer import significance
-from icetransfer.significance import Array, Utterances, percentile_interval, student_factor
+from icetransfer.analysis import significance
+from icetransfer.analysis.significance import Array, Utterances, percentile_interval, student_factor
 
 RESAMPLES = 1000
 Interval = tuple[float | None, float | None]

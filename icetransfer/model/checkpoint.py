@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icetransfer import atomic
-from icetransfer.adapters import plain_state
+from icetransfer.model.adapters import plain_state
 from icetransfer.model.transducer import TransducerDims, TransducerModel
+from icetransfer.stage import atomic
 
 FORMAT = 1
 METADATA = "icetransfer"

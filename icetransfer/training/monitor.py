@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icetransfer import atomic
 from icetransfer.data.loader import Batch
-from icetransfer.distributed import World
 from icetransfer.experiment import log
-from icetransfer.faults import BadBatches
+from icetransfer.stage import atomic
+from icetransfer.training.distributed import World
+from icetransfer.training.faults import BadBatches
 
 LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
 

@@ -5,7 +5,7 @@ A 0.6 B FastConformer transducer, eight European languages, 100 to 2500 h of tra
 
 import numpy
 
-from icetransfer.laws import PowerLaw, fit_power_law
+from icetransfer.analysis.laws import PowerLaw, fit_power_law
 
 CITATION = "arXiv:2606.24169"
 SETTING = (

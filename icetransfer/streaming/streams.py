@@ -28,7 +28,7 @@ from icetransfer.config import FRAME_MS
 from icetransfer.data.features import SAMPLING_RATE, fbank_options
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState
-from icetransfer.search import NOTHING, Hypothesis, Search, SearchState
+from icetransfer.streaming.search import NOTHING, Hypothesis, Search, SearchState
 
 Samples = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from icetransfer.parts import is_in, require_matches
+from icetransfer.model.parts import is_in, require_matches
 
 ADAPTED = re.compile(
     r"\.(self_attn_weights|self_attn[12]|nonlin_attention|feed_forward[123])\.(in|out)_proj$"

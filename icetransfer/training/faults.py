@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from icetransfer import atomic
+from icetransfer.stage import atomic
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm sends one of them before the time is up
 

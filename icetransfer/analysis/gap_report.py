@@ -13,8 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy
 
-from icetransfer import atomic, laws
+from icetransfer.analysis import laws
 from icetransfer.config import hours_label
+from icetransfer.stage import atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers; markers differ as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,0 +1,1 @@
+"""The statistics: intervals, laws of decay, the published study, tables."""

@@ -1,0 +1,1 @@
+"""The fine-tuning: losses, optimiser, run and resume, faults, processes."""
