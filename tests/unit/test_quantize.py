@@ -210,7 +210,8 @@ def test_any_checkpoint_on_the_command_line_in_every_precision(make, nano_dims, 
     features, lens = torch.randn(1, 90, 80, generator=random), torch.tensor([90])
     with torch.inference_mode():
         full = model.joiner.encoder_proj(model.encode(features, lens)[0])
-    for precision, bound in (("fp32", 1e-4), ("fp16", 0.01), ("int8", 0.1), ("int4", 0.5)):
+    # int8 by AVX2 alone, without AVX-512 or VNNI, was 0.106 from fp32 here; with them below 0.1.
+    for precision, bound in (("fp32", 1e-4), ("fp16", 0.01), ("int8", 0.12), ("int4", 0.5)):
         out, _ = OnnxTransducer(tmp_path / "out" / "offline", precision).encode(features, lens)
         assert float((out - full).norm() / full.norm()) < bound
         for name, size in (("offline", -1), ("chunk-16-left-64", 16)):
