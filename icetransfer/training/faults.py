@@ -6,6 +6,8 @@ an earlier checkpoint are kept in a file, because they decide the learning rate 
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,6 +41,25 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Within the block, the death of a process that loads data is an error that says so.
+
+    Raises:
+        OSError: a process that loads data died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            f"a process that loads data died ({str(error).splitlines()[0]}): the machine may be "
+            f"out of memory, then lower train.workers. Run again: training goes on from its last "
+            f"checkpoint"
+        ) from error
 
 
 @dataclass

@@ -5,6 +5,7 @@ running average, optimiser, schedule, place in the data, the counts of bad batch
 the random generators (which each step sets anew from the seed and its number).
 """
 
+import functools
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,14 @@ from torch import nn
 
 from icetransfer.config import Config, Train
 from icetransfer.data.blocks import hold_blocks
-from icetransfer.data.loader import Shares, TrainLoader, train_loader
+from icetransfer.data.loader import (
+    Batch,
+    Shares,
+    TrainLoader,
+    dev_batches,
+    dev_cuts,
+    train_loader,
+)
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log
 from icetransfer.model.adapters import adapter_state, attach, is_fixed
@@ -39,6 +47,8 @@ from icetransfer.training.faults import (
 )
 from icetransfer.training.optim import Cooldown, Eden, ScaledAdam
 
+DEV_SECONDS = 600  # dev audio at most, the same recordings each time
+
 
 @dataclass
 class Run:
@@ -54,6 +64,7 @@ class Run:
         scaler: of the loss, when it is computed in fp16.
         precision: the type of most of the computation, float32 for all of it.
         world: the processes that train together.
+        tokenizer: of the model's tokens.
         step: steps done.
         rate: factor on the learning rate; below 1 after returns from bad batches.
         bad: counts of skipped batches.
@@ -69,6 +80,7 @@ class Run:
     scaler: torch.amp.GradScaler
     precision: torch.dtype
     world: World
+    tokenizer: Tokenizer
     step: int = 0
     rate: float = 1.0
     bad: BadBatches = field(default_factory=BadBatches)
@@ -88,6 +100,13 @@ class Run:
     def seed(self) -> int:
         """The experiment's seed."""
         return self.experiment.config.seed
+
+    @functools.cached_property
+    def dev(self) -> list[Batch]:
+        """This process's share of the dev batches, the same recordings in each run."""
+        cuts = dev_cuts(self.experiment, DEV_SECONDS)
+        batches = dev_batches(cuts, self.tokenizer, self.settings.batch_seconds)
+        return batches[self.world.rank :: self.world.size]
 
 
 def average_period(settings: Train) -> int:
@@ -151,6 +170,21 @@ def newest_checkpoint(experiment: Experiment) -> tuple[int, Checkpoint] | None:
     return None
 
 
+def agree_on_newest(experiment: Experiment, world: World) -> tuple[int, Checkpoint] | None:
+    """`newest_checkpoint`, the same one in every process."""
+    newest: tuple[int, Checkpoint] | None = None
+
+    def find() -> int | None:
+        nonlocal newest
+        newest = newest_checkpoint(experiment)
+        return newest and newest[0]
+
+    step = world.as_writer(find)
+    if world.is_writer or step is None:
+        return newest
+    return step, read_checkpoint(checkpoint_path(experiment, step))
+
+
 def start_run(
     experiment: Experiment,
     newest: tuple[int, Checkpoint] | None,
@@ -203,6 +237,7 @@ def start_run(
         ),
         precision=precision,
         world=world,
+        tokenizer=tokenizer,
         rate=RATE_FACTOR ** len(read_returns(returns_path(experiment))),
     )
     if newest:

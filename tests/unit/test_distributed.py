@@ -59,16 +59,16 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes dropout and the regularisers' draws out, and keeps the gradients of each first step."""
     quiet = TransducerModel.train
     monkeypatch.setattr(TransducerModel, "train", lambda self, mode=True: quiet(self, False))
-    inner = train._train_step
+    inner = train.train_step
 
-    def spy(run: Any, shares: Any) -> torch.Tensor:
-        numbers = inner(run, shares)
+    def spy(run: Any, *rest: Any) -> torch.Tensor:
+        numbers = inner(run, *rest)
         if run.step == 1:
             kept = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
             torch.save(kept | {"numbers": numbers}, run.experiment.dir / f"{run.world.rank}.pt")
         return numbers
 
-    monkeypatch.setattr(train, "_train_step", spy)
+    monkeypatch.setattr(train, "train_step", spy)
 
 
 def gradients(experiment: Experiment, rank: int = 0) -> dict[str, torch.Tensor]:
@@ -144,14 +144,14 @@ def test_a_process_may_have_nothing_to_do(prepare) -> None:
 
 def test_bad_numbers_in_one_process_are_skipped_in_all(prepare, monkeypatch) -> None:
     experiment = prepare("nantwo", "train.checkpoint_every=1", "train.keep_checkpoints=9")
-    inner = train._losses
+    inner = train.compute_losses
 
     def poisoned(run: Any, batch: Any, features: Any, *tier: int) -> Any:
         if run.step == 4 and run.world.rank == 1 and run.model.training:
             features = features * torch.nan
         return inner(run, batch, features, *tier)
 
-    monkeypatch.setattr(train, "_losses", poisoned)
+    monkeypatch.setattr(train, "compute_losses", poisoned)
     assert in_processes(2, lambda: train.train(experiment)) == [0, 0]
     states = [
         read_checkpoint(resume.checkpoint_path(experiment, step)).state_dict for step in (3, 4, 8)
@@ -165,14 +165,14 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(prepare, monkeypa
     undisturbed, stopped = (prepare(name) for name in ("both", "bothstopped"))
     assert in_processes(2, lambda: train.train(undisturbed)) == [0, 0]
 
-    def signalled(run: Any, shares: Any) -> torch.Tensor:
-        if run.step == 4 and run.world.rank == 1:
+    def signalled(run: Any, *rest: Any) -> torch.Tensor:
+        if run.step == 3 and run.world.rank == 1:  # before the fourth
             os.kill(os.getpid(), signal.SIGUSR1)
-        return inner(run, shares)
+        return inner(run, *rest)
 
-    inner = train._train_step
+    inner = train.train_step
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_train_step", signalled)
+        patch.setattr(train, "train_step", signalled)
         assert in_processes(2, lambda: train.train(stopped)) == [RUN_AGAIN] * 2
     assert resume.saved_steps(stopped) == [3, 4]
     assert in_processes(2, lambda: train.train(stopped)) == [0, 0]

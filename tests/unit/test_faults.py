@@ -23,6 +23,7 @@ from icetransfer.experiment import RUN_AGAIN, Experiment
 from icetransfer.model import checkpoint
 from icetransfer.model.checkpoint import DamagedError, read_checkpoint
 from icetransfer.training import faults, resume
+from icetransfer.training.memory import until_it_fits
 
 SOURCES = str(Path(train.__file__).parent)
 
@@ -142,12 +143,12 @@ class Poison:
     """Makes the losses or gradients of chosen steps useless."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: Callable[[int], bool]) -> None:
-        self.inner = train._losses
+        self.inner = train.compute_losses
         self.wanted = wanted
         self.ids: dict[int, tuple[str, ...]] = {}
         self.first_rates: dict[int, float] = {}
         self.rates: dict[int, float] = {}
-        monkeypatch.setattr(train, "_losses", self)
+        monkeypatch.setattr(train, "compute_losses", self)
 
     def left(self) -> bool:
         """True for the first ten steps, whatever their numbers."""
@@ -182,14 +183,14 @@ def test_a_nan_in_a_feature_costs_its_batch_alone(prepare, monkeypatch, caplog) 
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(prepare, monkeypatch) -> None:
     experiment = prepare("inf", "train.checkpoint_every=1", "train.keep_checkpoints=9")
-    sums = train._sums
+    sums = train.loss_sums
 
     def infinite(total: torch.Tensor, *rest: Any) -> torch.Tensor:
         infinite.calls += 1
         return sums(total + (torch.inf if infinite.calls == 4 else 0), *rest)
 
     infinite.calls = 0
-    monkeypatch.setattr(train, "_sums", infinite)
+    monkeypatch.setattr(train, "loss_sums", infinite)
     train.train(experiment)
     assert_same(weights(experiment, 3), weights(experiment, 4))
 
@@ -218,24 +219,24 @@ def test_twenty_infinite_losses_cost_two_returns_and_nothing_else(
     prepare, monkeypatch, caplog
 ) -> None:
     experiment = prepare("twenty", *BAD_FROM)
-    sums, left = train._sums, [20]
+    sums, left = train.loss_sums, [20]
 
     def infinite(total: torch.Tensor, *rest: Any) -> torch.Tensor:
         bad = infinite.step >= 13 and left[0] > 0
         left[0] -= bad
         return sums(total + torch.inf if bad else total, *rest)
 
-    step = train._train_step
+    inner = train.forward_backward
 
-    def counted(run: Any, shares: Any) -> torch.Tensor:
+    def counted(run: Any, *rest: Any) -> torch.Tensor:
         infinite.step = run.step
-        numbers = step(run, shares)
+        summed = inner(run, *rest)
         infinite.step = 0  # not in the dev loss
-        return numbers
+        return summed
 
     infinite.step = 0
-    monkeypatch.setattr(train, "_sums", infinite)
-    monkeypatch.setattr(train, "_train_step", counted)
+    monkeypatch.setattr(train, "loss_sums", infinite)
+    monkeypatch.setattr(train, "forward_backward", counted)
     with caplog.at_level("WARNING", logger="icetransfer"):
         train.train(experiment)
     assert left == [0]
@@ -286,7 +287,7 @@ def test_a_killed_run_keeps_its_lower_rate(prepare, monkeypatch) -> None:
 
 def test_an_empty_memory_is_met_with_halves(prepare, undisturbed, monkeypatch, caplog) -> None:
     experiment = prepare("memory")
-    inner = train._losses
+    inner = train.compute_losses
 
     def small(run: Any, batch: Any, *rest: Any) -> Any:
         if run.step == 2 and run.model.training and len(batch.ids) > 1:
@@ -294,7 +295,7 @@ def test_an_empty_memory_is_met_with_halves(prepare, undisturbed, monkeypatch, c
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return inner(run, batch, *rest)
 
-    monkeypatch.setattr(train, "_losses", small)
+    monkeypatch.setattr(train, "compute_losses", small)
     with caplog.at_level("WARNING", logger="icetransfer"):
         train.train(experiment)
     assert "step 2: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" in caplog.text
@@ -302,12 +303,21 @@ def test_an_empty_memory_is_met_with_halves(prepare, undisturbed, monkeypatch, c
     assert all(name in caplog.text for name in small.ids)
 
 
+def gradients_of(run: Any, batch: Any) -> torch.Tensor:
+    """Leaves the gradients of a batch in the run's model; returns the sums of its losses."""
+    tier = train.draw_tier(run.settings, run.seed, run.step)
+    for attempt in until_it_fits(run.step, [batch]):
+        with attempt:
+            sums = train.forward_backward(run, [batch], tier, attempt.pieces)
+    return sums
+
+
 def test_halves_give_the_gradients_of_the_whole(prepare, monkeypatch) -> None:
     run = resume.start_run(prepare("halves"), None)
     run.model.eval()  # no dropout
     batch = next(iter(run.loader))
     gradients = {}
-    inner = train._losses
+    inner = train.compute_losses
 
     def limited(limit: int, *args: Any) -> Any:
         if len(args[1].ids) > limit:
@@ -315,16 +325,16 @@ def test_halves_give_the_gradients_of_the_whole(prepare, monkeypatch) -> None:
         return inner(*args)
 
     for limit in (100, 2, 1):
-        monkeypatch.setattr(train, "_losses", functools.partial(limited, limit))
-        sums = train._gradients(run, [batch])
+        monkeypatch.setattr(train, "compute_losses", functools.partial(limited, limit))
+        sums = gradients_of(run, batch)
         gradients[limit] = torch.cat(
             [sums, *(p.grad.view(-1) for p in run.model.parameters() if p.grad is not None)]
         )
     for limit in (2, 1):
         torch.testing.assert_close(gradients[limit], gradients[100], rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(train, "_losses", functools.partial(limited, 0))
+    monkeypatch.setattr(train, "compute_losses", functools.partial(limited, 0))
     with pytest.raises(ValueError, match="even with one utterance at a time") as error:
-        train._gradients(run, [batch])
+        gradients_of(run, batch)
     assert all(name in str(error.value) for name in batch.ids)
 
 

@@ -146,7 +146,7 @@ def test_a_killed_run_with_helpers_goes_on_in_the_middle_of_its_blocks(prepare, 
 
 def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
     seen = {}
-    inner = train._losses
+    inner = train.compute_losses
     for init in ("en", "ml"):
         batches = seen.setdefault(init, [])
 
@@ -154,7 +154,7 @@ def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
             batches.append((batch.ids, features.sum().item(), chunk_size, left))
             return inner(run, batch, features, chunk_size, left)
 
-        monkeypatch.setattr(train, "_losses", spy)
+        monkeypatch.setattr(train, "compute_losses", spy)
         train.train(prepare(init, f"init={init}", "train.max_steps=3"))
     assert seen["en"] == seen["ml"]
     assert len(seen["en"]) > 3
@@ -188,14 +188,11 @@ def test_a_step_reads_no_numbers_before_they_are_logged(prepare, monkeypatch):
     run = resume.start_run(prepare("reads", *settings, "train.checkpoint_every=50"), None)
     batches, meter = iter(run.loader), train.Meter(run.bad)
     for step in range(1, 10):
-        shares = [next(batches)]
-        run.step = step
+        share = iter([next(batches)])
         reads.places.clear()
         with reads:
-            meter.add(step, shares, train._train_step(run, shares))
-            train.update_averaged_model(step, 2, run.model, run.averaged)
-            train._report_and_save(run, [], None, meter, None)
-            assert not run.world.any(False)
+            train.train_step(run, share, meter, None)
+            assert run.step == step and not run.world.any(False)
         # SpecAugment reads lengths, which are on the host; the model and its loss have own tests.
         others = ("data/augment.py", "model/", "training/rnnt.py")
         assert [place for place in reads.places if not place.startswith(others)] == []
