@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from icetransfer import score
 from icetransfer.config import LOOK_AHEAD_MS, Config, chunk_label, chunk_ms
 from icetransfer.data.features import PADDING, SAMPLING_RATE, fbank, read_manifest
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
 from icetransfer.model.checkpoint import load_transducer

@@ -20,11 +20,11 @@ from babel import Locale, UnknownLocaleError
 from babel.numbers import get_decimal_symbol, get_group_symbol
 from num2words import CONVERTER_CLASSES, num2words
 
-from icetransfer.data.text import LANGUAGE_FOLDER
+from icetransfer.data.text.normalizer import LANGUAGE_FOLDER
 from icetransfer.experiment import main
 
 REPO = Path(__file__).parents[1]
-ALPHABETS = Path(__file__).parent / "data/alphabets.yaml"
+ALPHABETS = Path(__file__).parent / "data/text/alphabets.yaml"
 
 # Languages that write a small i with and without a dot: Unicode's own lower case mixes them.
 _DOTTED_I = {"az", "tr", "tt", "crh", "gag", "kk-Latn"}
@@ -108,7 +108,7 @@ def text_rules(code: str, name: str) -> str:
     letters = next((alphabets[part] for part in _broader(code) if part in alphabets), "")
     letters = letters.replace("'", "")  # which `apostrophe` keeps
     lines = [
-        f"# Text rules of {name}, for icetransfer/data/text.py.",
+        f"# Text rules of {name}, for icetransfer/data/text/normalizer.py.",
         "# A native speaker should check them.",
         f"name: {_quoted(name)}",
     ]
@@ -133,7 +133,7 @@ def _number_rules(code: str) -> list[str]:
     """Comments that say how numbers can be read out."""
     lines = [
         "# Digits and symbols are left as they are, and training sentences with them are dropped,",
-        "# until `numbers` says how they are read out; icetransfer/data/numerals.py explains it.",
+        "# until `numbers` says how they are read out: icetransfer/data/text/numerals.py explains.",
     ]
     language = code.partition("-")[0]
     locale = _locale(code)

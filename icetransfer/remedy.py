@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from icetransfer import score
 from icetransfer.config import Export, chunk_label
 from icetransfer.data.features import PADDING, fbank, read_manifest
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.decode import (
     OFFLINE_BATCH_SECONDS,

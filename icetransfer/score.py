@@ -5,8 +5,8 @@
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
-between words among them.  One normaliser (`data/text.py`) has been over reference and hypothesis;
-`raw_wer` in wer.json is that of the text as it came.
+between words among them.  One normaliser (`data/text/normalizer.py`) has been over reference and
+hypothesis; `raw_wer` in wer.json is that of the text as it came.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
 Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
@@ -29,7 +29,7 @@ from rich.table import Table
 
 from icetransfer.analysis import significance
 from icetransfer.config import Config, chunk_label, has_split
-from icetransfer.data.text import Normalizer, raw
+from icetransfer.data.text.normalizer import Normalizer, raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 
 NO_WORD = "*"  # in alignments; normalised text has no such word

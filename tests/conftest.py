@@ -14,7 +14,7 @@ import soundfile
 import soxr
 import torch
 
-from icetransfer.data.espeak import Espeak
+from icetransfer.data.synthetic.espeak import Espeak
 from icetransfer.experiment import log
 
 REPO = Path(__file__).resolve().parent.parent

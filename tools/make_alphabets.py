@@ -1,4 +1,4 @@
-"""Writes icetransfer/data/alphabets.yaml from the Unicode CLDR, for `tools/new_recipe.sh`.
+"""Writes icetransfer/data/text/alphabets.yaml from the Unicode CLDR, for `tools/new_recipe.sh`.
 
     python tools/make_alphabets.py FOLDER
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-TARGET = Path(__file__).resolve().parents[1] / "icetransfer/data/alphabets.yaml"
+TARGET = Path(__file__).resolve().parents[1] / "icetransfer/data/text/alphabets.yaml"
 MOST = 300
 HEAD = """\
 # The letters of languages: the main exemplar characters of the Unicode CLDR {version}, lower case.

@@ -37,7 +37,7 @@ from icetransfer.data.readers.json_lines import read_json_lines
 from icetransfer.data.readers.mls import read_mls
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
 from icetransfer.data.recordings import OUTSIDE, Limits, check
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.stage import atomic

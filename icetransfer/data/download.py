@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icetransfer import config, experiment
-from icetransfer.data import synthetic
 from icetransfer.data.fetch import fetch, fetch_archive, unpack
 from icetransfer.data.published import PUBLISHED, name_of
 from icetransfer.data.readers.common_voice import language_folder
 from icetransfer.data.readers.mls import archive_name
+from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS
 
 
@@ -75,7 +75,7 @@ def _find(name: str, corpus: config.AnyCorpus, folder: Path, language: str) -> N
 def _make(corpus: config.AnyCorpus, folder: Path, language: str) -> None:
     """Makes or fetches a corpus, if it is one that programs may."""
     if isinstance(corpus, config.SyntheticCorpus):
-        synthetic.synthesise(
+        speech.synthesise(
             language,
             corpus.domain,
             corpus.minutes.model_dump(),

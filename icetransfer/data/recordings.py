@@ -7,7 +7,7 @@ from typing import Any
 
 import soundfile
 
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import Rejection, UnusableError, Utterance
 
 SAMPLING_RATE = 16_000  # Hz

@@ -19,7 +19,7 @@ SEED = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds" / "en.pt"
 WORDS = ("seventeen", "kilometres", "yesterday", "hotel", "remember", "amsterdam", "window")
 SAY = """
 import sys, numpy, soxr
-from icetransfer.data.espeak import Espeak
+from icetransfer.data.synthetic.espeak import Espeak
 voice = Espeak("en", "f5")
 words = {}
 for word in sys.argv[2:]:

@@ -1,4 +1,4 @@
-"""tools/bench_decode.py: every engine is found and measured, on a model of a toy's size."""
+"""benchmarks/bench_decode.py: every engine is found and measured, on a model of a toy's size."""
 
 import importlib.util
 import sys
@@ -10,13 +10,13 @@ from icetransfer.config import load_config
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 
-TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    spec = importlib.util.spec_from_file_location("bench_decode", TOOLS / "bench_decode.py")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("bench_decode", BENCHMARKS / "bench_decode.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bench_decode", module)  # for its dataclass
     spec.loader.exec_module(module)

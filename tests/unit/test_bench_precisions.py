@@ -10,7 +10,7 @@ from tests.conftest import REPO
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = REPO / "tools" / "bench_precisions.py"
+    path = REPO / "benchmarks" / "bench_precisions.py"
     spec = importlib.util.spec_from_file_location("bench_precisions", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

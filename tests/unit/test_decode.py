@@ -11,7 +11,7 @@ import torch
 
 from icetransfer import decode, export, score
 from icetransfer.data.features import read_manifest
-from icetransfer.data.text import Normalizer
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import StreamingState, build_transducer

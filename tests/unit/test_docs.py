@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("egs/*/README.md")])
+FOLDERS = ("", "docs/", "benchmarks/", "egs/*/")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in REPO.glob(f"{folder}*.md"))
 CODE = [*REPO.glob("icetransfer/**/*.py"), *REPO.glob("tools/*.sh"), *REPO.glob("egs/*/run.sh")]
 
 
@@ -28,7 +29,7 @@ def test_links_resolve(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_files_that_are_named_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:icetransfer|tools|tests|docs|egs)/[\w./-]+)`", text):
+    for path in re.findall(r"`((?:icetransfer|tools|benchmarks|tests|docs|egs)/[\w./-]+)`", text):
         made = path.startswith("egs/cy") or "/exp" in path or "/corpus" in path
         assert made or (REPO / path).exists(), f"{name(document)} names {path}"
 
@@ -95,7 +96,7 @@ def test_commands_have_the_options_that_are_shown(document: str, command: str) -
     if "/cy/" in program[0]:  # a recipe that a reader has just made
         program = re.match(r"\S+", "egs/nl/run.sh")
         assert program is not None
-    if program[0].startswith("tools/bench_") or program[0] == "tools/check.sh":
+    if program[0].startswith("benchmarks/bench_") or program[0] == "tools/check.sh":
         assert (REPO / program[0]).is_file()
         return
     help_text = usage(program[0])

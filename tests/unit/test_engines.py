@@ -51,7 +51,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     """Half a minute of synthetic English in voices that the seed was not trained on."""
     folder = tmp_path_factory.mktemp("spoken")
     code = (  # espeak-ng wants a process of its own
-        "from pathlib import Path; from icetransfer.data.synthetic import synthesise; "
+        "from pathlib import Path; from icetransfer.data.synthetic.speech import synthesise; "
         f"synthesise('en', 'slots', {{'test': 0.5}}, Path({str(folder)!r}), seed=5)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from icetransfer import new_recipe
-from icetransfer.data import text
+from icetransfer.data.text import normalizer as text
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 
 from icetransfer.config import FolderCorpus, SyntheticCorpus
-from icetransfer.data import corpora, synthetic
+from icetransfer.data import corpora
 from icetransfer.data.corpora import Source, check_part, prepare_manifests, without_duplicates
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.recordings import Limits
+from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 
 Prepared = dict[str, list[dict[str, Any]]]
@@ -250,7 +251,7 @@ def test_synthetic_corpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist: run stage 0"):
         prepare_manifests(source, tmp_path / "manifests")
     minutes = {"train": 0.1, "dev": 0.05, "test": 0.05}
-    synthetic.synthesise("pl", "slots", minutes, tmp_path)
+    speech.synthesise("pl", "slots", minutes, tmp_path)
     prepare_manifests(source, tmp_path / "manifests")
     for split, wanted in minutes.items():
         cuts = manifest(tmp_path / f"manifests/slots_{split}.jsonl.gz")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from icetransfer.data import espeak, synthetic
-from icetransfer.data.sentences import SentenceSource, split_of, synthetic_languages
-from icetransfer.data.text import Normalizer
+from icetransfer.data.synthetic import espeak, speech
+from icetransfer.data.synthetic.sentences import SentenceSource, split_of, synthetic_languages
+from icetransfer.data.text.normalizer import Normalizer
 
 MINUTES = {"train": 0.45, "dev": 0.05, "test": 0.05}
 # 45 minutes at the 4.3 s (open) and 3.4 s (slots) that an utterance lasts, a cautious count.
@@ -41,7 +41,7 @@ def manifest(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    synthetic.synthesise("nl", "slots", MINUTES, folder, seed=3, jobs=2)
+    speech.synthesise("nl", "slots", MINUTES, folder, seed=3, jobs=2)
     return folder
 
 
@@ -49,9 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("domain", ["slots", "open"])
 def test_words_and_splits(language: str, domain: str) -> None:
     count = SENTENCES_IN_45_MINUTES[domain]
-    drawn = synthetic.draw_sentences(
-        language, domain, {"train": count, "dev": 60, "test": 60}, seed=0
-    )
+    drawn = speech.draw_sentences(language, domain, {"train": count, "dev": 60, "test": 60}, seed=0)
     normalizer = Normalizer(language)
     texts = {split: [sentence.text for sentence in part] for split, part in drawn.items()}
     for split, part in texts.items():
@@ -81,11 +79,11 @@ def test_sentences_depend_on_the_seed_alone() -> None:
 
 def test_unknown_requests_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'cy'; known: de, en"):
-        synthetic.synthesise("cy", "slots", MINUTES, tmp_path)
+        speech.synthesise("cy", "slots", MINUTES, tmp_path)
     with pytest.raises(ValueError, match="'closed'; expected one of slots, open"):
-        synthetic.synthesise("nl", "closed", MINUTES, tmp_path)
+        speech.synthesise("nl", "closed", MINUTES, tmp_path)
     with pytest.raises(ValueError, match="'valid'; expected train, dev, test"):
-        synthetic.synthesise("nl", "slots", {"valid": 1.0}, tmp_path)
+        speech.synthesise("nl", "slots", {"valid": 1.0}, tmp_path)
 
 
 def test_corpus_is_what_was_asked_for(corpus: Path) -> None:
@@ -122,7 +120,7 @@ def test_lhotse_reads_it(corpus: Path) -> None:
 
 
 def test_same_bytes_with_one_process(corpus: Path, tmp_path: Path) -> None:
-    synthetic.synthesise("nl", "slots", MINUTES, tmp_path, seed=3, jobs=1)
+    speech.synthesise("nl", "slots", MINUTES, tmp_path, seed=3, jobs=1)
     assert files_of(tmp_path) == files_of(corpus)
 
 
@@ -130,14 +128,14 @@ def test_another_seed_gives_another_corpus_and_is_refused_here(
     corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="different seed"):
-        synthetic.synthesise("nl", "slots", MINUTES, corpus, seed=4)
-    synthetic.synthesise("nl", "slots", {"dev": 0.05}, tmp_path, seed=4)
+        speech.synthesise("nl", "slots", MINUTES, corpus, seed=4)
+    speech.synthesise("nl", "slots", {"dev": 0.05}, tmp_path, seed=4)
     first = manifest(tmp_path / "dev_supervisions.jsonl.gz")[0]
     assert first["text"] != manifest(corpus / "dev_supervisions.jsonl.gz")[0]["text"]
 
 
 def test_longer_corpus_contains_the_shorter(corpus: Path, tmp_path: Path) -> None:
-    synthetic.synthesise("nl", "slots", {"train": 0.2}, tmp_path, seed=3)
+    speech.synthesise("nl", "slots", {"train": 0.2}, tmp_path, seed=3)
     small = manifest(tmp_path / "train_supervisions.jsonl.gz")
     large = manifest(corpus / "train_supervisions.jsonl.gz")
     assert 0 < len(small) < len(large)
@@ -146,7 +144,7 @@ def test_longer_corpus_contains_the_shorter(corpus: Path, tmp_path: Path) -> Non
 
 def test_killed_run_continues(corpus: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from icetransfer.data.synthetic import synthesise;"
+        "from pathlib import Path; from icetransfer.data.synthetic.speech import synthesise;"
         f"synthesise('nl', 'slots', {MINUTES!r}, Path({str(tmp_path)!r}), seed=3, jobs=1)"
     )
     process = subprocess.Popen(
@@ -158,15 +156,15 @@ def test_killed_run_continues(corpus: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     made = first.stat().st_mtime_ns
-    synthetic.synthesise("nl", "slots", MINUTES, tmp_path, seed=3, jobs=2)
+    speech.synthesise("nl", "slots", MINUTES, tmp_path, seed=3, jobs=2)
     assert files_of(tmp_path) == files_of(corpus)
     assert first.stat().st_mtime_ns == made, "a finished chunk was made again"
 
 
 def test_finished_corpus_is_left_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files_of(corpus)
-    monkeypatch.setattr(synthetic, "_make_chunk", None)
-    synthetic.synthesise("nl", "slots", MINUTES, corpus, seed=3)
+    monkeypatch.setattr(speech, "_make_chunk", None)
+    speech.synthesise("nl", "slots", MINUTES, corpus, seed=3)
     assert files_of(corpus) == before
 
 
@@ -180,7 +178,7 @@ def _digests_of_voices(names: list[str], results: Any) -> None:
 
 
 def test_every_voice_exists_and_differs() -> None:
-    names = [name for split in synthetic.VOICES.values() for name in split]
+    names = [name for split in speech.VOICES.values() for name in split]
     assert len(set(names)) == len(names)
     assert set(names) <= espeak.variants()
     context = get_context("fork")

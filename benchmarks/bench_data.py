@@ -1,6 +1,6 @@
 """What the data side costs at full scale; each section in a process of its own, for its memory.
 
-    python tools/bench_data.py [manifest] [fbank] [loader]
+    python benchmarks/bench_data.py [manifest] [fbank] [loader]
 
 manifest    stage 4 and a pass over what it chose, on made-up manifests of many cuts
 fbank       hours of audio per CPU hour of stage 3's extraction, beside lhotse's default extractor

@@ -1,7 +1,7 @@
 """What a training step costs: seconds by part, memory, and the share of what the machine can do.
 
-    python tools/bench_train.py [--sizes small medium] [--growth]
-    python tools/bench_train.py --checkpoint epoch-30.pt --config exp/nl/config.yaml
+    python benchmarks/bench_train.py [--sizes small medium] [--growth]
+    python benchmarks/bench_train.py --checkpoint epoch-30.pt --config exp/nl/config.yaml
 
 A batch is 60 s of made-up audio, 12 utterances of 5 s with 15 tokens; each chunk size is trained
 at in turn. The machine's own speeds are measured in the same run: 100 % of an operation's FLOPs is

@@ -40,8 +40,8 @@ import yaml
 from babel import Locale
 from num2words import num2words
 
-from icetransfer.data.text import Normalizer
-from icetransfer.data.word_lists import LISTS
+from icetransfer.data.synthetic.word_lists import LISTS
+from icetransfer.data.text.normalizer import Normalizer
 
 GRAMMAR_FOLDER = Path(__file__).parent / "grammars"
 DOMAINS = ("slots", "open")

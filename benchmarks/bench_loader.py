@@ -1,6 +1,6 @@
 """What loading costs, and that its memory does not grow with the corpus: bench_data.py's section.
 
-    python tools/bench_data.py loader
+    python benchmarks/bench_data.py loader
 
 For each number of cuts, all parts of one recording, and for features that are stored and that are
 computed on the fly: the blocks are made in one process, and batches are loaded in another, without

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from icetransfer.data.numerals import NumberReader
+from icetransfer.data.text.numerals import NumberReader
 
 #: Raised whenever any language's normalised text changes; stands in every result.
 VERSION = "3"
@@ -37,7 +37,7 @@ VERSION = "3"
 WORDS_VERSION = "1"
 
 LANGUAGE_FOLDER = Path(__file__).parent / "languages"
-RECIPES_FOLDER = Path(__file__).parents[2] / "egs"
+RECIPES_FOLDER = Path(__file__).parents[3] / "egs"
 
 _APOSTROPHES = "'’‘ʼ`´′"
 _HYPHENS = "-‐‑‒"
@@ -194,7 +194,7 @@ def _read_rules(language: str, path: Path) -> Mapping[str, Any]:
         raise ValueError(
             f"no text rules for language {language!r}; known: {', '.join(languages())}. "
             f"tools/new_recipe.sh {language} makes them, and the recipe; or write {path} with its "
-            f"name and alphabet (see {Path(__file__).name})"
+            f"name and alphabet (see icetransfer/data/text/normalizer.py)"
         )
     rules = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(rules, dict) or not {"name", "alphabet"} <= set(rules) <= _KEYS:

@@ -37,15 +37,16 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from icetransfer.data import espeak, text
 from icetransfer.data.jsonl import write_jsonl_gz
-from icetransfer.data.sentences import (
+from icetransfer.data.synthetic import espeak
+from icetransfer.data.synthetic.sentences import (
     DOMAINS,
     SPLITS,
     Sentence,
     SentenceSource,
     read_grammar,
 )
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.stage.atomic import write_text
 from icetransfer.stage.progress import minutes_of, progress_bar
 
@@ -173,7 +174,7 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
         "language": language,
         "domain": domain,
         "seed": seed,
-        "text": text.Normalizer(language).words_version,
+        "text": Normalizer(language).words_version,
         "grammar_sha256": hashlib.sha256(json.dumps(grammar).encode()).hexdigest(),
     }
     path = out_dir / "corpus.json"

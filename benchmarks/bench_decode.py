@@ -1,9 +1,9 @@
 """What streaming recognition costs: real-time factor, streams of a core, memory, size of the files.
 
-    cd egs/nl; python ../../tools/bench_decode.py --exp exp/NAME
-    python tools/bench_decode.py --checkpoint epoch-30.pt --config decode.yaml
-    python tools/bench_decode.py --bundle DIR
-    python tools/bench_decode.py --size medium decode.chunk_sizes=[16] [--hour]
+    cd egs/nl; python ../../benchmarks/bench_decode.py --exp exp/NAME
+    python benchmarks/bench_decode.py --checkpoint epoch-30.pt --config decode.yaml
+    python benchmarks/bench_decode.py --bundle DIR
+    python benchmarks/bench_decode.py --size medium decode.chunk_sizes=[16] [--hour]
 
 Every tier and precision that is there: torch over whole utterances with the chunk mask ("masked"),
 and as streams torch, onnxruntime and sherpa-onnx.  A checkpoint or a size (random weights) is

@@ -1,8 +1,8 @@
 """What each precision costs and saves: docs/precisions.md, from finished experiments.
 
-    python tools/bench_precisions.py rtf EXP... --out rtf.json
-    python tools/bench_precisions.py full-size --out full-size.json
-    python tools/bench_precisions.py table EXP... --rtf rtf.json \
+    python benchmarks/bench_precisions.py rtf EXP... --out rtf.json
+    python benchmarks/bench_precisions.py full-size --out full-size.json
+    python benchmarks/bench_precisions.py table EXP... --rtf rtf.json \
         --full-size full-size.json --out docs/precisions.md [--remedied EXP...]
 
 The experiments have gone through stages 8 and 9 with decode.precisions=[fp32,fp16,int8,int4] and
@@ -57,7 +57,7 @@ BLOCKS = ((32, False), (32, True), (64, False), (128, False))  # block_size, sym
 INTRODUCTION = """\
 # What each precision costs and saves
 
-Made by `tools/bench_precisions.py` from the files of finished experiments; change it there.
+Made by `benchmarks/bench_precisions.py` from the files of finished experiments; change it there.
 
 * fp16: weights stored in 16 bits, widened when they are loaded: half the size, fp32's speed.
 * int8: products with weights and inputs in 8 bits, a scale for each output channel; weights of

@@ -1,6 +1,6 @@
 """What the analysis of a large sweep costs: the paper's grid, made up, 600 utterances a test set.
 
-    python tools/bench_gap.py [--files 40]
+    python benchmarks/bench_gap.py [--files 40]
 
 The grid is 8 languages x 5 amounts of data x 2 inits x 4 tiers x 4 test sets x 4 precisions = 5,120
 results with 3.1 million utterances, resampled 1,000 times.  Reading is timed on some files and

@@ -1,0 +1,1 @@
+"""Speech made by espeak-ng from grammars and word lists, for trying the recipes."""
