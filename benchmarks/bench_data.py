@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import soundfile
 import torch
 from bench_loader import bench_loader
@@ -166,12 +166,12 @@ def bench_manifest(folder: Path, args: argparse.Namespace) -> None:
 
 def made_up_speech(folder: Path, minutes: float) -> CutSet:
     """Noise with the rhythm of syllables, 16 kHz FLAC, 2 to 16 seconds each."""
-    rng = numpy.random.default_rng(1)
+    rng = np.random.default_rng(1)
     folder.mkdir(parents=True)
     cuts: list[MonoCut] = []
     while sum(cut.duration for cut in cuts) < 60 * minutes:
         samples = int(rng.integers(2 * 16000, 16 * 16000))
-        rhythm = 0.05 * (1 + numpy.sin(numpy.arange(samples) * 2 * numpy.pi * 4 / 16000))
+        rhythm = 0.05 * (1 + np.sin(np.arange(samples) * 2 * np.pi * 4 / 16000))
         path = folder / f"{len(cuts):05d}.flac"
         soundfile.write(path, rhythm * rng.standard_normal(samples), 16000)
         recording = Recording.from_file(path)

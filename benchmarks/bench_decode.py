@@ -40,7 +40,8 @@ from rich.table import Table
 
 from icetransfer import experiment
 from icetransfer.config import Config, chunk_label, load_config
-from icetransfer.data.features import SAMPLING_RATE, fbank, read_manifest
+from icetransfer.data.features import fbank, read_manifest
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_streams, tail_seconds
 from icetransfer.export import Source, export_bundle
 from icetransfer.model.checkpoint import load_transducer, save_checkpoint

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy
+import numpy as np
 
 from icetransfer import gap
 from icetransfer.analysis.bootstrap import RESAMPLES
@@ -31,18 +31,18 @@ UTTERANCES, WORDS = 600, 20
 LIMIT = 60  # seconds that the analysis may take on two cores
 
 
-def made_up_sweep(rng: numpy.random.Generator) -> tuple[list[gap.Result], dict[Path, Utterances]]:
+def made_up_sweep(rng: np.random.Generator) -> tuple[list[gap.Result], dict[Path, Utterances]]:
     """Results of a sweep whose gap is 4.21 (hours / 100)^-0.95 points, and their utterances."""
     ids = tuple(f"u{number:04d}" for number in range(UTTERANCES))
-    words = numpy.full(UTTERANCES, float(WORDS))
-    alone = numpy.arange(UTTERANCES)  # every utterance a cluster: most to draw
+    words = np.full(UTTERANCES, float(WORDS))
+    alone = np.arange(UTTERANCES)  # every utterance a cluster: most to draw
     results, utterances = [], {}
     for language, test_set in itertools.product(LANGUAGES, TEST_SETS):
         hard = rng.gamma(2, 0.5, UTTERANCES)
         for hours, init, tier, precision in itertools.product(HOURS, gap.INITS, TIERS, PRECISIONS):
             wer = 12 * (hours / 100) ** -0.2 + 0.5 * PRECISIONS.index(precision)
             wer += 4.21 * (hours / 100) ** -0.95 * (init == "en")
-            errors = rng.binomial(WORDS, numpy.minimum(wer / 100 * hard, 0.9)).astype(float)
+            errors = rng.binomial(WORDS, np.minimum(wer / 100 * hard, 0.9)).astype(float)
             found = Utterances(ids, errors, words, alone, "utterance")
             path = Path(language, test_set, f"{hours:g}-{init}-{tier}-{precision}.jsonl")
             point = gap.Point(test_set, precision, tier, hours)
@@ -51,7 +51,7 @@ def made_up_sweep(rng: numpy.random.Generator) -> tuple[list[gap.Result], dict[P
     return results, utterances
 
 
-def write_recogs(path: Path, errors: numpy.ndarray) -> None:
+def write_recogs(path: Path, errors: np.ndarray) -> None:
     """A recogs.jsonl as stage 9 writes it, with that many errors in each utterance."""
     ref = [f"word{number}" for number in range(WORDS)]
     with path.open("w", encoding="utf-8") as file:
@@ -91,7 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--files", type=int, default=40, help="to time reading on (%(default)s)")
     args = parser.parse_args()
-    results, utterances = made_up_sweep(numpy.random.default_rng(1))
+    results, utterances = made_up_sweep(np.random.default_rng(1))
     each = time_reading(utterances, args.files)
     start, start_cpu = time.perf_counter(), time.process_time()
     analysis = gap.analyse(results, utterances)

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import soundfile
 import torch
 from lhotse import Features, MonoCut, Recording, SupervisionSegment
@@ -63,10 +63,10 @@ def write_data(folder: Path, store: str, cuts: int) -> None:
     """What stages 1 to 4 leave of so many cuts of 1 to 15 seconds."""
     experiment = made_up_experiment(folder, store)
     rng = random.Random(1)
-    samples = 0.1 * numpy.random.default_rng(1).standard_normal(16000 * RECORDING_SECONDS)
+    samples = 0.1 * np.random.default_rng(1).standard_normal(16000 * RECORDING_SECONDS)
     audio, shard = folder / "audio.flac", folder / "shard.npy"
     soundfile.write(audio, samples, 16000)
-    numpy.save(shard, features.fbank(samples.astype(numpy.float32)).astype(numpy.float16))
+    np.save(shard, features.fbank(samples.astype(np.float32)).astype(np.float16))
     recording = Recording.from_file(audio, recording_id="made")
     stored = store == "precomputed"
     names = []

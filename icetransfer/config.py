@@ -51,6 +51,11 @@ def chunk_label(chunk_size: int) -> str:
     return f"{chunk_size * FRAME_MS} ms (+{LOOK_AHEAD_MS} ms look-ahead)"
 
 
+def tier_folder(chunk_size: int, left_context_frames: int) -> str:
+    """Names a latency tier as folders do: "chunk-16-left-128", or "offline" for -1."""
+    return "offline" if chunk_size == -1 else f"chunk-{chunk_size}-left-{left_context_frames}"
+
+
 def chunk_ms(chunk_size: int) -> int:
     """The chunk's length in milliseconds, -1 for offline, as `wer.json` holds it."""
     return -1 if chunk_size == -1 else chunk_size * FRAME_MS

@@ -30,9 +30,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from icetransfer import score
 from icetransfer.config import LOOK_AHEAD_MS, Config, chunk_label, chunk_ms
-from icetransfer.data.features import PADDING, SAMPLING_RATE, fbank, read_manifest
+from icetransfer.data.features import PADDING, fbank, read_manifest
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.stage import atomic
@@ -150,7 +151,7 @@ def decode_offline(
         yield from zip(keys, search(*model.encode(padded, lens)), strict=True)
 
 
-def make_engine(experiment: Experiment, run: score.Run) -> Engine:
+def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """Loads the model of a run.
 
     Raises:
@@ -286,7 +287,7 @@ def make_rows(
     return rows
 
 
-def make_result(config: Config, run: score.Run, rows: list[score.Row]) -> dict[str, Any]:
+def make_result(config: Config, run: score.Decoding, rows: list[score.Row]) -> dict[str, Any]:
     """What wer.json holds, but for speed, size and provenance."""
     words, characters = score.word_errors(rows), score.character_errors(rows)
     offline = run.chunk_size == -1
@@ -351,7 +352,7 @@ def align_references(
 
 def decode_run(
     experiment: Experiment,
-    run: score.Run,
+    run: score.Decoding,
     cuts: list[Cut],
     checkpoint_sha256: str,
     normalize: Normalizer,
@@ -413,7 +414,7 @@ def decode_run(
     )
 
 
-def _check_bundle(experiment: Experiment, run: score.Run, checkpoint_sha256: str) -> int:
+def _check_bundle(experiment: Experiment, run: score.Decoding, checkpoint_sha256: str) -> int:
     bundle = Bundle(experiment.onnx_dir(run.chunk_size))
     bundle.check(run.precision)
     made_of = {}

@@ -101,10 +101,8 @@ class Experiment:
 
     def onnx_dir(self, chunk_size: int) -> Path:
         """The exported bundle of one latency tier."""
-        if chunk_size == -1:
-            return self.dir / "onnx" / "offline"
         left = self.config.decode.left_context_frames
-        return self.dir / "onnx" / f"chunk-{chunk_size}-left-{left}"
+        return self.dir / "onnx" / config.tier_folder(chunk_size, left)
 
 
 def open_experiment(directory: Path) -> Experiment:
@@ -199,11 +197,11 @@ def sha256(path: Path) -> str:
 
 def seed_everything(seed: int) -> None:
     """Seeds Python, numpy and torch (the CPU and every GPU)."""
-    import numpy
+    import numpy as np
     import torch
 
     random.seed(seed)
-    numpy.random.seed(seed)
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from icetransfer.config import Export, Precision, load_section
+from icetransfer.config import Export, Precision, load_section, tier_folder
 from icetransfer.experiment import (
     Experiment,
     log,
@@ -519,8 +519,7 @@ def export_checkpoint(words: list[str]) -> None:
     out = Path(arguments.out)
     tiers = {size: Bundle(out) for size in sizes}
     if len(sizes) > 1:
-        names = {size: f"chunk-{size}-left-{left[0]}" for size in sizes} | {-1: "offline"}
-        tiers = {size: Bundle(out / names[size]) for size in sizes}
+        tiers = {size: Bundle(out / tier_folder(size, left[0])) for size in sizes}
     heads = None
     for size, bundle in tiers.items():
         export_bundle(source, bundle, size, left[0], precisions, heads, settings)

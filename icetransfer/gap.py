@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
+import numpy as np
 
 from icetransfer import experiment
 from icetransfer.analysis import gap_report, laws
@@ -217,7 +217,7 @@ def language_gaps(by_init: dict[str, dict[tuple[str, int], Array]]) -> dict[str,
     pairs = defaultdict(list)
     for key in sorted(english.keys() & multilingual.keys()):
         pairs[key[0]].append(english[key] - multilingual[key])
-    return {language: numpy.mean(gaps, axis=0) for language, gaps in pairs.items()}
+    return {language: np.mean(gaps, axis=0) for language, gaps in pairs.items()}
 
 
 def collect_gaps(wers: Wers) -> Gaps:
@@ -279,7 +279,7 @@ def power_laws(gaps: Gaps, resampling: Resampling, threshold: float) -> list[Row
         languages = len({language for point in points for language in gaps[point]})
         means = [resampling.mean(gaps[point]) for point in points]
         law = laws.fit_power_law(hours, means, languages)
-        choice = laws.compare(hours, numpy.array([draws[0] for draws in means]))
+        choice = laws.compare(hours, np.array([draws[0] for draws in means]))
         under = laws.threshold(law, threshold, hours, languages)
         rows.append(
             _named(series)
@@ -300,7 +300,7 @@ def _band(law: laws.PowerLaw, hours: Sequence[float], languages: int) -> list[Ro
     """The law with its interval along the amounts measured, for figures."""
     if law.fitted is None:
         return []
-    amounts = [float(x) for x in numpy.geomspace(min(hours), max(hours), BAND_POINTS)]
+    amounts = [float(x) for x in np.geomspace(min(hours), max(hours), BAND_POINTS)]
     drawn = [law.fitted.gaps(amount) for amount in amounts]
     known = [uncertainty(draws, languages) for draws in drawn]
     # one factor for the whole band: from amount to amount it would leap
@@ -381,7 +381,7 @@ def quantisation_rows(results: Sequence[Result], wers: Wers, resampling: Resampl
                         ratios.append(large / small)
         rows.append(
             {"precision": precision, "n": sum(map(len, changes.values()))}
-            | {"size_ratio": float(numpy.mean(ratios)) if ratios else None}
+            | {"size_ratio": float(np.mean(ratios)) if ratios else None}
             | _changes_row(changes, resampling)
         )
     return rows
@@ -398,7 +398,7 @@ def _changes_row(changes: Changes, resampling: Resampling) -> Row:
         for (own, tier, language), found in changes.items():
             if own == init and chunk_ms in (None, tier):
                 pooled[language] += found
-        return {language: numpy.mean(found, axis=0) for language, found in pooled.items()}
+        return {language: np.mean(found, axis=0) for language, found in pooled.items()}
 
     def mean(name: str, found: dict[str, Array]) -> Row:
         return _with_interval(name, resampling.mean(found), len(found)) if found else {}
@@ -407,7 +407,7 @@ def _changes_row(changes: Changes, resampling: Resampling) -> Row:
         inits = [by_language(init, chunk_ms) for init in INITS]
         names = sorted({name for found in inits for name in found})
         return {
-            name: numpy.mean([found[name] for found in inits if name in found], axis=0)
+            name: np.mean([found[name] for found in inits if name in found], axis=0)
             for name in names
         }
 
@@ -446,9 +446,9 @@ def noise_rows(wers: Wers) -> list[Row]:
                 point._asdict()
                 | {
                     "language": language,
-                    "wer_sd": {i: float(numpy.std(v, ddof=1)) for i, v in repeated.items()},
+                    "wer_sd": {i: float(np.std(v, ddof=1)) for i, v in repeated.items()},
                     "gaps": gaps,
-                    "gap_sd": float(numpy.std(gaps, ddof=1)) if len(gaps) > 1 else None,
+                    "gap_sd": float(np.std(gaps, ddof=1)) if len(gaps) > 1 else None,
                 }
             )
     return rows
@@ -481,7 +481,7 @@ def curve_rows(wers: Wers, resampling: Resampling) -> tuple[list[Row], list[Row]
             ]
         if len(points) > 1:
             hours = [point.hours for point in points]
-            english, multilingual = (numpy.stack(means[init]) for init in INITS)
+            english, multilingual = (np.stack(means[init]) for init in INITS)
             savings += [
                 _named(series) | row for row in _savings(hours, english, multilingual, len(shared))
             ]
@@ -493,7 +493,7 @@ def _mean_over_seeds(cells: dict[tuple[str, int], Array], shared: set[str]) -> d
     for (language, _), wer in sorted(cells.items()):
         if language in shared:
             by_language[language].append(wer)
-    return {language: numpy.mean(found, axis=0) for language, found in by_language.items()}
+    return {language: np.mean(found, axis=0) for language, found in by_language.items()}
 
 
 def _savings(hours: list[float], english: Array, multilingual: Array, languages: int) -> list[Row]:
@@ -508,19 +508,19 @@ def _savings(hours: list[float], english: Array, multilingual: Array, languages:
         multilingual: the same.
         languages: in the means.
     """
-    logs = numpy.log(hours)
+    logs = np.log(hours)
     # more data that seems to hurt is noise: EN needs no more than the amount that did it before
-    english = numpy.minimum.accumulate(english, axis=0)
+    english = np.minimum.accumulate(english, axis=0)
     rows = []
     for index, amount in enumerate(hours):
         target = multilingual[index]
-        needed = numpy.where(target >= english[0], logs[0], logs[-1])
+        needed = np.where(target >= english[0], logs[0], logs[-1])
         for left in range(len(hours) - 1):
             top, bottom = english[left], english[left + 1]
             inside = (bottom <= target) & (target < top)
-            with numpy.errstate(invalid="ignore", divide="ignore"):
+            with np.errstate(invalid="ignore", divide="ignore"):
                 part = (top - target) / (top - bottom)
-            needed = numpy.where(inside, logs[left] + part * (logs[left + 1] - logs[left]), needed)
+            needed = np.where(inside, logs[left] + part * (logs[left + 1] - logs[left]), needed)
         draws = needed - logs[index]
         low, high = interval(draws, languages)
         beyond = bool(target[0] < english[-1, 0])
@@ -530,7 +530,7 @@ def _savings(hours: list[float], english: Array, multilingual: Array, languages:
         rows.append(
             {
                 "hours": amount,
-                "ratio": float(numpy.exp(draws[0])),
+                "ratio": float(np.exp(draws[0])),
                 "bound": "at_least" if beyond else "at_most" if before else None,
                 "ratio_ci_low": None if low is None or low <= ends[0] else math.exp(low),
                 "ratio_ci_high": None if high is None or high >= ends[1] else math.exp(high),

@@ -18,8 +18,9 @@ import soundfile
 
 from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import chunk_label
-from icetransfer.data.features import SAMPLING_RATE, read_manifest
+from icetransfer.data.features import read_manifest
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.model_card import bundle_card

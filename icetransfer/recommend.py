@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -153,7 +153,7 @@ def read_evidence(path: Path, chunk_ms: int | None) -> Evidence:
 
 
 def _means(by_hours: dict[float, list[Array]]) -> dict[float, Array]:
-    return {hours: numpy.mean(found, axis=0) for hours, found in sorted(by_hours.items())}
+    return {hours: np.mean(found, axis=0) for hours, found in sorted(by_hours.items())}
 
 
 def from_results(
@@ -246,7 +246,7 @@ def _gap_at(
 def _between(hours: float, by_hours: dict[float, Array]) -> Array:
     """Straight over log hours between the nearest amounts, or on from the last two, (D,)."""
     amounts = sorted(by_hours)
-    right = min(max(int(numpy.searchsorted(amounts, hours)), 1), len(amounts) - 1)
+    right = min(max(int(np.searchsorted(amounts, hours)), 1), len(amounts) - 1)
     first, second = amounts[right - 1], amounts[right]
     part = math.log(hours / first) / math.log(second / first)
     return by_hours[first] * (1 - part) + by_hours[second] * part
@@ -278,7 +278,7 @@ def _more_data(
         if len(curves[name]) > 1
     ]
     if changes:
-        change = float(numpy.mean([draws[0] for draws in changes]))
+        change = float(np.mean([draws[0] for draws in changes]))
         text += f", WER of the {init} start {change:+.2f} points"
         if double > evidence.amounts[-1]:
             text += " (extrapolated from the last two amounts)"

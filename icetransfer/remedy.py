@@ -121,7 +121,7 @@ def sensitivities(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def search(
+def keep_layers(
     first: Trial, order: list[str], measure: Callable[[int], Trial], bound: float
 ) -> list[Trial]:
     """Keeps ever more of the most sensitive layers until WER is at most `bound`.
@@ -260,7 +260,7 @@ def examine(
             settings,
             lambda model: encoder_outputs(install(model, "fp32").dir, features),
         )
-        trials = search(trials[0], [*found], measure, bound)
+        trials = keep_layers(trials[0], [*found], measure, bound)
     best = min(trials, key=lambda trial: (max(trial.wer, bound), trial.layers))
     return Finding(
         tier=source.dir.name,

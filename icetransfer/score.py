@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer.analysis import significance
-from icetransfer.config import Config, chunk_label, has_split
+from icetransfer.config import Config, chunk_label, has_split, tier_folder
 from icetransfer.data.text.normalizer import Normalizer, raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 
@@ -108,7 +108,7 @@ def character_errors(rows: Sequence[Row]) -> Counts:
 
 
 @dataclass(frozen=True)
-class Run:
+class Decoding:
     """One way of decoding one test set, and the name of its folder."""
 
     test_set: str
@@ -126,9 +126,7 @@ class Run:
 
     def folder(self, decode_dir: Path) -> Path:
         """Where its recogs.jsonl, errs.txt and wer.json lie."""
-        tier = "offline"
-        if self.chunk_size != -1:
-            tier = f"chunk-{self.chunk_size}-left-{self.left_context_frames}"
+        tier = tier_folder(self.chunk_size, self.left_context_frames)
         return decode_dir / self.test_set / f"{self.engine}-{self.precision}-{tier}-{self.search}"
 
 
@@ -154,11 +152,11 @@ def test_sets(config: Config) -> dict[str, TestSet]:
     }
 
 
-def planned_runs(config: Config) -> list[Run]:
+def planned_runs(config: Config) -> list[Decoding]:
     """All that the config asks to decode; torch decodes fp32 alone."""
     decode = config.decode
     return [
-        Run(test_set, engine, precision, size, decode.left_context_frames, decode.search)
+        Decoding(test_set, engine, precision, size, decode.left_context_frames, decode.search)
         for test_set in test_sets(config)
         for engine in decode.engines
         for precision in decode.precisions
@@ -284,7 +282,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        runs.setdefault(path.parent, _run_of(json.loads(path.read_text(encoding="utf-8"))))
+        runs.setdefault(path.parent, _decoding_of(json.loads(path.read_text(encoding="utf-8"))))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
@@ -318,7 +316,7 @@ def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
 
 def agreement(experiment: Experiment) -> list[str]:
     """A line for each test set, precision, tier and search that several engines have decoded."""
-    groups: dict[Run, dict[str, Path]] = {}
+    groups: dict[Decoding, dict[str, Path]] = {}
     for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
         path = run.folder(experiment.decode_dir) / "recogs.jsonl"
         if path.is_file():
@@ -355,8 +353,8 @@ def costs_above_margin(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _run_of(result: dict[str, Any]) -> Run:
-    return Run(**{key: result[key] for key in Run.__dataclass_fields__})
+def _decoding_of(result: dict[str, Any]) -> Decoding:
+    return Decoding(**{key: result[key] for key in Decoding.__dataclass_fields__})
 
 
 def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:

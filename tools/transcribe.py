@@ -26,7 +26,7 @@ from lhotse.utils import compute_num_samples
 from numpy.typing import NDArray
 
 from icetransfer.config import chunk_label, chunk_ms
-from icetransfer.data.features import SAMPLING_RATE
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import main
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, spoken_words
 from icetransfer.streaming.bundle import Bundle, read_tokens

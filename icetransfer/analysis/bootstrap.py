@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy
+import numpy as np
 from scipy import stats
 
 from icetransfer.analysis import significance
@@ -60,8 +60,8 @@ class Resampling:
         self.seed = seed
         self.units: set[str] = set()  # what utterances were drawn by
         count = len(self.languages)
-        drawn = numpy.random.default_rng(seed).dirichlet(numpy.ones(count), resamples)
-        weights = numpy.vstack([numpy.ones((1, count)), drawn, numpy.ones((resamples, count))]).T
+        drawn = np.random.default_rng(seed).dirichlet(np.ones(count), resamples)
+        weights = np.vstack([np.ones((1, count)), drawn, np.ones((resamples, count))]).T
         self._weights = dict(zip(self.languages, weights, strict=True))
 
     @property
@@ -71,7 +71,7 @@ class Resampling:
 
     def constant(self, value: float) -> Array:
         """A value whose utterances are not at hand, (D,)."""
-        return numpy.full(1 + 2 * self.resamples, value)
+        return np.full(1 + 2 * self.resamples, value)
 
     def wers(self, language: str, test_set: str, systems: Sequence[Utterances]) -> list[Array]:
         """WERs in percent of systems on one test set, (D,) each.
@@ -89,14 +89,14 @@ class Resampling:
             chosen = [systems[index] for index in members]
             drawn = significance.resampled_wers(chosen, self.resamples, seed)
             for index, values in zip(members, drawn, strict=True):
-                same = numpy.full(1 + self.resamples, values[0])
-                found[index] = numpy.concatenate([same, values[1:]])
+                same = np.full(1 + self.resamples, values[0])
+                found[index] = np.concatenate([same, values[1:]])
         return [found[index] for index in range(len(systems))]
 
     def mean(self, by_language: Mapping[str, Array]) -> Array:
         """The mean over languages, (D,)."""
-        weights = numpy.stack([self._weights[name] for name in by_language])
-        values = numpy.stack(list(by_language.values()))
+        weights = np.stack([self._weights[name] for name in by_language])
+        values = np.stack(list(by_language.values()))
         result: Array = (weights * values).sum(0) / weights.sum(0)
         return result
 
@@ -125,7 +125,7 @@ def uncertainty(draws: Array, languages: int) -> Uncertainty | None:
     """
     half = (len(draws) - 1) // 2
     by_language, by_utterance = draws[1 : 1 + half], draws[1 + half :]
-    finite = numpy.isfinite(by_language) & numpy.isfinite(by_utterance)
+    finite = np.isfinite(by_language) & np.isfinite(by_utterance)
     if finite.sum() < 2:
         return None
     from_languages = by_language[finite] - draws[0]
@@ -200,21 +200,21 @@ def contrasts(pairs: Sequence[tuple[Array, int]], margin: float) -> Contrasts:
         pairs: differences, (D,), each with the number of languages in it.
         margin: what is still small, in the differences' unit.
     """
-    estimates = numpy.array([draws[0] for draws, _ in pairs])
-    spread = float(numpy.abs(estimates).max())
+    estimates = np.array([draws[0] for draws, _ in pairs])
+    spread = float(np.abs(estimates).max())
     found = [uncertainty(draws, languages) for draws, languages in pairs]
     known = [u for u in found if u is not None]
     if len(known) < len(found):
         return Contrasts(spread, None, None, None, None)
-    errors = numpy.array([u.error for u in known])
-    freedoms = numpy.array([u.freedom for u in known])
-    wider = errors * numpy.array([student_factor(u.freedom) for u in known])
-    chance = numpy.abs(numpy.stack([u.deviations / u.error for u in known])).max(0)
-    bound = float(numpy.percentile(chance, significance.CONFIDENCE))
+    errors = np.array([u.error for u in known])
+    freedoms = np.array([u.freedom for u in known])
+    wider = errors * np.array([student_factor(u.freedom) for u in known])
+    chance = np.abs(np.stack([u.deviations / u.error for u in known])).max(0)
+    bound = float(np.percentile(chance, significance.CONFIDENCE))
     return Contrasts(
         spread,
-        max(float((numpy.abs(estimates) - bound * wider).max()), 0.0),
-        float((numpy.abs(estimates) + bound * wider).max()),
-        float((chance >= numpy.abs(estimates / wider).max()).mean()),
-        float(stats.t.sf((margin - numpy.abs(estimates)) / errors, freedoms).max()),
+        max(float((np.abs(estimates) - bound * wider).max()), 0.0),
+        float((np.abs(estimates) + bound * wider).max()),
+        float((chance >= np.abs(estimates / wider).max()).mean()),
+        float(stats.t.sf((margin - np.abs(estimates)) / errors, freedoms).max()),
     )

@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy
+import numpy as np
 
 from icetransfer.analysis import laws
 from icetransfer.config import hours_label
@@ -303,7 +303,7 @@ def noise_text(rows: list[Row]) -> str:
             "No cell was repeated with other seeds for both inits: the noise between training runs "
             "is not known, and intervals hold it only as far as it makes languages differ."
         )
-    typical = float(numpy.sqrt(numpy.mean([row["gap_sd"] ** 2 for row in repeated])))
+    typical = float(np.sqrt(np.mean([row["gap_sd"] ** 2 for row in repeated])))
     cells = sorted({f"{row['language']} at {hours_label(row['hours'])}" for row in repeated})
     return (
         f"Repeated with other seeds: {', '.join(cells)}. From the seed alone, the gap of one "
@@ -345,15 +345,15 @@ def plot(analysis: Row, test_set: str, path: Path) -> None:
         of_tier = sorted((r for r in rows if r["chunk_ms"] == tier), key=lambda r: r["hours"])
         # tiers side by side, or their bars would hide one another
         offset = 1.03 ** (index - (len(tiers) - 1) / 2)
-        x = numpy.array([r["hours"] * scale * offset for r in of_tier])
-        y = numpy.array([r["gap"] for r in of_tier])
-        low = numpy.array([r["gap"] if r["ci_low"] is None else r["ci_low"] for r in of_tier])
-        high = numpy.array([r["gap"] if r["ci_high"] is None else r["ci_high"] for r in of_tier])
+        x = np.array([r["hours"] * scale * offset for r in of_tier])
+        y = np.array([r["gap"] for r in of_tier])
+        low = np.array([r["gap"] if r["ci_low"] is None else r["ci_low"] for r in of_tier])
+        high = np.array([r["gap"] if r["ci_high"] is None else r["ci_high"] for r in of_tier])
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(
             x,
             y,
-            yerr=[numpy.maximum(y - low, 0), numpy.maximum(high - y, 0)],
+            yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
             color=colour,
             marker=MARKERS[index % len(MARKERS)],
             linestyle="none",
@@ -364,7 +364,7 @@ def plot(analysis: Row, test_set: str, path: Path) -> None:
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set_xscale("log")
     ticks = sorted({r["hours"] * scale for r in rows})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in numpy.round(ticks, 3)])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in np.round(ticks, 3)])
     axes.minorticks_off()
     axes.set_xlabel(f"training data, {unit}")
     axes.set_ylabel("WER(EN) − WER(ML), points")
@@ -380,7 +380,7 @@ def _plot_law(
 ) -> None:
     for law in analysis["power_law"]:
         if (law["test_set"], law["precision"], law["chunk_ms"]) == series and law["b"] is not None:
-            x = numpy.geomspace(hours.min(), hours.max(), 50)
+            x = np.geomspace(hours.min(), hours.max(), 50)
             axes.plot(x * scale, law["a"] * x ** -law["b"], color=colour, linewidth=1)
 
 

@@ -14,14 +14,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy
+import numpy as np
 from scipy.optimize import minimize_scalar
 
 from icetransfer.analysis.bootstrap import Interval, interval
 from icetransfer.analysis.significance import Array
 
-EXPONENTS = numpy.arange(-2, 6.001, 0.02, dtype=numpy.float64)  # where the fit looks for b
-RATES = numpy.geomspace(1e-3, 100, 401, dtype=numpy.float64)  # and for 1/c
+EXPONENTS = np.arange(-2, 6.001, 0.02, dtype=np.float64)  # where the fit looks for b
+RATES = np.geomspace(1e-3, 100, 401, dtype=np.float64)  # and for 1/c
 METHOD = "least squares on the linear scale"
 REACH = 1000  # times the amounts measured: farther than that no threshold is looked for
 CLEARLY = 2.0  # a difference in AICc that counts (Burnham and Anderson 2002, section 2.6)
@@ -52,12 +52,12 @@ def _power(x: Array, b: Array) -> Array:
 
 
 def _exponential(x: Array, rate: Array) -> Array:
-    return numpy.exp(-rate * x[:, None])[:, None]
+    return np.exp(-rate * x[:, None])[:, None]
 
 
 def _offset_power(x: Array, b: Array) -> Array:
     power = x[:, None] ** -b
-    return numpy.stack([power, numpy.ones_like(power)], axis=1)
+    return np.stack([power, np.ones_like(power)], axis=1)
 
 
 POWER = Family("power law", "a h^-b", EXPONENTS, _power, 2)
@@ -87,18 +87,18 @@ class Fit:
 
     def gaps(self, hours: float) -> Array:
         """The gap at an amount of data, (D,)."""
-        curves = self.family.curves(numpy.array([hours / self.centre]), self.shape)[0]  # (C, D)
+        curves = self.family.curves(np.array([hours / self.centre]), self.shape)[0]  # (C, D)
         values: Array = (curves.T * self.coefficients).sum(1)
         return values
 
 
 def _explained(curves: Array, gaps: Array) -> tuple[Array, Array]:
     """The part of the gaps' squares that curves explain, (D, S), and orthonormal curves."""
-    bases = curves / numpy.linalg.norm(curves, axis=0)
+    bases = curves / np.linalg.norm(curves, axis=0)
     if curves.shape[1] == 2:
         second = bases[:, 1] - (bases[:, 0] * bases[:, 1]).sum(0) * bases[:, 0]
-        norm = numpy.maximum(numpy.linalg.norm(second, axis=0), 1e-9)
-        bases = numpy.stack([bases[:, 0], second / norm], axis=1)
+        norm = np.maximum(np.linalg.norm(second, axis=0), 1e-9)
+        bases = np.stack([bases[:, 0], second / norm], axis=1)
     found: Array = sum((gaps @ bases[:, c]) ** 2 for c in range(bases.shape[1]))
     return found, bases
 
@@ -111,21 +111,21 @@ def fit(family: Family, hours: Sequence[float], gaps: Array) -> Fit:
         hours: amounts of training data, (P,).
         gaps: (D, P), finite.
     """
-    x = numpy.asarray(hours, numpy.float64)
+    x = np.asarray(hours, np.float64)
     # hours relative to their geometric mean: without it, steep laws lose all digits
-    centre = float(numpy.exp(numpy.log(x).mean()))
+    centre = float(np.exp(np.log(x).mean()))
     x = x / centre
     explained, _ = _explained(family.curves(x, family.grid), gaps)
     best = explained.argmax(1)
     at_edge = (best == 0) | (best == len(family.grid) - 1)
     shape = family.grid[best]
-    inner = numpy.flatnonzero(~at_edge)
+    inner = np.flatnonzero(~at_edge)
     # the top of the parabola through the best and its neighbours
     left, top, right = (explained[inner, best[inner] + step] for step in (-1, 0, 1))
-    curvature = numpy.minimum(left - 2 * top + right, -1e-300)
-    offset = numpy.clip((left - right) / (2 * curvature), -0.5, 0.5)
-    step = numpy.where(offset > 0, family.grid[best[inner] + 1] - shape[inner], 0)
-    step = numpy.where(offset < 0, shape[inner] - family.grid[best[inner] - 1], step)
+    curvature = np.minimum(left - 2 * top + right, -1e-300)
+    offset = np.clip((left - right) / (2 * curvature), -0.5, 0.5)
+    step = np.where(offset > 0, family.grid[best[inner] + 1] - shape[inner], 0)
+    step = np.where(offset < 0, shape[inner] - family.grid[best[inner] - 1], step)
     shape[inner] += offset * step
     if not at_edge[0]:
         shape[0] = _refined(family, x, gaps[0], int(best[0]))
@@ -134,7 +134,7 @@ def fit(family: Family, hours: Sequence[float], gaps: Array) -> Fit:
 
 def _refined(family: Family, x: Array, gaps: Array, best: int) -> float:
     def unexplained(value: float) -> float:
-        return -float(_explained(family.curves(x, numpy.array([value])), gaps[None])[0][0, 0])
+        return -float(_explained(family.curves(x, np.array([value])), gaps[None])[0][0, 0])
 
     bounds = (family.grid[best - 1], family.grid[best + 1])
     return float(minimize_scalar(unexplained, bounds=bounds, options={"xatol": 1e-9}).x)
@@ -142,12 +142,12 @@ def _refined(family: Family, x: Array, gaps: Array, best: int) -> float:
 
 def _coefficients(family: Family, x: Array, shape: Array, gaps: Array) -> Array:
     curves = family.curves(x, shape)  # (P, C, D)
-    normal = numpy.einsum("pcd,ped->dce", curves, curves)
-    projected = numpy.einsum("pcd,dp->dc", curves, gaps)
+    normal = np.einsum("pcd,ped->dce", curves, curves)
+    projected = np.einsum("pcd,dp->dc", curves, gaps)
     # two curves may be all but the same: a little on the diagonal keeps the system solvable
-    size = numpy.trace(normal, axis1=1, axis2=2)[:, None, None]
-    normal += 1e-12 * size * numpy.eye(normal.shape[1])
-    found: Array = numpy.linalg.solve(normal, projected[..., None])[..., 0]
+    size = np.trace(normal, axis1=1, axis2=2)[:, None, None]
+    normal += 1e-12 * size * np.eye(normal.shape[1])
+    found: Array = np.linalg.solve(normal, projected[..., None])[..., 0]
     return found
 
 
@@ -194,7 +194,7 @@ def fit_power_law(hours: Sequence[float], gaps: Sequence[Array], languages: int 
     if count < 2:
         reason = "one amount of data: no decay to be seen"
         return PowerLaw(None, None, None, None, None, None, count, reason)
-    stacked = numpy.stack(gaps).T
+    stacked = np.stack(gaps).T
     found = fit(POWER, hours, stacked)
     if found.at_edge[0] or not stacked[0].any():
         reason = "no power law with an exponent of -2 to 6 is nearest: the gap changes its sign"
@@ -211,7 +211,7 @@ def fit_power_law(hours: Sequence[float], gaps: Sequence[Array], languages: int 
             f"where the interval of b is cut"
         )
     # a ranges over decades with b: its logarithm is what is near symmetric
-    positive = numpy.log(numpy.where(a * a[0] > 0, abs(a), numpy.nan))
+    positive = np.log(np.where(a * a[0] > 0, abs(a), np.nan))
     bounds = [None if x is None else math.exp(x) for x in interval(positive, languages)]
     bounds = [None if x is None else math.copysign(x, a[0]) for x in bounds]
     a_low, a_high = bounds if a[0] > 0 else bounds[::-1]
@@ -245,11 +245,11 @@ def threshold(
         return None
     least, most = math.log(min(hours) / REACH), math.log(max(hours) * REACH)
     scale, b = law.fitted.coefficients[:, 0], law.fitted.shape
-    with numpy.errstate(divide="ignore", invalid="ignore"):
-        logs = numpy.log(scale / points) / b + math.log(law.fitted.centre)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(scale / points) / b + math.log(law.fitted.centre)
     # falling: under the threshold from there on.  Rising or flat: never; negative: always
-    logs = numpy.where(scale <= 0, least, numpy.where(b <= 0, most, logs))
-    logs = numpy.clip(logs, least, most)
+    logs = np.where(scale <= 0, least, np.where(b <= 0, most, logs))
+    logs = np.clip(logs, least, most)
     ends = [float(logs[0]), *interval(logs, languages)]
     amounts = [None if x is None or not least < x < most else math.exp(x) for x in ends]
     if scale[0] <= 0:
@@ -315,7 +315,7 @@ def _aicc(family: Family, hours: Sequence[float], gaps: Array) -> float | None:
     if count - parameters - 1 <= 0:
         return None
     found = fit(family, hours, gaps[None])
-    residuals = gaps - numpy.array([found.gaps(h)[0] for h in hours])
+    residuals = gaps - np.array([found.gaps(h)[0] for h in hours])
     mean_square = _mean_square(residuals, gaps)
     correction = 2 * parameters * (parameters + 1) / (count - parameters - 1)
     return count * math.log(mean_square) + 2 * parameters + correction
@@ -330,7 +330,7 @@ def _leave_one_out(family: Family, hours: Sequence[float], gaps: Array) -> float
         kept = [i for i in range(count) if i != index]
         found = fit(family, [hours[i] for i in kept], gaps[None, kept])
         errors.append(found.gaps(hours[index])[0] - gaps[index])
-    return math.sqrt(_mean_square(numpy.array(errors), gaps))
+    return math.sqrt(_mean_square(np.array(errors), gaps))
 
 
 def _mean_square(errors: Array, gaps: Array) -> float:

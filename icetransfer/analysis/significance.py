@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import kaldialign
-import numpy
+import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -32,7 +32,7 @@ UNKNOWN = ("", "unknown")  # a speaker of whom nothing is known; see data/corpor
 LEVEL = 1 - CONFIDENCE / 100  # of tests
 NORMAL = float(stats.norm.ppf(0.5 + CONFIDENCE / 200))
 
-Array = NDArray[numpy.float64]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Utterances:
     ids: tuple[str, ...]
     errors: Array
     words: Array
-    clusters: NDArray[numpy.int64]
+    clusters: NDArray[np.int64]
     unit: str
 
     @property
@@ -65,7 +65,7 @@ class Utterances:
 
     def by_cluster(self, values: Array) -> Array:
         """Sums (U,) over clusters to (K,)."""
-        sums: Array = numpy.bincount(self.clusters, values, self.count).astype(numpy.float64)
+        sums: Array = np.bincount(self.clusters, values, self.count).astype(np.float64)
         return sums
 
 
@@ -101,16 +101,16 @@ def make_utterances(rows: Sequence[tuple[str, str, str, str]], where: str) -> Ut
     if twice:
         raise ValueError(f"{where}: utterance {twice[0]!r} stands twice")
     refs = [row[2].split() for row in rows]
-    words = numpy.array([len(ref) for ref in refs], numpy.float64)
+    words = np.array([len(ref) for ref in refs], np.float64)
     if not words.any():
         raise ValueError(f"{where}: no reference has a word, so there is no word error rate")
     pairs = zip(refs, rows, strict=True)
     errors = [kaldialign.edit_distance(ref, row[3].split())["total"] for ref, row in pairs]
     clusters, unit = cluster([row[1] for row in rows], [row[2] for row in rows])
-    return Utterances(ids, numpy.array(errors, numpy.float64), words, clusters, unit)
+    return Utterances(ids, np.array(errors, np.float64), words, clusters, unit)
 
 
-def cluster(speakers: Sequence[str], sentences: Sequence[str]) -> tuple[NDArray[numpy.int64], str]:
+def cluster(speakers: Sequence[str], sentences: Sequence[str]) -> tuple[NDArray[np.int64], str]:
     """Groups utterances whose errors are not independent.
 
     By sentence where most utterances are of a sentence that several speakers read (FLEURS), else by
@@ -135,14 +135,14 @@ def cluster(speakers: Sequence[str], sentences: Sequence[str]) -> tuple[NDArray[
         labels, unit = voices, "speaker"
     else:
         labels, unit = alone, "utterance"
-    return numpy.unique(numpy.array(labels), return_inverse=True)[1].astype(numpy.int64), unit
+    return np.unique(np.array(labels), return_inverse=True)[1].astype(np.int64), unit
 
 
 @lru_cache(maxsize=32)
 def cluster_weights(count: int, resamples: int, seed: tuple[int, ...]) -> Array:
     """How often each cluster is drawn, (R, K); the same for the same arguments."""
-    rng = numpy.random.default_rng(seed)
-    return rng.multinomial(count, numpy.full(count, 1 / count), resamples).astype(numpy.float64)
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
 
 
 def student_factor(freedom: float) -> float:
@@ -182,20 +182,18 @@ def resampled_wers(
     """
     first = systems[0]
     words = first.by_cluster(first.words)
-    errors = numpy.stack([s.by_cluster(s.errors) for s in systems], axis=1)  # (K, systems)
+    errors = np.stack([s.by_cluster(s.errors) for s in systems], axis=1)  # (K, systems)
     weights = cluster_weights(first.count, resamples, seed)
     # a draw may hold nothing but empty references: no words, no rate, and no errors but insertions
-    drawn = 100 * (weights @ errors).T / numpy.maximum(weights @ words, 1)
+    drawn = 100 * (weights @ errors).T / np.maximum(weights @ words, 1)
     exact = 100 * errors.sum(0)[:, None] / words.sum()
-    result: Array = numpy.hstack(
-        [exact, exact + (drawn - exact) * small_sample_factor(first.count)]
-    )
+    result: Array = np.hstack([exact, exact + (drawn - exact) * small_sample_factor(first.count)])
     return result
 
 
 def percentile_interval(draws: Array) -> tuple[float, float]:
     """The middle 95 % of resampled values."""
-    low, high = numpy.percentile(draws, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
+    low, high = np.percentile(draws, [50 - CONFIDENCE / 2, 50 + CONFIDENCE / 2])
     return float(low), float(high)
 
 
@@ -258,7 +256,7 @@ def compare(first: Utterances, second: Utterances) -> Comparison:
             f"the two systems are not of the same test set: {len(odd)} utterances, {odd[0]!r} the "
             f"first, are in one alone"
         )
-    other = numpy.flatnonzero(first.words != second.words)
+    other = np.flatnonzero(first.words != second.words)
     if other.size:
         raise ValueError(
             f"the two systems have other references: utterance {first.ids[other[0]]!r} has "

@@ -3,7 +3,7 @@
 A 0.6 B FastConformer transducer, eight European languages, 100 to 2500 h of training data.
 """
 
-import numpy
+import numpy as np
 
 from icetransfer.analysis.laws import PowerLaw, fit_power_law
 
@@ -23,7 +23,7 @@ FOUR_BIT_RATIO = 3.0  # times smaller
 def law() -> PowerLaw:
     """The law through the two points."""
     hours, gaps = zip(*POINTS, strict=True)
-    return fit_power_law(hours, [numpy.array([gap]) for gap in gaps])
+    return fit_power_law(hours, [np.array([gap]) for gap in gaps])
 
 
 def statement() -> str:

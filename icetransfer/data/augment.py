@@ -17,7 +17,8 @@ from torch import Tensor
 
 from icetransfer import config
 from icetransfer.config import SpecAugment
-from icetransfer.data.features import FRAME_SHIFT, SAMPLING_RATE, compute
+from icetransfer.data.features import FRAME_SHIFT, compute
+from icetransfer.data.utterances import SAMPLING_RATE
 
 
 def make_transform(section: SpecAugment) -> Transform | None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
+import numpy as np
 import yaml
 from lhotse import CutSet
 from lhotse.cut import Cut, MonoCut
@@ -346,11 +346,11 @@ def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _subset_digests(path: Path) -> NDArray[numpy.uint64]:
+def _subset_digests(path: Path) -> NDArray[np.uint64]:
     """The digests of a subset's lines, "corpus cut_id", in order: 8 bytes a cut."""
     with path.open(encoding="utf-8") as lines:
         digests = (_digest(line.rstrip("\n")) for line in lines)
-        return numpy.sort(numpy.fromiter(digests, dtype=numpy.uint64))
+        return np.sort(np.fromiter(digests, dtype=np.uint64))
 
 
 def _cuts(origin: Origin) -> Iterator[dict[str, Any]]:
@@ -363,8 +363,8 @@ def _cuts(origin: Origin) -> Iterator[dict[str, Any]]:
             continue
         while some := list(itertools.islice(cuts, SORTED_AT_ONCE)):
             names = (f"{corpus} {cut['custom']['source_id']}" for cut in some)
-            digests = numpy.fromiter(map(_digest, names), numpy.uint64, len(some))
-            places = numpy.searchsorted(wanted, digests).clip(max=len(wanted) - 1)
+            digests = np.fromiter(map(_digest, names), np.uint64, len(some))
+            places = np.searchsorted(wanted, digests).clip(max=len(wanted) - 1)
             chosen = wanted[places] == digests
             yield from (cut for cut, is_chosen in zip(some, chosen, strict=True) if is_chosen)
 

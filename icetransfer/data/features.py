@@ -37,18 +37,17 @@ from numpy.typing import NDArray
 
 from icetransfer import config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import minutes_of, progress_bar
 
-SAMPLING_RATE = 16000
 NUM_BINS = 80
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
 SHARD_SECONDS = 600
 SHARDS_AHEAD = 4  # read and waiting, for each process
-SPLITS = ("train", "dev", "test")
 ON_THE_FLY = "icetransfer-on-the-fly"  # the storage type of features that are stored nowhere
 
 

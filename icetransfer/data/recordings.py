@@ -8,9 +8,8 @@ from typing import Any
 import soundfile
 
 from icetransfer.data.text.normalizer import Normalizer
-from icetransfer.data.utterances import Rejection, UnusableError, Utterance
+from icetransfer.data.utterances import SAMPLING_RATE, Rejection, UnusableError, Utterance
 
-SAMPLING_RATE = 16_000  # Hz
 OUTSIDE = " alphabet: "  # in the reason of a text that has other characters, before them
 #: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
 SHORTEST_TEST_SECONDS = 0.29

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SAMPLING_RATE = 16_000  # Hz, of all that is trained on and recognised
 SPLITS = ("train", "dev", "test")
 UNKNOWN_SPEAKER = "unknown"
 

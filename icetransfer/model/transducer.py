@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icetransfer.config import FRAME_MS
 from icetransfer.model.decoder import Decoder
 from icetransfer.model.joiner import Joiner
 from icetransfer.model.linear import Linear, scaled_linear
@@ -26,7 +27,6 @@ from icetransfer.model.subsampling import (
 )
 from icetransfer.model.zipformer import LayerState, StackDims, Zipformer
 
-FRAME_MS = 20  # one frame of chunk_size and left_context_frames
 OUTPUT_FACTOR = 2  # from those frames to encoder outputs
 _PER_STACK = (
     "num_encoder_layers",

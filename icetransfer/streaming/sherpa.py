@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.streaming.bundle import Bundle, read_tokens
 from icetransfer.streaming.search import Hypothesis
 
-SAMPLING_RATE = 16000
 FRAME_SECONDS = 0.04  # of an encoder output
 _WORD_MARK = "▁"  # sherpa-onnx prints it as a space
 

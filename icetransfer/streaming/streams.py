@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from icetransfer.config import FRAME_MS
-from icetransfer.data.features import SAMPLING_RATE, fbank_options
+from icetransfer.data.features import fbank_options
+from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState
 from icetransfer.streaming.search import NOTHING, Hypothesis, Search, SearchState

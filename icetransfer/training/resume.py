@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy
+import numpy as np
 import torch
 from torch import nn
 
@@ -391,7 +391,7 @@ def _restore(run: Run, extra: Mapping[str, Any]) -> None:
 
 def _random_states() -> dict[str, Any]:
     """The states of all generators, in types that a safe load takes."""
-    _, keys, position, *gauss = cast(tuple[Any, ...], numpy.random.get_state())
+    _, keys, position, *gauss = cast(tuple[Any, ...], np.random.get_state())
     return {
         "python": random.getstate(),
         "numpy": [keys.tolist(), position, *gauss],
@@ -403,7 +403,7 @@ def _random_states() -> dict[str, Any]:
 def _set_random_states(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     keys, *rest = states["numpy"]
-    numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), *rest))
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 
 from icetransfer import gap
@@ -50,7 +50,7 @@ def test_mean_gap_over_languages(tmp_path: Path) -> None:
     assert row["gap"] == pytest.approx((3 - 1 + 4) / 3)
     assert row["n_languages"] == 3
     # so few languages need Student's interval: the resamples alone would end at -1 and 4
-    half = 4.303 * numpy.std([3, -1, 4], ddof=1) / math.sqrt(3)
+    half = 4.303 * np.std([3, -1, 4], ddof=1) / math.sqrt(3)
     assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * half, rel=0.1)
     assert row["ci_low"] < 0 < 2 < row["ci_high"]
 
@@ -66,22 +66,22 @@ def test_one_language_has_no_interval(tmp_path: Path) -> None:
 
 def test_exact_law_is_recovered_with_gaps_on_both_sides_of_zero() -> None:
     hours = [0.05, 0.2, 1.0, 5.0]
-    law = laws.fit_power_law(hours, [numpy.array([3 * h**-0.7]) for h in hours])
+    law = laws.fit_power_law(hours, [np.array([3 * h**-0.7]) for h in hours])
     assert law.a == pytest.approx(3, rel=1e-5)
     assert law.b == pytest.approx(0.7, abs=1e-5)
-    negative = laws.fit_power_law(hours, [numpy.array([-2 * h**-0.5]) for h in hours])
+    negative = laws.fit_power_law(hours, [np.array([-2 * h**-0.5]) for h in hours])
     assert negative.a == pytest.approx(-2, rel=1e-5)
     assert negative.b == pytest.approx(0.5, abs=1e-5)
-    mixed = laws.fit_power_law([1, 2, 4, 8], [numpy.array([g]) for g in (4.0, 2.0, 1.0, -0.1)])
+    mixed = laws.fit_power_law([1, 2, 4, 8], [np.array([g]) for g in (4.0, 2.0, 1.0, -0.1)])
     assert mixed.b is not None
     assert 0.9 < mixed.b < 1.3
 
 
 def test_no_law_where_the_sign_changes() -> None:
-    law = laws.fit_power_law([1, 2], [numpy.array([1.0]), numpy.array([-1.0])])
+    law = laws.fit_power_law([1, 2], [np.array([1.0]), np.array([-1.0])])
     assert law.b is None
     assert law.gap(5) is None
-    flat = laws.fit_power_law([1, 2], [numpy.array([0.0]), numpy.array([0.0])])
+    flat = laws.fit_power_law([1, 2], [np.array([0.0]), np.array([0.0])])
     assert flat.b is None
 
 
@@ -237,9 +237,9 @@ def test_the_law_is_chosen_and_not_assumed(
 
 
 def test_aicc_is_that_of_the_formula() -> None:
-    hours, gaps = [1.0, 2, 4, 8, 16], numpy.array([4.0, 2.2, 0.9, 0.6, 0.2])
+    hours, gaps = [1.0, 2, 4, 8, 16], np.array([4.0, 2.2, 0.9, 0.6, 0.2])
     found = laws.compare(hours, gaps).candidates[0]
-    law = laws.fit_power_law(hours, [numpy.array([g]) for g in gaps])
+    law = laws.fit_power_law(hours, [np.array([g]) for g in gaps])
     rest = sum((law.gap(h) - g) ** 2 for h, g in zip(hours, gaps, strict=True))
     # two parameters and the noise: 3
     assert found.aicc == pytest.approx(5 * math.log(rest / 5) + 6 + 2 * 3 * 4 / (5 - 3 - 1))

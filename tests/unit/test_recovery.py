@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 
 from icetransfer import gap
@@ -38,7 +38,7 @@ class Truth:
     quantised_ml: float = 0.0  # that of ML besides
     missing: float = 0.0  # share of the cells
 
-    def draw(self, rng: numpy.random.Generator) -> gap.Row:
+    def draw(self, rng: np.random.Generator) -> gap.Row:
         """Results and utterances of a sweep, and their WERs and gaps."""
         results, utterances = [], {}
         for language in range(self.languages):
@@ -54,7 +54,7 @@ class Truth:
                         for init, more in (("en", law), ("ml", ml_change)):
                             wer = 15 * hours**-0.2 + more + change
                             path = Path(f"{language}/{hours}/{tier}/{name}/{init}")
-                            errors = rng.binomial(WORDS, numpy.minimum(wer / 100 * hard, 0.95))
+                            errors = rng.binomial(WORDS, np.minimum(wer / 100 * hard, 0.95))
                             found = made_up(errors)
                             utterances[path] = found
                             point = gap.Point("t", name, tier, hours)
@@ -77,9 +77,9 @@ class Truth:
         return [*full, ("int8", self.quantised, self.quantised_ml)]
 
 
-def made_up(errors: numpy.ndarray) -> Utterances:
-    words = numpy.full(UTTERANCES, float(WORDS))
-    return Utterances(IDS, errors.astype(float), words, numpy.arange(UTTERANCES), "utterance")
+def made_up(errors: np.ndarray) -> Utterances:
+    words = np.full(UTTERANCES, float(WORDS))
+    return Utterances(IDS, errors.astype(float), words, np.arange(UTTERANCES), "utterance")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def made_up(errors: numpy.ndarray) -> Utterances:
 def test_intervals_of_the_law_and_of_the_gap_cover_the_truth(
     truth: Truth, least_gap: float
 ) -> None:
-    rng = numpy.random.default_rng(17)
+    rng = np.random.default_rng(17)
     gaps_in, gaps_seen, b_in, factor_in, under_in, fitted, negative = 0, 0, 0, 0, 0, 0, 0
     threshold = 0.25
     crossing = (truth.a / threshold) ** (1 / truth.b)
@@ -119,7 +119,7 @@ def test_intervals_of_the_law_and_of_the_gap_cover_the_truth(
         low, high = law.factor_interval
         factor_in += low <= 2**-truth.b <= high
         under = laws.threshold(law, threshold, hours, truth.languages)
-        under_in += (under.low or 0) <= crossing <= (under.high or numpy.inf)
+        under_in += (under.low or 0) <= crossing <= (under.high or np.inf)
     assert fitted >= 0.95 * SWEEPS
     assert 0.91 <= b_in / fitted <= 0.99
     assert factor_in == b_in
@@ -134,14 +134,14 @@ def test_the_latency_test_errs_at_its_rate() -> None:
         truth = Truth(
             languages=languages, differ=differ, hours=(1.0, 5.0), tiers=(160, 320, 640, -1)
         )
-        rng = numpy.random.default_rng(11)
+        rng = np.random.default_rng(11)
         rows = []
         for _ in range(SWEEPS):
             sweep = truth.draw(rng)
             rows += gap.latency_rows(sweep["gaps"], sweep["resampling"], margin=1.0)
-        differs = numpy.mean([row["difference_p"] < 0.05 for row in rows])
+        differs = np.mean([row["difference_p"] < 0.05 for row in rows])
         assert 0.01 <= differs <= 0.085
-        assert numpy.mean([row["ci_low"] == 0 for row in rows]) >= 1 - differs - 0.01
+        assert np.mean([row["ci_low"] == 0 for row in rows]) >= 1 - differs - 0.01
 
 
 def test_the_equivalence_test_errs_at_its_rate_and_sees_sameness() -> None:
@@ -149,17 +149,17 @@ def test_the_equivalence_test_errs_at_its_rate_and_sees_sameness() -> None:
     margin = 2.0
     for effect, least, most in ((margin, 0.015, 0.085), (0.0, 0.9, 1.0)):
         truth = Truth(hours=(1.0,), tiers=(160, 320), tier_effect=effect, languages=8)
-        rng = numpy.random.default_rng(23)
+        rng = np.random.default_rng(23)
         rows = []
         for _ in range(SWEEPS):
             sweep = truth.draw(rng)
             rows += gap.latency_rows(sweep["gaps"], sweep["resampling"], margin)
-        same = numpy.mean([row["equivalence_p"] < 0.05 for row in rows])
+        same = np.mean([row["equivalence_p"] < 0.05 for row in rows])
         assert least <= same <= most
         covered = [row["ci_low"] <= effect <= row["ci_high"] for row in rows]
-        assert numpy.mean(covered) >= 0.93
+        assert np.mean(covered) >= 0.93
         trend = [row["trend_ci_low"] <= -effect <= row["trend_ci_high"] for row in rows]
-        assert 0.91 <= numpy.mean(trend) <= 0.99
+        assert 0.91 <= np.mean(trend) <= 0.99
 
 
 @pytest.mark.parametrize("languages", [1, 3, 8])
@@ -168,7 +168,7 @@ def test_the_quantisation_test_errs_at_its_rate(languages: int) -> None:
         truth = Truth(
             languages=languages, hours=(1.0, 5.0), quantised=0.5, quantised_ml=more, differ=0.3
         )
-        rng = numpy.random.default_rng(5)
+        rng = np.random.default_rng(5)
         depends, covered = [], []
         for _ in range(SWEEPS):
             sweep = truth.draw(rng)
@@ -176,8 +176,8 @@ def test_the_quantisation_test_errs_at_its_rate(languages: int) -> None:
             depends.append(row["ml_minus_en_p"] < 0.05)
             expected = 0.5 + more / 2
             covered.append(row["wer_change_ci_low"] <= expected <= row["wer_change_ci_high"])
-        assert least <= numpy.mean(depends) <= most
-        assert 0.91 <= numpy.mean(covered) <= 0.995
+        assert least <= np.mean(depends) <= most
+        assert 0.91 <= np.mean(covered) <= 0.995
 
 
 def test_intervals_of_the_hours_saved_cover_the_truth() -> None:
@@ -185,17 +185,17 @@ def test_intervals_of_the_hours_saved_cover_the_truth() -> None:
     multilingual = [15 * hours**-0.2 for hours in HOURS]
     english = [wer + truth.a * h**-truth.b for wer, h in zip(multilingual, HOURS, strict=True)]
     # EN's curve is read as it is measured: straight between its points over log hours
-    falling = -numpy.array(english)
-    needed = numpy.exp(numpy.interp(-numpy.array(multilingual), falling, numpy.log(HOURS)))
-    covered = numpy.zeros(len(HOURS))
-    rng = numpy.random.default_rng(5)
+    falling = -np.array(english)
+    needed = np.exp(np.interp(-np.array(multilingual), falling, np.log(HOURS)))
+    covered = np.zeros(len(HOURS))
+    rng = np.random.default_rng(5)
     for _ in range(SWEEPS):
         sweep = truth.draw(rng)
         _, rows = gap.curve_rows(sweep["wers"], sweep["resampling"])
         for index, row in enumerate(rows):
             ratio = needed[index] / HOURS[index]
             covered[index] += (
-                (row["ratio_ci_low"] or 0) <= ratio <= (row["ratio_ci_high"] or numpy.inf)
+                (row["ratio_ci_low"] or 0) <= ratio <= (row["ratio_ci_high"] or np.inf)
             )
     assert needed[0] == pytest.approx(2.18, abs=0.01)
     assert (covered[:4] >= 0.91 * SWEEPS).all()

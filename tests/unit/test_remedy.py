@@ -83,12 +83,12 @@ def test_the_number_of_layers_doubles_until_the_margin_holds() -> None:
         tried.append(count)
         return Trial(count, 20.0 - count, 0)
 
-    trials = remedy.search(Trial(0, 20.0, 0), order, measure, 15.0)
+    trials = remedy.keep_layers(Trial(0, 20.0, 0), order, measure, 15.0)
     assert tried == [1, 2, 4, 8] and trials[-1].wer == 12
     tried.clear()
-    trials = remedy.search(Trial(0, 20.0, 0), order, measure, 0.0)
+    trials = remedy.keep_layers(Trial(0, 20.0, 0), order, measure, 0.0)
     assert tried == [1, 2, 4, 8, 11]  # all, and it is not enough
-    assert remedy.search(Trial(0, 20.0, 0), order, measure, 20.0) == [Trial(0, 20.0, 0)]
+    assert remedy.keep_layers(Trial(0, 20.0, 0), order, measure, 20.0) == [Trial(0, 20.0, 0)]
 
 
 def test_what_is_found_is_exported_and_told(experiment, monkeypatch, caplog) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -14,13 +14,13 @@ from icetransfer.analysis import significance
 from icetransfer.analysis.significance import Utterances
 
 
-def made_up(errors: numpy.ndarray, words: float = 10, per_cluster: int = 1) -> Utterances:
+def made_up(errors: np.ndarray, words: float = 10, per_cluster: int = 1) -> Utterances:
     """A test set of utterances of `words` words, `per_cluster` to a speaker."""
     count = len(errors)
-    clusters = numpy.arange(count) // per_cluster
+    clusters = np.arange(count) // per_cluster
     unit = "utterance" if per_cluster == 1 else "speaker"
     ids = tuple(f"u{i:04d}" for i in range(count))
-    return Utterances(ids, errors.astype(float), numpy.full(count, float(words)), clusters, unit)
+    return Utterances(ids, errors.astype(float), np.full(count, float(words)), clusters, unit)
 
 
 def write_recogs(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
@@ -30,7 +30,7 @@ def write_recogs(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
 
 
 def test_the_interval_is_that_of_theory() -> None:
-    rng = numpy.random.default_rng(0)
+    rng = np.random.default_rng(0)
     errors = rng.binomial(10, 0.2, 600)
     low, high = significance.wer_interval(made_up(errors))
     width = 2 * 1.96 * 10 * errors.std() / math.sqrt(600)
@@ -41,7 +41,7 @@ def test_the_interval_is_that_of_theory() -> None:
 @pytest.mark.parametrize(("speakers", "floor"), [(100, 0.91), (5, 0.90)])
 def test_intervals_over_speakers_cover_the_truth(speakers: int, floor: float) -> None:
     """Speakers differ from one another: what is drawn must be speakers, be they few or many."""
-    rng = numpy.random.default_rng(speakers)
+    rng = np.random.default_rng(speakers)
     each, covered, naive = 6, 0, 0
     for _ in range(300):
         rate = rng.beta(4, 16, speakers).repeat(each)  # a mean WER of 20 %
@@ -55,7 +55,7 @@ def test_intervals_over_speakers_cover_the_truth(speakers: int, floor: float) ->
 
 
 def test_matched_pairs_errs_at_its_rate_and_sees_a_difference() -> None:
-    rng = numpy.random.default_rng(3)
+    rng = np.random.default_rng(3)
     wrongly = rightly = 0
     for _ in range(400):
         hard = rng.beta(2, 8, 300)
@@ -67,15 +67,15 @@ def test_matched_pairs_errs_at_its_rate_and_sees_a_difference() -> None:
 
 
 def test_matched_pairs_is_a_t_test_of_the_differences() -> None:
-    differences = numpy.array([1.0, 0, 0, 2, -1, 0, 3])
+    differences = np.array([1.0, 0, 0, 2, -1, 0, 3])
     expected = stats.ttest_1samp(differences, 0).pvalue
     assert significance.matched_pairs(differences) == pytest.approx(expected)
-    assert significance.matched_pairs(numpy.zeros(5)) == 1
-    assert significance.matched_pairs(numpy.ones(5)) == 0
+    assert significance.matched_pairs(np.zeros(5)) == 1
+    assert significance.matched_pairs(np.ones(5)) == 0
 
 
 def test_the_paired_interval_is_narrower_than_the_two_alone() -> None:
-    rng = numpy.random.default_rng(5)
+    rng = np.random.default_rng(5)
     shared = rng.binomial(8, 0.3, 600)
     first = made_up(shared + (rng.random(600) < 0.1))
     second = made_up(shared)
@@ -141,6 +141,6 @@ def test_broken_recogs_are_named(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_other_references_are_an_error() -> None:
-    errors = numpy.ones(5)
+    errors = np.ones(5)
     with pytest.raises(ValueError, match="'u0000' has 10 and 9 words"):
         significance.compare(made_up(errors), made_up(errors, words=9))

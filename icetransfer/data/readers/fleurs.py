@@ -13,10 +13,9 @@ from pathlib import Path
 
 from icetransfer.data.published import name_of
 from icetransfer.data.readers.tables import read_table
-from icetransfer.data.utterances import Rejection, Utterance
+from icetransfer.data.utterances import SAMPLING_RATE, Rejection, Utterance
 
 COLUMNS = ("id", "file", "raw_transcription", "transcription", "letters", "samples", "gender")
-_SAMPLING_RATE = 16_000
 
 
 def read_fleurs(
@@ -51,5 +50,5 @@ def read_fleurs(
                 text=row["raw_transcription"] or row["transcription"],
                 speaker=name,
                 split=split,
-                promised_seconds=int(samples) / _SAMPLING_RATE if samples.isdigit() else None,
+                promised_seconds=int(samples) / SAMPLING_RATE if samples.isdigit() else None,
             )

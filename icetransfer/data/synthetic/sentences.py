@@ -45,7 +45,6 @@ from icetransfer.data.text.normalizer import Normalizer
 
 GRAMMAR_FOLDER = Path(__file__).parent / "grammars"
 DOMAINS = ("slots", "open")
-SPLITS = ("train", "dev", "test")
 
 _CHOICE = re.compile(r"\(([^()]*)\)")
 _FIELD = re.compile(r"\{([^{}]*)\}")

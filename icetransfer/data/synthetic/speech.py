@@ -41,12 +41,12 @@ from icetransfer.data.jsonl import write_jsonl_gz
 from icetransfer.data.synthetic import espeak
 from icetransfer.data.synthetic.sentences import (
     DOMAINS,
-    SPLITS,
     Sentence,
     SentenceSource,
     read_grammar,
 )
 from icetransfer.data.text.normalizer import Normalizer
+from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.stage.atomic import write_text
 from icetransfer.stage.progress import minutes_of, progress_bar
 
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 #: Raised whenever the same request gives other bytes than before.
 VERSION = 1
 
-SAMPLE_RATE = 16_000  # Hz
 SENTENCES_PER_CHUNK = 6
 _CHUNKS_AT_A_TIME = 4
 _SPARE_SENTENCES = 2 * _CHUNKS_AT_A_TIME * SENTENCES_PER_CHUNK
@@ -227,7 +226,7 @@ def _make_split(
 
 
 def _seconds(utterances: Sequence[Mapping[str, Any]]) -> float:
-    return float(sum(utterance["samples"] for utterance in utterances)) / SAMPLE_RATE
+    return float(sum(utterance["samples"] for utterance in utterances)) / SAMPLING_RATE
 
 
 def _make_chunks(
@@ -272,7 +271,7 @@ def _make_chunk(chunk: _Chunk, sentences: Sequence[Sentence]) -> None:
         generator = _generator(chunk.name, chunk.seed, number)
         samples = _degrade(_speak(voice, sentence.spoken, generator), generator)
         name = f"{chunk.name}-{number}"
-        soundfile.write(temporary / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(temporary / f"{name}.flac", samples, SAMPLING_RATE, subtype="PCM_16")
         utterance = {
             "id": name,
             "samples": len(samples),
@@ -301,11 +300,11 @@ def _speak(
         pitch_range=int(generator.integers(*_PITCH_RANGE)),
         seed=int(generator.integers(2**31)),
     )
-    samples = soxr.resample(said.astype(np.float32) / 2**15, voice.sample_rate, SAMPLE_RATE)
+    samples = soxr.resample(said.astype(np.float32) / 2**15, voice.sample_rate, SAMPLING_RATE)
     loud = np.flatnonzero(np.abs(samples) > 0.003 * np.abs(samples).max(initial=0.0))
     if len(loud) == 0:
         raise RuntimeError(f"espeak-ng said nothing for {sentence!r}")
-    before, after = (int(SAMPLE_RATE * s) for s in generator.uniform(*_EDGE_SECONDS, size=2))
+    before, after = (int(SAMPLING_RATE * s) for s in generator.uniform(*_EDGE_SECONDS, size=2))
     return np.pad(samples[loud[0] : loud[-1] + 1], (before, after))
 
 
@@ -325,7 +324,7 @@ def _reverberate(
 ) -> NDArray[np.float32]:
     """Convolve with exponentially decaying noise, the usual model of a diffuse room."""
     decay = generator.uniform(*_DECAY_SECONDS)
-    times = np.arange(int(decay * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
+    times = np.arange(int(decay * SAMPLING_RATE), dtype=np.float32) / SAMPLING_RATE
     tail = generator.standard_normal(len(times), np.float32) * 10 ** (
         -3 * times / np.float32(decay)
     )
@@ -342,7 +341,7 @@ def _coloured_noise(
 ) -> NDArray[np.float32]:
     """Return noise of RMS 1 whose power falls as 1/f^slope above 50 Hz."""
     size = _fast_size(length)
-    frequencies = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(SAMPLE_RATE / size)
+    frequencies = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(SAMPLING_RATE / size)
     gains = np.maximum(frequencies, np.float32(50.0)) ** np.float32(-slope / 2)
     spectrum = np.fft.rfft(generator.standard_normal(size, np.float32)) * gains
     noise = np.fft.irfft(spectrum, size)[:length].astype(np.float32)
@@ -417,12 +416,12 @@ def _write_manifests(utterances: Sequence[Mapping[str, Any]], split: str, out_di
         name, samples = utterance["id"], utterance["samples"]
         language, *_, chunk, _ = name.split("-")
         path = out_dir / "audio" / split / chunk / f"{name}.flac"
-        seconds = samples / SAMPLE_RATE
+        seconds = samples / SAMPLING_RATE
         recordings.append(
             {
                 "id": name,
                 "sources": [{"type": "file", "channels": [0], "source": str(path)}],
-                "sampling_rate": SAMPLE_RATE,
+                "sampling_rate": SAMPLING_RATE,
                 "num_samples": samples,
                 "duration": seconds,
                 "channel_ids": [0],
