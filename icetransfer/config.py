@@ -25,6 +25,8 @@ from pydantic import (
 # The parser in C, where PyYAML has it: the same trees, ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+# The recipes that train the base models of the mini preset.
+BASE_RECIPES = {"en": "en", "ml": "multilingual"}
 FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
 LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
 
@@ -272,10 +274,18 @@ class Adapters(Section):
     parts: tuple[Part, ...] = Field(("encoder_embed", "encoder"), min_length=1)
 
 
+def current_name(base_model: str) -> str:
+    """The name that a base model has now: saved configs may hold one of an earlier version."""
+    return {"seed-en": "tiny-en", "seed-ml": "tiny-ml"}.get(base_model, base_model)
+
+
 class Transfer(Section):
     """What an experiment starts from."""
 
-    base_models: dict[Literal["en", "ml"], str] = {"en": "seed-en", "ml": "seed-ml"}
+    base_models: dict[Literal["en", "ml"], Annotated[str, AfterValidator(current_name)]] = {
+        "en": "tiny-en",
+        "ml": "tiny-ml",
+    }
     trusted: bool = False  # run code that these files hold: only if you know who made them
     parts: tuple[Part, ...] = ("encoder_embed", "encoder")  # loaded from the base model
     size: str | None = None  # random init only: a named size instead of the EN model's dimensions

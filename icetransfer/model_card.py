@@ -1,9 +1,9 @@
-"""Model cards: what is to be known of a bundle, and of the two seeds.
+"""Model cards: what is to be known of a bundle, and of the two tiny base models.
 
     python -m icetransfer.model_card
 
-puts the two trained seed encoders into egs/seeds: it reads the finished runs of egs/en and egs/ml
-(stages 0 to 9) and writes egs/seeds/{en,ml}.pt and their card, egs/seeds/README.md.  A bundle's
+puts the two trained base models into egs/base_models: it reads the finished runs of egs/en and
+egs/multilingual (stages 0 to 9), and writes egs/base_models/{en,ml}.pt and their card.  A bundle's
 card is made with the bundle, by `icetransfer.pack`.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from icetransfer import experiment
 from icetransfer.analysis.gap_report import markdown_table
-from icetransfer.config import SyntheticCorpus, chunk_label, hours_label
+from icetransfer.config import BASE_RECIPES, SyntheticCorpus, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance, sha256
 from icetransfer.model.checkpoint import read_checkpoint
@@ -25,7 +25,6 @@ from icetransfer.stage import atomic
 from icetransfer.streaming.bundle import Bundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SEEDS = ("en", "ml")
 RUN = Path("exp/random-all-seed1")
 MAX_BYTES = 4_000_000  # they lie in the repository
 RESULT: dict[str, Callable[[dict[str, Any]], str]] = {  # columns of the model card
@@ -41,8 +40,8 @@ RESULT: dict[str, Callable[[dict[str, Any]], str]] = {  # columns of the model c
 }
 
 
-def read_seed(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
-    """The finished run of a seed and its results.
+def read_base_model(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
+    """The finished run of a base model and its results.
 
     Args:
         root: the repository.
@@ -54,12 +53,13 @@ def read_seed(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
     Raises:
         ValueError: the run is not finished, or its model is too large to lie in the repository.
     """
-    run = open_experiment(root / "egs" / name / RUN)
+    run = open_experiment(root / "egs" / BASE_RECIPES[name] / RUN)
     paths = [planned.folder(run.decode_dir) / "wer.json" for planned in planned_runs(run.config)]
     missing = [path for path in (run.averaged_checkpoint, *paths) if not path.is_file()]
     if missing:
         raise ValueError(
-            f"{missing[0]} does not exist: run egs/{name}/run.sh --stop-stage 9, which makes it"
+            f"{missing[0]} does not exist: run egs/{BASE_RECIPES[name]}/run.sh --stop-stage 9, "
+            f"which makes it"
         )
     size = run.averaged_checkpoint.stat().st_size
     if size > MAX_BYTES:
@@ -77,9 +77,9 @@ def read_seed(root: Path, name: str) -> tuple[Experiment, list[dict[str, Any]]]:
 
 
 def publish(root: Path) -> None:
-    """Copies the seeds of both runs into egs/seeds and writes their card."""
-    found = {name: read_seed(root, name) for name in SEEDS}
-    folder = root / "egs" / "seeds"
+    """Copies the base models of both runs into egs/base_models and writes their card."""
+    found = {name: read_base_model(root, name) for name in BASE_RECIPES}
+    folder = root / "egs" / "base_models"
     for name, (run, _) in found.items():
         with atomic.atomic_path(folder / f"{name}.pt") as temporary:
             shutil.copyfile(run.averaged_checkpoint, temporary)
@@ -87,18 +87,18 @@ def publish(root: Path) -> None:
     rows = [[key, *(str(fact[key]) for fact in facts)] for key in facts[0]]
     errors = {name: _errors(results) for name, (_, results) in found.items()}
     keys = dict.fromkeys(key for table in errors.values() for key in table)
-    lines = [[*key, *(errors[name].get(key, "") for name in SEEDS)] for key in keys]
+    lines = [[*key, *(errors[name].get(key, "") for name in BASE_RECIPES)] for key in keys]
     card = [
-        "# Model card: the seeds of the mini preset",
+        "# Model card: the base models of the mini preset",
         "Two tiny streaming Zipformer transducers, trained from nothing on synthetic speech by the "
         "same recipe: `en.pt` on English, `ml.pt` on several other languages. They exist so that "
         "`./run_all.sh` can start at once and show the way from a base model to a report; they "
         "know nothing of real speech and recognise nothing of use. Made by "
-        "`python -m icetransfer.model_card`; trained anew by `./run_all.sh --from-scratch`.",
-        markdown_table(["", *SEEDS], rows).rstrip(),
+        "`python -m icetransfer.model_card`; trained again by `./run_all.sh --from-scratch`.",
+        markdown_table(["", *BASE_RECIPES], rows).rstrip(),
         "WER / CER in percent on their own languages' synthetic speech, other sentences and other "
         "voices than in training:",
-        markdown_table(["set", "latency", *SEEDS], lines).rstrip(),
+        markdown_table(["set", "latency", *BASE_RECIPES], lines).rstrip(),
         "Licence: that of this repository. The speech was made by espeak-ng (GPL-3.0), which is "
         "not part of the models.",
     ]
@@ -117,7 +117,7 @@ def _facts(name: str, run: Experiment) -> dict[str, str | int]:
     return {
         "languages": " ".join(languages),
         "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
-        "command": f"`egs/{name}/run.sh`",
+        "command": f"`egs/{BASE_RECIPES[name]}/run.sh`",
         "commit": stages["transfer"]["git_commit"],
         "steps": f"{config.train.max_steps} of {config.train.batch_seconds:g} s",
         "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",

@@ -203,7 +203,10 @@ def expand(preset: Preset) -> list[Cell]:
 
 def from_scratch(sweep: Sweep) -> Sweep:
     """The same sweep, with results of its own, starting from seeds trained on this machine."""
-    settings = tuple(f"transfer.base_models.{x}=../{x}/{SEED_EXPERIMENT}" for x in ("en", "ml"))
+    settings = tuple(
+        f"transfer.base_models.{init}=../{recipe}/{SEED_EXPERIMENT}"
+        for init, recipe in config.BASE_RECIPES.items()
+    )
     name = f"{sweep.name}-from-scratch"
     return Sweep(name, sweep.preset, (*sweep.settings, *settings), sweep.root)
 
@@ -354,7 +357,10 @@ def cell_job(sweep: Sweep, cell: Cell, wanted: config.Config, data: Job) -> Job:
 def seed_jobs(sweep: Sweep) -> list[Job]:
     """The training of both seeds, which the cells then start from."""
     stages = ("--stop-stage", str(SEED_STAGE))
-    return [_job(sweep, "seed", f"seed {x}", x, stages) for x in ("en", "ml")]
+    return [
+        _job(sweep, "seed", f"seed {init}", recipe, stages)
+        for init, recipe in config.BASE_RECIPES.items()
+    ]
 
 
 def _job(

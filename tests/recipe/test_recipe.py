@@ -59,7 +59,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_every_recipe_has_the_same_stages() -> None:
-    assert {"en", "ml", "nl", "it", "pl", "TEMPLATE"} <= {path.name for path in RECIPES}
+    assert {"en", "multilingual", "nl", "it", "pl", "TEMPLATE"} <= {path.name for path in RECIPES}
     assert len({body(recipe / "run.sh") for recipe in RECIPES}) == 1
     text = body(RECIPES[0] / "run.sh")
     assert [int(n) for n in re.findall(r"^stage (\d+) ", text, re.M)] == list(range(12))
@@ -103,7 +103,7 @@ def test_real_speech_replaces_the_synthetic_corpus() -> None:
 
 def test_the_seeds_differ_in_their_languages_only() -> None:
     trees = []
-    for language in ("en", "ml"):
+    for language in ("en", "multilingual"):
         tree = yaml.safe_load((REPO / "egs" / language / "conf" / "default.yaml").read_text())
         corpora = tree["data"].pop("corpora").values()
         sums = {
@@ -116,7 +116,7 @@ def test_the_seeds_differ_in_their_languages_only() -> None:
 
 def test_base_models_name_the_seeds() -> None:
     known = yaml.safe_load(BASE_MODELS.read_text(encoding="utf-8"))
-    assert {"seed-en", "seed-ml"} <= set(known)
+    assert {"tiny-en", "tiny-ml"} <= set(known)
 
 
 @pytest.mark.parametrize("language", ["nl", "en"])

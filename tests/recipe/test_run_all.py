@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent.parent
-SEEDS = [REPO / "egs" / "seeds" / f"{name}.pt" for name in ("en", "ml")]
+BASE_MODELS = [REPO / "egs" / "base_models" / f"{name}.pt" for name in ("en", "ml")]
 SMOKE_SECONDS = 1200  # it promises 240 on two free cores; tests share theirs
 
 
@@ -64,9 +64,11 @@ def test_status_of_what_was_not_begun() -> None:
 
 def test_smoke() -> None:
     """Everything from speech to the report, then a second run that finds it done."""
-    missing = [path.name for path in SEEDS if not path.is_file()]
+    missing = [path.name for path in BASE_MODELS if not path.is_file()]
     if missing:
-        pytest.skip(f"egs/seeds has no {', '.join(missing)}: train them with egs/en and egs/ml")
+        pytest.skip(
+            f"egs/base_models has no {', '.join(missing)}: train with egs/en, egs/multilingual"
+        )
     done = run_all("--smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     results = REPO / "results" / "smoke"

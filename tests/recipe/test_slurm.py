@@ -224,8 +224,8 @@ def test_a_full_queue_is_waited_for_and_only_our_jobs_are_cancelled(
 
 def test_smoke(slurm: dict[str, str], tmp_path: Path) -> None:
     """The real recipes, from speech to the report."""
-    if not (REPO / "egs" / "seeds" / "en.pt").is_file():
-        pytest.skip("egs/seeds has no en.pt: train it with egs/en")
+    if not (REPO / "egs" / "base_models" / "en.pt").is_file():
+        pytest.skip("egs/base_models has no en.pt: train it with egs/en")
     tree = yaml.safe_load((REPO / "egs" / "presets" / "smoke.yaml").read_text())
     tree["settings"] += ["data.dir=data/smoke-slurm"]  # another test makes data/smoke
     preset, conf = tmp_path / "smoke-slurm.yaml", write_conf(tmp_path, time="30")

@@ -15,7 +15,7 @@ from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming.alignment import SpokenWord, align, spoken_words, word_end
 from icetransfer.streaming.search import Hypothesis
 
-SEED = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds" / "en.pt"
+BASE_MODEL = Path(__file__).resolve().parent.parent.parent / "egs" / "base_models" / "en.pt"
 WORDS = ("seventeen", "kilometres", "yesterday", "hotel", "remember", "amsterdam", "window")
 SAY = """
 import sys, numpy, soxr
@@ -51,7 +51,7 @@ def best_path(model, samples: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize(("pause", "end_ms"), [(0.3, 40), (0.15, 40), (0.0, 120)])
 def test_known_times(said, pause, end_ms) -> None:
-    model = load_transducer(SEED)
+    model = load_transducer(BASE_MODEL)
     rng = np.random.default_rng(0)
     edge = np.zeros(3200, dtype=np.float32)
     tokens = [best_path(model, np.concatenate([edge, word, edge])) for word in said]

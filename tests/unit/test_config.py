@@ -105,3 +105,10 @@ def test_a_config_file_that_is_none_is_named(
         path.write_text(text)
     with pytest.raises(ValueError, match=f"mine.yaml {message}"):
         config.load_config([path])
+
+
+def test_names_of_base_models_of_earlier_versions_are_todays(minimal: Path) -> None:
+    old = config.load_config([minimal], ["transfer.base_models={en: seed-en, ml: seed-ml}"])
+    assert old == config.load_config([minimal])
+    own = config.load_config([minimal], ["transfer.base_models.en=epoch-30.pt"])
+    assert own.transfer.base_models["en"] == "epoch-30.pt"

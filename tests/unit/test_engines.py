@@ -19,7 +19,7 @@ from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
-SEEDS = Path(__file__).resolve().parent.parent.parent / "egs" / "seeds"
+BASE_MODELS = Path(__file__).resolve().parent.parent.parent / "egs" / "base_models"
 TIERS = (8, 16, 32, -1)
 LEFT = 128
 RATE = 16000
@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     tokens = tmp_path_factory.mktemp("lang") / "tokens.txt"
     names = ["<blk>", "<sos/eos>", "<unk>", *(f"t{i}" for i in range(3, 80))]
     tokens.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
-    return Source.load(SEEDS / "en.pt", tokens)
+    return Source.load(BASE_MODELS / "en.pt", tokens)
 
 
 @pytest.fixture(scope="module")

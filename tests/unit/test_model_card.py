@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from icetransfer.config import load_config
+from icetransfer.config import BASE_RECIPES, load_config
 from icetransfer.experiment import create_experiment, sha256
 from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
@@ -33,7 +33,7 @@ def make_run(root: Path, name: str, languages: list[str], dims: TransducerDims) 
         "decode.chunk_sizes=[8, 16]",
         "decode.precisions=[fp32]",
     ]
-    run = create_experiment(root / "egs" / name / RUN, load_config([], settings))
+    run = create_experiment(root / "egs" / BASE_RECIPES[name] / RUN, load_config([], settings))
     save_checkpoint(run.averaged_checkpoint, build_transducer(dims, seed=len(languages)))
     stages = {"transfer": {"git_commit": "abc"}, "train": {"seconds": 600.0}}
     (run.dir / "provenance.json").write_text(json.dumps(stages))
@@ -61,9 +61,9 @@ def root(tmp_path: Path, nano_dims: TransducerDims) -> Path:
     return tmp_path
 
 
-def test_seeds_and_card(root: Path) -> None:
+def test_base_models_and_card(root: Path) -> None:
     publish(root)
-    folder = root / "egs" / "seeds"
+    folder = root / "egs" / "base_models"
     card = (folder / "README.md").read_text()
     for name in ("en", "ml"):
         assert load_transducer(folder / f"{name}.pt").chunk_sizes
@@ -75,11 +75,11 @@ def test_seeds_and_card(root: Path) -> None:
 
 
 def test_an_unfinished_run_is_named(root: Path) -> None:
-    run = root / "egs" / "ml" / RUN
+    run = root / "egs" / "multilingual" / RUN
     next(run.glob("decode/*/*/wer.json")).unlink()
-    with pytest.raises(ValueError, match=r"egs/ml/run.sh --stop-stage 9"):
+    with pytest.raises(ValueError, match=r"egs/multilingual/run.sh --stop-stage 9"):
         publish(root)
-    assert not (root / "egs" / "seeds").exists()
+    assert not (root / "egs" / "base_models").exists()
 
 
 def test_results_of_another_model_are_refused(root: Path, nano_dims: TransducerDims) -> None:

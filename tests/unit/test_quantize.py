@@ -30,7 +30,7 @@ def source(tmp_path_factory):
     """A trained model: random weights have no outliers."""
     tokens = tmp_path_factory.mktemp("lang") / "tokens.txt"
     tokens.write_text("".join(f"{t} {i}\n" for i, t in enumerate(["<blk>", *map(str, range(79))])))
-    return Source.load(REPO / "egs" / "seeds" / "en.pt", tokens)
+    return Source.load(REPO / "egs" / "base_models" / "en.pt", tokens)
 
 
 @pytest.fixture(scope="module")

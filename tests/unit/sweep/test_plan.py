@@ -98,8 +98,8 @@ def test_dry_run_says_commands_audio_and_disk(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make(root, languages=["nl"], hours=["30min"], settings=("data.dir=a 'b' $(c)",))
-    (root / "egs" / "seeds").mkdir()
-    (root / "egs" / "seeds" / "en.pt").write_bytes(bytes(1_000_000))
+    (root / "egs" / "base_models").mkdir()
+    (root / "egs" / "base_models" / "en.pt").write_bytes(bytes(1_000_000))
     estimate.print_plan(made, plan.make_plan(made))
     out = capsys.readouterr().out
     assert "egs/nl/run.sh --stage 4 --stop-stage 10 --init en --hours 30min" in out

@@ -40,7 +40,7 @@ PRESET = {"languages": ["nl", "it"], "hours": ["2min", "8min"], "random_hours": 
 def root(tmp_path: Path) -> Path:
     """A repository, at a path that wants quoting, whose recipes pretend."""
     root = tmp_path / 'it\'s a "repo"'
-    for language in ("nl", "it", "en", "ml"):
+    for language in ("nl", "it", "en", "multilingual"):
         recipe = root / "egs" / language
         (recipe / "conf").mkdir(parents=True)
         shutil.copy(REPO / "egs" / "nl" / "conf" / "default.yaml", recipe / "conf")
@@ -232,7 +232,8 @@ def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
     job = plan.seed_jobs(made)[0]
     assert job.arguments == ("--stop-stage", "7")
     base = dict(made.config(made.cells[0]).transfer.base_models)
-    assert base == {x: f"../{x}/exp/random-all-seed1/averaged.pt" for x in ("en", "ml")}
+    end = "exp/random-all-seed1/averaged.pt"
+    assert base == {"en": f"../en/{end}", "ml": f"../multilingual/{end}"}
 
 
 def test_replicates_tell_the_noise(root: Path, capfd: pytest.CaptureFixture) -> None:
