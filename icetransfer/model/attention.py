@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icetransfer.model.exporting import is_exporting
 from icetransfer.model.linear import Linear, scaled_linear
-from icetransfer.model.scaling import Balancer, Whiten, is_exporting
+from icetransfer.model.scaling import Balancer, Whiten
 
 MASKED_SCORE = -1000.0
 

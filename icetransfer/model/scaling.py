@@ -11,23 +11,16 @@ on which they fire.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SWOOSH_SLOPE = 0.08
-SWOOSH_R = (1.0, 0.313261687)  # shift and offset: SwooshR(0) = 0
-SWOOSH_L = (4.0, 0.035)
-SWOOSH_MAX = 80.0  # exp() of this is still a float32
-SWOOSH_BLOCK = 131072  # values (512 KB) that a core's cache holds with their results
-
-
-def is_exporting() -> bool:
-    """True while a graph is being recorded: custom gradients must then give way to plain ops."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling()
+from icetransfer.model import cpu
+from icetransfer.model.exporting import is_exporting
+from icetransfer.model.swoosh import SWOOSH_L, SWOOSH_R, SWOOSH_SLOPE
+from icetransfer.model.swoosh import swoosh_and_slope as plain_swoosh_and_slope
 
 
 class ScheduledFloat(nn.Module):
@@ -97,43 +90,10 @@ class _Swoosh(torch.autograd.Function):
 def swoosh_and_slope(
     x: Tensor, shift: float, offset: float, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """Swoosh of `x` and its derivative, in few passes over blocks that stay in the cache.
-
-    One exponential, e = exp(x), gives both: with k = exp(-offset), log(k + k exp(-shift) e) is
-    softplus(x - shift) - offset, and the reciprocal of the argument gives the derivative. Where
-    exp(x) would overflow, softplus is linear; the part of x above the limit is added back as it is.
-    The error is that of a few roundings of x, below what softplus itself costs three times as much
-    to avoid.
-    """
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    x = x if channels_last else x.contiguous()
-    flat = _flat(x)
-    out = torch.empty_like(x)
-    slope = torch.empty_like(x) if with_slope else out
-    block = SWOOSH_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else flat.numel()
-    block = max(1, min(block, flat.numel()))
-    scratch = [flat.new_empty(block), flat.new_empty(0 if with_slope else block)]
-    k = math.exp(-offset)
-    one = torch.tensor(k, dtype=x.dtype, device=x.device)
-    high_slope = torch.full_like(one, 1.0 - SWOOSH_SLOPE)
-    for x_part, out_part, slope_part in zip(
-        flat.split(block), _flat(out).split(block), _flat(slope).split(block), strict=True
-    ):
-        size = x_part.numel()
-        low, e = scratch[0][:size], slope_part if with_slope else scratch[1][:size]
-        torch.clamp_max(x_part, SWOOSH_MAX, out=low)
-        torch.exp(low, out=e)
-        torch.add(one, e, alpha=k * math.exp(-shift), out=e)
-        torch.log(e, out=out_part)
-        out_part.add_(x_part, alpha=1.0 - SWOOSH_SLOPE).sub_(low)
-        if with_slope:
-            torch.sub(high_slope, e.reciprocal_(), alpha=k, out=e)
-    return out, slope
-
-
-def _flat(x: Tensor) -> Tensor:
-    """View dense `x` as one row in memory order."""
-    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
+    """`swoosh.swoosh_and_slope`, by the form that suits the device."""
+    by_blocks = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    form = cpu.swoosh_and_slope if by_blocks else plain_swoosh_and_slope
+    return form(x, shift, offset, with_slope)
 
 
 class SwooshR(nn.Module):
@@ -282,7 +242,7 @@ class Balancer(nn.Module):
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Add the pushes for `x` (..., C) to `grad` of the same shape."""
         rows = x.reshape(-1, x.size(-1)), grad.reshape(-1, x.size(-1))
-        return push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
+        return self.push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
 
     def sample(self, rows: Tensor) -> Tensor:
         """Some of (frames, C): they tell enough about a channel."""
@@ -298,12 +258,12 @@ class Balancer(nn.Module):
         grow = _beyond(mean_abs, self.min_abs, self.max_abs)
         return size * shift, size * grow
 
-
-def push(x: Tensor, grad: Tensor, shift: Tensor, grow: Tensor) -> Tensor:
-    """Add the pushes (C,) of values and of magnitudes to the gradient `grad` of `x` (..., C)."""
-    if _maybe_any(grow):
-        grad = torch.addcmul(grad, x.sign(), grow, value=-1.0)
-    return grad - shift if _maybe_any(shift) else grad
+    @staticmethod
+    def push(x: Tensor, grad: Tensor, shift: Tensor, grow: Tensor) -> Tensor:
+        """Add the pushes (C,) of values and of magnitudes to the gradient of `x` (..., C)."""
+        if _maybe_any(grow):
+            grad = torch.addcmul(grad, x.sign(), grow, value=-1.0)
+        return grad - shift if _maybe_any(shift) else grad
 
 
 def _maybe_any(x: Tensor) -> bool:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model.linear import Linear, is_plain_float32, linear, wide_swoosh
+from icetransfer.model.cpu import is_plain_float32, wide_swoosh
+from icetransfer.model.exporting import is_exporting
+from icetransfer.model.linear import Linear, linear
 from icetransfer.model.scaling import (
     Balancer,
     BiasNorm,
@@ -21,7 +23,6 @@ from icetransfer.model.scaling import (
     SwooshL,
     SwooshR,
     Whiten,
-    is_exporting,
 )
 
 FEATURE_DIM = 80

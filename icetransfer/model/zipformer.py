@@ -24,6 +24,7 @@ from icetransfer.model.attention import (
     SelfAttention,
     score_caps,
 )
+from icetransfer.model.exporting import is_exporting
 from icetransfer.model.linear import Linear, scaled_linear
 from icetransfer.model.scaling import (
     Balancer,
@@ -32,7 +33,6 @@ from icetransfer.model.scaling import (
     SwooshL,
     SwooshR,
     Whiten,
-    is_exporting,
     keep_inside,
     time_shared_dropout,
 )

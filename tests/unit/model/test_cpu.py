@@ -1,11 +1,12 @@
-"""Linear maps by oneDNN, and the pair of them that goes block by block, against torch's own."""
+"""What is clever for CPUs gives the numbers of the plain forms."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from icetransfer.model import linear, subsampling
-from icetransfer.model.linear import BLOCK_ROWS, LEAST_WEIGHTS, Linear
+from icetransfer.model import cpu, subsampling, swoosh
+from icetransfer.model.cpu import BLOCK_ROWS, LEAST_WEIGHTS
+from icetransfer.model.linear import Linear
 from icetransfer.model.subsampling import ConvNeXt
 
 
@@ -39,7 +40,7 @@ def test_linear_without_onednn_or_in_double_precision(monkeypatch):
     layer, x = Linear(512, 100), torch.randn(700, 512)
     expected = F.linear(x.double(), layer.weight.double(), layer.bias.double())
     assert torch.equal(layer.double()(x.double()), expected)
-    monkeypatch.setattr(linear, "ONEDNN", None)
+    monkeypatch.setattr(cpu, "ONEDNN", None)
     assert relative(layer.float()(x).double(), expected) < 1e-6
 
 
@@ -59,7 +60,7 @@ def test_convnext_by_blocks_equals_the_plain_one(monkeypatch, prob):
         y = block(x)
         return y.detach(), *torch.autograd.grad(y, inputs, grad)
 
-    monkeypatch.setattr(linear, "BLOCK", 10_000)  # several blocks
+    monkeypatch.setattr(cpu, "BLOCK", 10_000)  # several blocks
     by_blocks = run()
     monkeypatch.setattr(subsampling, "is_plain_float32", lambda x: False)
     assert all(relative(a, b) < 1e-5 for a, b in zip(by_blocks, run(), strict=True))
@@ -77,3 +78,25 @@ def test_balancer_changes_the_gradient_of_the_blocks():
         weight = block.pointwise_conv1.weight
         gradients.append(torch.autograd.grad(block(x).square().sum(), weight)[0])
     assert 1e-3 < relative(gradients[1], gradients[0]) < 1.0
+
+
+@pytest.mark.parametrize("constants", [swoosh.SWOOSH_R, swoosh.SWOOSH_L])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_swoosh_by_blocks_equals_the_plain_one(constants, dtype):
+    x = torch.cat([torch.linspace(-200, 200, 300_001), torch.tensor([88.0, 1e4, -1e4])]).to(dtype)
+    by_blocks = cpu.swoosh_and_slope(x, *constants, with_slope=True)
+    plain = swoosh.swoosh_and_slope(x, *constants, with_slope=True)
+    for found, expected in zip(by_blocks, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("constants", [swoosh.SWOOSH_R, swoosh.SWOOSH_L])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_swoosh_in_half_precision_is_rounded_once(constants, dtype, bound):
+    x = torch.linspace(-200, 200, 4001).to(dtype)
+    exact = swoosh.swoosh_and_slope(x.double(), *constants, with_slope=True)
+    for found, expected in zip(
+        swoosh.swoosh_and_slope(x, *constants, with_slope=True), exact, strict=True
+    ):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=bound, atol=1e-4)
