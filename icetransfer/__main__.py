@@ -10,7 +10,7 @@ STAGES = (
     *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (
-    *("experiment", "sweep", "report", "gap", "recommend"),
+    *("config", "experiment", "sweep", "report", "gap", "recommend"),
     *("remedy", "model_card", "new_recipe", "doctor"),
 )
 

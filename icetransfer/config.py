@@ -1,42 +1,38 @@
-"""The one config tree: defaults < conf/*.yaml < key=value on the command line.
+"""Every config key: its type, default and meaning, and which stage reads it.
 
-A recipe's YAML and the command line may set any field below; an unknown key or a bad value is an
-error that names the nearest right one.  The resolved tree is saved in the experiment's
-`config.yaml` (see `experiment.py`) and is all that later stages read.
+    python -m icetransfer.config [PREFIX]        the keys, or those that begin with PREFIX
+    python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from
+    python -m icetransfer.config --markdown      docs/config.md
+
+There is one config tree: defaults < conf/*.yaml < key=value on the command line.  A recipe's YAML
+and the command line may set any key; an unknown key or a bad value is an error that names the
+nearest right one.  The resolved tree is saved in the experiment's `config.yaml` (see
+`experiment.py`) and is all that later stages read.
 """
 
+import argparse
 import difflib
+import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-# The parser in C, where PyYAML has it: the same trees, ten times as fast.
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from icetransfer.settings import reference
+from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
+from icetransfer.settings.section import Hours, Section
+from icetransfer.settings.tree import leaves, merge, read_trees
 
 # The recipes that train the base models of the mini preset.
 BASE_RECIPES = {"en": "en", "ml": "multilingual"}
 FRAME_MS = 20  # one 50 Hz frame, the unit of chunk_size and left_context_frames
+ORIGINS = "origins.json"  # in an experiment folder: where the keys that are set came from
 LOOK_AHEAD_MS = 130  # 13 feature frames that the front end reads past a chunk
-
-
-def parse_hours(value: object) -> object:
-    """Turns "8min" or "100h" into hours; leaves anything else to the field's own check."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(min|h)\s*", value) if isinstance(value, str) else None
-    if match is None:
-        return value
-    return float(match[1]) / (60 if match[2] == "min" else 1)
 
 
 def hours_label(hours: float | None) -> str:
@@ -63,143 +59,20 @@ def chunk_ms(chunk_size: int) -> int:
     return -1 if chunk_size == -1 else chunk_size * FRAME_MS
 
 
-Split = Literal["train", "dev", "test"]
-Hours = Annotated[float, BeforeValidator(parse_hours), Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the tree: every key is known, every value is checked, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
 AnySection = TypeVar("AnySection", bound=Section)
-
-
-class Minutes(Section):
-    """How much synthetic speech to make for each split, in minutes."""
-
-    train: float = Field(30, ge=0)
-    dev: float = Field(3, ge=0)
-    test: float = Field(6, ge=0)
-
-
-class SyntheticCorpus(Section):
-    """Speech made on this machine by espeak-ng."""
-
-    kind: Literal["synthetic"]
-    language: str | None = None  # None: the recipe's language
-    domain: Literal["slots", "open"] = "slots"
-    minutes: Minutes = Minutes()
-    seed: int = 1
-
-
-class FolderCorpus(Section):
-    """Any folder with audio and a transcripts.tsv (path, text, speaker)."""
-
-    kind: Literal["folder"]
-    path: Path
-    language: str | None = None
-    holdout_every: int = Field(10, ge=0)  # every Nth recording is test, its neighbour dev; 0: none
-
-
-class PublishedCorpus(Section):
-    """A corpus that many study, in its publisher's layout."""
-
-    path: Path | None = None  # where it lies; None: stage 0 fetches it to <data.dir>/corpus/<name>
-    language: str | None = None
-    splits: tuple[Split, ...] = Field(("train", "dev", "test"), min_length=1)  # those to use
-
-
-class Fleurs(PublishedCorpus):
-    """FLEURS: read sentences of Wikipedia, some 10 h a language."""
-
-    kind: Literal["fleurs"]
-
-
-class MultilingualLibriSpeech(PublishedCorpus):
-    """Multilingual LibriSpeech: audio books."""
-
-    kind: Literal["mls"]
-    codec: Literal["flac", "opus"] = "opus"
-
-
-class CommonVoice(PublishedCorpus):
-    """Mozilla Common Voice, any release: sentences read by volunteers."""
-
-    kind: Literal["common_voice"]
-    train: Literal["train", "validated"] = "train"  # validated: without dev, test, their speakers
-
-
-class VoxPopuli(PublishedCorpus):
-    """The transcribed part of VoxPopuli: speeches in the European Parliament."""
-
-    kind: Literal["voxpopuli"]
-
-
-class ManifestCorpus(Section):
-    """A corpus that manifests describe, any number for each split."""
-
-    language: str | None = None
-    train: tuple[Path, ...] = ()
-    dev: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = ()
-
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """The splits that have a manifest."""
-        return tuple(split for split in get_args(Split) if getattr(self, split))
-
-
-class JsonLines(ManifestCorpus):
-    """NeMo's manifests, JSON objects with audio_filepath, duration, text, a line each."""
-
-    kind: Literal["jsonl"]
-
-
-class Cuts(ManifestCorpus):
-    """lhotse's manifests of cuts, or Shar folders."""
-
-    kind: Literal["cuts"]
-
-
-CORPUS_CLASSES = (
-    SyntheticCorpus,
-    FolderCorpus,
-    Fleurs,
-    MultilingualLibriSpeech,
-    CommonVoice,
-    VoxPopuli,
-    JsonLines,
-    Cuts,
-)
-AnyCorpus = (
-    SyntheticCorpus
-    | FolderCorpus
-    | Fleurs
-    | MultilingualLibriSpeech
-    | CommonVoice
-    | VoxPopuli
-    | JsonLines
-    | Cuts
-)
-Corpus = Annotated[AnyCorpus, Field(discriminator="kind")]
-
-
-def has_split(corpus: AnyCorpus, split: str) -> bool:
-    """Whether the config uses this split of a corpus."""
-    if isinstance(corpus, PublishedCorpus | ManifestCorpus):
-        return split in corpus.splits
-    return True
 
 
 class Features(Section):
     """80-bin log-mel filter banks."""
 
-    store: Literal["precomputed", "on_the_fly"] = "precomputed"  # once per recipe, or per batch
+    store: Literal["precomputed", "on_the_fly"] = "precomputed"
+    """Computed once per recipe, or for each batch as it is loaded."""
     extractor: Literal["kaldi_native_fbank", "kaldifeat"] = "kaldi_native_fbank"
-    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # speed perturbation of the training split
+    """The library: on the CPU, or (kaldifeat) on a GPU."""
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Speed perturbation of the training split: a copy of it for each factor."""
     jobs: int = Field(2, ge=1)
+    """Processes of stage 3."""
 
     @model_validator(mode="after")
     def _check_extractor(self) -> "Features":
@@ -218,31 +91,45 @@ class Data(Section):
     """
 
     dir: Path = Path("data")
+    """The recipe's data folder, shared by its experiments."""
     corpora: dict[str, Corpus] = Field(min_length=1)
     vocab_size: int = Field(500, ge=8)
+    """Tokens (BPE pieces), blank and unknown included."""
     features: Features = Features()
     min_seconds: float = Field(0.5, gt=0)
+    """Shorter training and dev recordings are left out."""
     max_seconds: float = Field(30, gt=0)
+    """Longer training and dev recordings are left out."""
 
 
 class SpecAugment(Section):
     """Masks and warps of the training features (Park et al. 2019)."""
 
     enabled: bool = True
+    """Whether training features are masked and warped."""
     time_warp_factor: int = 80
+    """Frames (10 ms) by which a point in time moves at most."""
     num_feature_masks: int = 2
+    """Masks over frequency."""
     features_mask_size: int = 27
+    """Mel bins of a frequency mask at most."""
     num_frame_masks: int = 10
+    """Masks over time at most."""
     frames_mask_size: int = 100
+    """Frames (10 ms) of a time mask at most."""
     max_frames_mask_fraction: float = 0.15
+    """Share of an utterance's frames that time masks may cover."""
 
 
 class Noise(Section):
     """Recordings such as MUSAN's, added to some of the training cuts."""
 
-    path: Path | None = None  # a folder of audio, or a lhotse manifest of recordings; None: none
-    snr: tuple[float, float] = (10, 20)  # dB, drawn evenly between these
-    probability: float = Field(0.5, gt=0, le=1)  # that a cut gets some
+    path: Path | None = None
+    """A folder of audio, or a lhotse manifest of recordings; none: no noise."""
+    snr: tuple[float, float] = (10, 20)
+    """Signal to noise in dB, drawn evenly between these."""
+    probability: float = Field(0.5, gt=0, le=1)
+    """That a cut gets noise."""
 
 
 SUBMODULES = (
@@ -270,8 +157,10 @@ Part = Annotated[str, AfterValidator(check_part)]
 class Adapters(Section):
     """Low-rank adapters in attention and feed-forward; the rest of the parts is left as loaded."""
 
-    rank: int = Field(0, ge=0)  # 0: none
+    rank: int = Field(0, ge=0)
+    """Of the low-rank adapters; 0: none."""
     parts: tuple[Part, ...] = Field(("encoder_embed", "encoder"), min_length=1)
+    """Parts that get adapters and are otherwise fixed."""
 
 
 def current_name(base_model: str) -> str:
@@ -282,70 +171,110 @@ def current_name(base_model: str) -> str:
 class Transfer(Section):
     """What an experiment starts from."""
 
-    base_models: dict[Literal["en", "ml"], Annotated[str, AfterValidator(current_name)]] = {
-        "en": "tiny-en",
-        "ml": "tiny-ml",
-    }
-    trusted: bool = False  # run code that these files hold: only if you know who made them
-    parts: tuple[Part, ...] = ("encoder_embed", "encoder")  # loaded from the base model
-    size: str | None = None  # random init only: a named size instead of the EN model's dimensions
-    ctc: bool = True  # add a CTC head as an auxiliary task
+    base_models: dict[Literal["en", "ml"], Annotated[str, AfterValidator(current_name)]] = Field(
+        {"en": "tiny-en", "ml": "tiny-ml"}
+    )
+    """For each init a name in icetransfer/base_models.yaml, or a path to a .pt file."""
+    trusted: bool = False
+    """Run code that these files hold: only if you know who made them."""
+    parts: tuple[Part, ...] = ("encoder_embed", "encoder")
+    """Parts that are loaded from the base model; the rest begins at random."""
+    size: str | None = None
+    """With init=random, a named size (tiny, small, ...) instead of the EN model's dimensions."""
+    ctc: bool = True
+    """Add a CTC head as an auxiliary task."""
     adapters: Adapters = Adapters()
 
 
 class Mix(Section):
     """Training data of another recipe, such as that of the base model: against forgetting it."""
 
-    data: Path | None = None  # its data folder, after its stage 3; None: none
-    share: float = Field(0.2, gt=0, lt=1)  # of the audio of each batch
-    unknown: Literal["characters", "cuts"] = "characters"  # dropped where the tokens lack some
+    data: Path | None = None
+    """The other recipe's data folder, after its stage 3; none: nothing is mixed in."""
+    share: float = Field(0.2, gt=0, lt=1)
+    """Of the audio of each batch."""
+    unknown: Literal["characters", "cuts"] = "characters"
+    """What is dropped where the tokens lack a letter: the letter, or the cut."""
 
 
 class Schedule(Section):
     """Learning rate: warm-up, then constant with a cool-down at the end, or Eden."""
 
     kind: Literal["cooldown", "eden"] = "cooldown"
+    """Constant with a cool-down at the end, or icefall's Eden."""
     warmup_steps: int = Field(100, ge=0)
+    """Steps in which the rate rises to its full value."""
     cooldown_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of the run, at its end, in which the rate falls to zero."""
     eden_batches: float = 7500
+    """Eden's time scale in steps."""
     eden_epochs: float = 3.5
+    """Eden's time scale in epochs."""
 
 
 class Train(Section):
     """Multi-latency fine-tuning."""
 
     max_steps: int = Field(1000, ge=1)
-    batch_seconds: float = Field(60, gt=0)  # audio of a batch, padding included
-    accumulate: int = Field(1, ge=1)  # batches of a step, in each process
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the GPU has it
-    workers: int = Field(0, ge=0)  # processes that load batches ahead; 0: the training's own
+    """Steps (updates of the weights) of the whole run."""
+    batch_seconds: float = Field(60, gt=0)
+    """Audio of a batch, padding included."""
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients are summed for a step, in each process."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of most of the computation; auto: bf16 where the GPU has it, else fp32."""
+    workers: int = Field(0, ge=0)
+    """Processes that load batches ahead; 0: the training's own loads them."""
     lr: float = Field(0.045, gt=0)
+    """ScaledAdam's learning rate."""
     schedule: Schedule = Schedule()
-    lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = {}  # factor on lr, part by part
-    freeze: dict[Part, Annotated[int, Field(ge=-1)]] = {}  # steps a part stays frozen; -1: all
+    lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = Field({})
+    """Factor on the learning rate, part by part."""
+    freeze: dict[Part, Annotated[int, Field(ge=-1)]] = Field({})
+    """Steps that a part stays as it was loaded; -1: all."""
     clipping_scale: float = 2.0
-    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)  # one is drawn for each batch
-    left_context_frames: tuple[int, ...] = (64, 128, -1)  # one is drawn with it
+    """A gradient longer than this times the recent median is shortened to it."""
+    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
+    """50 Hz frames, multiples of 8, -1 for offline; one is drawn for each step."""
+    left_context_frames: tuple[int, ...] = (64, 128, -1)
+    """50 Hz frames, -1 for all; one is drawn with the chunk size."""
     prune_range: int = Field(5, ge=2)
+    """Symbols a frame that the pruned transducer loss looks at."""
     simple_loss_scale: float = 0.5
+    """Weight of the simple loss after the warm-up of the losses."""
     loss_warmup_steps: int = 60
+    """Steps until the pruned loss has its full weight."""
     ctc_loss_scale: float = 0.5
+    """Weight of the CTC loss."""
     loss_backend: Literal["auto", "k2", "torch"] = "auto"
+    """What computes the transducer losses; auto: k2 where it is installed."""
     spec_augment: SpecAugment = SpecAugment()
     noise: Noise = Noise()
     mix: Mix = Mix()
-    join_seconds: float = Field(0, ge=0)  # short cuts are joined to so much audio; 0: never
-    shar: str | None = None  # folder or address of the training features, read in sequence
+    join_seconds: float = Field(0, ge=0)
+    """Short cuts are joined to rows of up to so much audio; 0: never."""
+    shar: str | None = None
+    """Folder or address of the training features as a lhotse Shar; none: read where they lie."""
     log_every: int = Field(20, ge=1)
+    """Steps between lines of training losses."""
     valid_every: int = Field(200, ge=1)
+    """Steps between dev losses."""
     checkpoint_every: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(3, ge=1)  # the last ones
-    keep_best: int = Field(0, ge=0)  # besides, those of the lowest dev WER, or else dev loss
-    dev_wer: bool = False  # by greedy search at every chunk size, when the dev loss is computed
-    early_stop: int = Field(0, ge=0)  # after so many dev WERs that were no better; 0: never
-    average_period: int = Field(20, ge=1)  # steps between updates of the running model average
-    average_fraction: float = Field(0.3, gt=0, le=1)  # of the run's end, averaged for decoding
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """The last ones are kept."""
+    keep_best: int = Field(0, ge=0)
+    """And those of the lowest dev WER, or else dev loss."""
+    dev_wer: bool = False
+    """Measure dev WER too, by greedy search at every chunk size."""
+    early_stop: int = Field(0, ge=0)
+    """Stop after so many dev WERs that were no better; 0: never."""
+    average_period: int = Field(20, ge=1)
+    """Steps between updates of the running average of the weights."""
+    average_fraction: float = Field(0.3, gt=0, le=1)
+    """Share of the run, at its end, whose weights are averaged for decoding."""
     threads: int = Field(1, ge=1)
+    """CPU threads of each process."""
 
     @model_validator(mode="after")
     def _check_early_stop(self) -> "Train":
@@ -360,18 +289,23 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 class Int8(Section):
     """Weights of matrix products in 8 bits; their inputs too, as they come."""
 
-    per_channel: bool = True  # a scale for each output channel, else for each matrix
-    decoder: bool = False  # the decoder too: it saves little and is where most is lost
+    per_channel: bool = True
+    """A scale for each output channel, else for each matrix."""
+    decoder: bool = False
+    """The decoder too: it saves little and is where most is lost."""
 
 
 class Int4(Section):
     """Weights of the encoder's matrix products in 4 bits."""
 
-    block_size: Literal[16, 32, 64, 128, 256] = 32  # weights that share a scale
-    symmetric: bool = False  # without zero points: a little smaller, a little worse
-    # onnxruntime's: 0 computes in fp32; 4, with inputs in 8 bits, takes half the time
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    """Weights that share a scale."""
+    symmetric: bool = False
+    """Without zero points: a little smaller, a little worse."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
-    rest: Literal["fp32", "int8"] = "int8"  # the joiner, and layers that are kept out of 4 bits
+    """onnxruntime's: 0 computes in fp32; 4, with inputs in 8 bits, takes half the time."""
+    rest: Literal["fp32", "int8"] = "int8"
+    """The joiner, and layers that are kept out of 4 bits."""
 
 
 class Export(Section):
@@ -379,43 +313,60 @@ class Export(Section):
 
     int8: Int8 = Int8()
     int4: Int4 = Int4()
-    convolutions: Literal["fp32", "int8"] = "int8"  # weights of int8 and int4 encoders, stored
+    convolutions: Literal["fp32", "int8"] = "int8"
+    """How int8 and int4 encoders store the weights of convolutions."""
 
 
 class Remedy(Section):
     """WER points that a precision may cost against fp32: more is warned of, and can be remedied."""
 
     int8: float = Field(0.3, ge=0)
+    """WER points that int8 may cost against fp32."""
     int4: float = Field(1.0, ge=0)
+    """WER points that int4 may cost against fp32."""
 
 
 class Decode(Section):
     """What is decoded, and with what."""
 
     splits: tuple[Literal["dev", "test"], ...] = ("test",)
+    """The splits of each corpus that are test sets."""
     engines: tuple[Literal["torch", "onnxruntime", "sherpa"], ...] = ("torch", "sherpa")
-    precisions: tuple[Precision, ...] = ("fp32", "int8")  # torch decodes fp32 only
+    """What runs the model; torch decodes fp32 only."""
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    """The precisions that are exported and decoded."""
     chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
+    """The latency tiers: 50 Hz frames (16 = 320 ms), multiples of 8, -1 for offline."""
     left_context_frames: int = Field(128, ge=1)
+    """50 Hz frames that attention looks back beyond the chunk."""
     search: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
+    """How tokens are found."""
     beam: int = Field(4, ge=1)
+    """Hypotheses of modified_beam_search."""
     batch_streams: int = Field(32, ge=1)
-    latency: bool = False  # measure from a word's end to its output; needs the model's CTC head
+    """Recordings that are decoded at once."""
+    latency: bool = False
+    """Measure from a word's end to its output; needs the model's CTC head."""
 
 
 class Bundle(Section):
     """What is handed over."""
 
-    tar: bool = False  # an archive of each folder as well
+    tar: bool = False
+    """An archive of each folder as well."""
 
 
 class Config(Section):
     """Everything that decides an experiment's result."""
 
     language: str
+    """Code of the recipe's language; run.sh gives its folder's name."""
     init: Literal["en", "ml", "random"] = "ml"
-    hours: Hours | None = None  # None: all there is
+    """What the encoder starts from: an English or a multilingual base model, or nothing."""
+    hours: Hours | None = None
+    """Training data, as 8min or 100h; none: all there is."""
     seed: int = 1
+    """Of initialisation, batches and augmentation."""
     data: Data
     transfer: Transfer = Transfer()
     train: Train = Train()
@@ -459,14 +410,17 @@ def load_config(files: Iterable[Path], overrides: Iterable[str] = ()) -> Config:
             named), or a value is not allowed.
     """
     tree: dict[str, Any] = {}
-    for file in files:
-        tree = _merge(tree, _read_yaml(file))
-    for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+    for _, part in read_trees(files, overrides):
+        tree = merge(tree, part)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ValueError(describe_errors(error, Config)) from None
+
+
+def origins(files: Iterable[Path], overrides: Iterable[str] = ()) -> dict[str, str]:
+    """Where each key that `load_config` finds set came from last: a file or the command line."""
+    return {key: source for source, part in read_trees(files, overrides) for key, _ in leaves(part)}
 
 
 def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str]) -> AnySection:
@@ -481,8 +435,8 @@ def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str
         ValueError: a key is unknown, or a value is not allowed.
     """
     tree: dict[str, Any] = {}
-    for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+    for _, part in read_trees((), overrides):
+        tree = merge(tree, part)
     try:
         return section.model_validate(tree.get(prefix, {}))
     except ValidationError as error:
@@ -494,71 +448,22 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lists the keys in which two trees differ, one line each: "train.lr: 0.045 -> 0.02"."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"config file {file} does not exist")
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config file {file} is not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"config file {file} must hold keys and values, not {type(tree).__name__}")
-    return tree
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"expected key=value (as in train.max_steps=500), got {override!r}")
-    try:
-        tree: Any = yaml.load(text, YAML_LOADER)
-    except yaml.YAMLError:
-        raise ValueError(f"the value of {key} is not YAML: {text!r}") from None
-    for name in reversed(key.split(".")):
-        tree = {name: tree}
-    merged: dict[str, Any] = tree
-    return merged
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if value is None and isinstance(merged.get(key), Mapping):
-            del merged[key]  # "slots: null" takes a corpus of an earlier file out
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a section, dotted; that of a corpus stands under NAME."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
         elif field.annotation == dict[str, Corpus]:
             for corpus in CORPUS_CLASSES:
-                keys += _known_keys(corpus, f"{prefix}{name}.NAME.")
+                keys += known_keys(corpus, f"{prefix}{name}.NAME.")
     return keys
 
 
 def describe_errors(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
     """Turns pydantic's errors into lines that a user can act on; keys begin with the prefix."""
-    known = _known_keys(section, prefix)
+    known = known_keys(section, prefix)
     lines = []
     for item in error.errors():
         parts = [str(part) for part in item["loc"]]
@@ -577,3 +482,64 @@ def describe_errors(error: ValidationError, section: type[BaseModel], prefix: st
             where = f"config key {key}: " if key else ""
             lines.append(f"{where}{item['msg'].removeprefix('Value error, ')}{value}")
     return "\n".join(lines)
+
+
+def _matching(prefix: str) -> list[reference.Key]:
+    """The keys of a part of the tree.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = [*reference.keys(Config)]
+    found = [row for row in rows if f"{row.name}.".startswith(f"{prefix.rstrip('.')}.")]
+    if prefix and not found:
+        near = difflib.get_close_matches(prefix, known_keys(Config), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no config key begins with {prefix}{hint}")
+    return found if prefix else rows
+
+
+def _set_in(experiment: Path) -> Iterator[str]:
+    """What an experiment sets, and where it came from.
+
+    Raises:
+        ValueError: the folder has no config.
+    """
+    saved = experiment / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(f"{saved} does not exist: --exp takes an experiment folder")
+    tree = load_config([saved]).model_dump(mode="json")
+    required = {"language": tree["language"], "data": {"corpora": tree["data"]["corpora"]}}
+    defaults = Config.model_validate(required).model_dump(mode="json")
+    del defaults["language"], defaults["data"]["corpora"]
+    path = experiment / ORIGINS
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    yield from reference.set_keys(tree, dict(leaves(defaults)), recorded)
+
+
+def main() -> None:
+    """Prints the reference of keys, or what an experiment sets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prefix", nargs="?", default="", help="a key, or what keys begin with")
+    parser.add_argument("--exp", type=Path, help="an experiment folder: what it sets")
+    parser.add_argument("--markdown", action="store_true", help="the page docs/config.md")
+    args = parser.parse_args()
+    try:
+        if args.exp:
+            print("\n".join(_set_in(args.exp)))
+        elif args.markdown:
+            print(reference.markdown(Config), end="")
+        else:
+            print("\n".join(reference.terminal(_matching(args.prefix))))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,8 @@ import yaml
 from pydantic import ValidationError
 
 from icetransfer import config
+from icetransfer.settings.section import Section
+from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
 
 log = logging.getLogger("icetransfer")
@@ -117,16 +119,25 @@ def open_experiment(directory: Path) -> Experiment:
     return Experiment(directory, config.load_config([saved]))
 
 
-def create_experiment(directory: Path, resolved: config.Config) -> Experiment:
+def create_experiment(
+    directory: Path, resolved: config.Config, origins: Mapping[str, str] | None = None
+) -> Experiment:
     """Saves the resolved config in the folder, or checks that the one saved there is the same.
 
     The recipe's data folder is held to the config it was made with in the same way, because all
     experiments of a recipe share it.
 
+    Args:
+        directory: the experiment's.
+        resolved: its config.
+        origins: where the keys that are set came from, for `python -m icetransfer.config --exp`.
+
     Raises:
         ValueError: the experiment or the data folder was made with another config.
     """
     check_experiment(directory, resolved)
+    if origins is not None and not (directory / "config.yaml").is_file():
+        atomic.write_text(directory / config.ORIGINS, json.dumps(origins, indent=1) + "\n")
     for folder, tree in ((directory, resolved), (resolved.data.dir, resolved.data)):
         saved = folder / "config.yaml"
         if not saved.is_file():
@@ -144,7 +155,7 @@ def check_experiment(directory: Path, resolved: config.Config) -> None:
     _check_saved(resolved.data.dir, resolved.data, "this data folder", "another data.dir=D")
 
 
-def _check_saved(folder: Path, tree: config.Section, what: str, instead: str) -> None:
+def _check_saved(folder: Path, tree: Section, what: str, instead: str) -> None:
     saved = folder / "config.yaml"
     if not saved.is_file():
         return
@@ -152,7 +163,7 @@ def _check_saved(folder: Path, tree: config.Section, what: str, instead: str) ->
     with contextlib.suppress(ValidationError):  # what does not fit is shown as a difference
         # A key that came with a later version had its default.
         old = type(tree).model_validate(old).model_dump(mode="json")
-    lines = config.differences(old, tree.model_dump(mode="json"))
+    lines = differences(old, tree.model_dump(mode="json"))
     if lines:
         raise ValueError(
             f"{saved}: {what} was made with other settings:\n  "
@@ -279,7 +290,10 @@ def _resolve() -> None:
     def run() -> None:
         resolved = config.load_config(args.conf, args.overrides)
         directory = args.exp or Path("exp") / resolved.name
-        (check_experiment if args.dry_run else create_experiment)(directory, resolved)
+        if args.dry_run:
+            check_experiment(directory, resolved)
+        else:
+            create_experiment(directory, resolved, config.origins(args.conf, args.overrides))
         print(directory, resolved.data.dir, sep="\n")
 
     main(run)

@@ -16,11 +16,12 @@ from typing import Any
 
 from icetransfer import experiment
 from icetransfer.analysis.gap_report import markdown_table
-from icetransfer.config import BASE_RECIPES, SyntheticCorpus, chunk_label, hours_label
+from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance, sha256
 from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import planned_runs
+from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
 from icetransfer.streaming.bundle import Bundle
 

@@ -30,8 +30,9 @@ from icetransfer.analysis import laws, study
 from icetransfer.analysis.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.analysis.gap_report import tier_label
 from icetransfer.analysis.significance import Array
-from icetransfer.config import hours_label, parse_hours
+from icetransfer.config import hours_label
 from icetransfer.gap import INITS, NEGLIGIBLE, choose
+from icetransfer.settings.section import parse_hours
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
 REACH = 10.0  # times the amounts of a sweep: farther out it says nothing

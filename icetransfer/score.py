@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer.analysis import significance
-from icetransfer.config import Config, chunk_label, has_split, tier_folder
+from icetransfer.config import Config, chunk_label, tier_folder
 from icetransfer.data.text.normalizer import Normalizer, raw
 from icetransfer.experiment import Experiment, log, main, run_stage
+from icetransfer.settings.corpora import has_split
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt

@@ -33,11 +33,11 @@ from lhotse.serialization import open_best
 from lhotse.shar import SharWriter
 from numpy.typing import NDArray
 
-from icetransfer import config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import UNK_ID, Tokenizer
 from icetransfer.experiment import Experiment, log, sha256
+from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic
 
 BLOCK_CUTS = 20_000  # 50 MB in memory
@@ -372,7 +372,7 @@ def _cuts(origin: Origin) -> Iterator[dict[str, Any]]:
 def _refuse_changes(experiment: Experiment, old: Path, new: Path) -> None:
     """Raises ValueError when two folders of blocks are not the same to train on."""
     before, now = (_facts(folder) for folder in (old, new))
-    changed = config.differences(before, now)
+    changed = differences(before, now)
     if not changed:
         return
     shutil.rmtree(new)

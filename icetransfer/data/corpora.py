@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from icetransfer import config
 from icetransfer.data.download import corpus_dir
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.readers.common_voice import read_common_voice
@@ -40,6 +39,7 @@ from icetransfer.data.recordings import OUTSIDE, Limits, check
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
+from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
 
 PART = 1000  # recordings that are checked together
@@ -62,7 +62,7 @@ class Source:
     """A corpus, and how it is to be read."""
 
     name: str
-    corpus: config.AnyCorpus
+    corpus: kinds.AnyCorpus
     folder: Path  # where it lies, or, of manifests, where audio goes that is no file
     language: str
     limits: Limits
@@ -75,27 +75,27 @@ def read_utterances(source: Source) -> Iterator[Utterance | Rejection]:
         ValueError: The corpus is not there, or lacks a table.
     """
     for utterance in _read_all(source):
-        if isinstance(utterance, Rejection) or config.has_split(source.corpus, utterance.split):
+        if isinstance(utterance, Rejection) or kinds.has_split(source.corpus, utterance.split):
             yield utterance
 
 
 def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
     corpus, folder, language = source.corpus, source.folder, source.language
-    splits = [split for split in SPLITS if config.has_split(corpus, split)]
-    if isinstance(corpus, config.FolderCorpus):
+    splits = [split for split in SPLITS if kinds.has_split(corpus, split)]
+    if isinstance(corpus, kinds.FolderCorpus):
         return read_folder(folder, corpus.holdout_every)
-    if isinstance(corpus, config.Fleurs):
+    if isinstance(corpus, kinds.Fleurs):
         return read_fleurs(folder, language, splits)
-    if isinstance(corpus, config.MultilingualLibriSpeech):
+    if isinstance(corpus, kinds.MultilingualLibriSpeech):
         return read_mls(folder, language, corpus.codec, splits)
-    if isinstance(corpus, config.CommonVoice):
+    if isinstance(corpus, kinds.CommonVoice):
         return read_common_voice(folder, language, corpus.train)
-    if isinstance(corpus, config.VoxPopuli):
+    if isinstance(corpus, kinds.VoxPopuli):
         return read_voxpopuli(folder, language, splits)
-    if isinstance(corpus, config.JsonLines):
+    if isinstance(corpus, kinds.JsonLines):
         manifests = [(path, split) for split in SPLITS for path in getattr(corpus, split)]
         return itertools.chain.from_iterable(itertools.starmap(read_json_lines, manifests))
-    if isinstance(corpus, config.Cuts):
+    if isinstance(corpus, kinds.Cuts):
         audio = folder / "audio"
         return itertools.chain.from_iterable(
             read_cuts(path, split, audio) for split in SPLITS for path in getattr(corpus, split)
@@ -140,7 +140,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
             return
         record.unlink()
     parts = manifests_dir / f"{name}_parts"
-    if isinstance(source.corpus, config.SyntheticCorpus):
+    if isinstance(source.corpus, kinds.SyntheticCorpus):
         for split, target in targets.items():
             write_jsonl_gz(target, _synthetic_cuts(source.folder, split))
         rejections: list[Rejection] = []
@@ -166,7 +166,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
 def _made_from(source: Source) -> dict[str, Any]:
     """What decides a corpus's manifests, the audio left aside."""
     corpus = source.corpus
-    if isinstance(corpus, config.ManifestCorpus):
+    if isinstance(corpus, kinds.ManifestCorpus):
         given = [path for split in SPLITS for path in getattr(corpus, split)]
         tables = [t for p in given for t in (sorted(p.glob("cuts.*")) if p.is_dir() else [p])]
     else:
@@ -179,7 +179,7 @@ def _made_from(source: Source) -> dict[str, Any]:
             digest.update(table.read_bytes())
     normalizer = Normalizer(source.language)
     made_from = {"folder": str(source.folder), "sha256": digest.hexdigest()}
-    if isinstance(corpus, config.SyntheticCorpus):
+    if isinstance(corpus, kinds.SyntheticCorpus):
         return made_from | {"text": normalizer.words_version, "language": source.language}
     return (
         made_from

@@ -17,6 +17,7 @@ from icetransfer.data.readers.common_voice import language_folder
 from icetransfer.data.readers.mls import archive_name
 from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS
+from icetransfer.settings import corpora as kinds
 
 
 def corpus_dir(data: config.Data, name: str) -> Path:
@@ -27,7 +28,7 @@ def corpus_dir(data: config.Data, name: str) -> Path:
         name: the corpus's name in it.
     """
     corpus = data.corpora[name]
-    if isinstance(corpus, config.FolderCorpus | config.PublishedCorpus) and corpus.path:
+    if isinstance(corpus, kinds.FolderCorpus | kinds.PublishedCorpus) and corpus.path:
         return corpus.path
     return data.dir / "corpus" / name
 
@@ -51,19 +52,19 @@ def download(exp: experiment.Experiment) -> None:
         experiment.log.info("corpus %s: %s", name, folder)
 
 
-def _find(name: str, corpus: config.AnyCorpus, folder: Path, language: str) -> None:
+def _find(name: str, corpus: kinds.AnyCorpus, folder: Path, language: str) -> None:
     """Looks for what a person must have brought.
 
     Raises:
         ValueError: it is not there, or the corpus does not exist in the language.
     """
-    if isinstance(corpus, config.FolderCorpus):
+    if isinstance(corpus, kinds.FolderCorpus):
         _find_folder(name, folder)
-    elif isinstance(corpus, config.JsonLines | config.Cuts):
+    elif isinstance(corpus, kinds.JsonLines | kinds.Cuts):
         _find_manifests(name, corpus)
-    elif isinstance(corpus, config.CommonVoice) and not corpus.path:
+    elif isinstance(corpus, kinds.CommonVoice) and not corpus.path:
         find_common_voice(name, folder, language)
-    elif not isinstance(corpus, config.SyntheticCorpus):
+    elif not isinstance(corpus, kinds.SyntheticCorpus):
         name_of(corpus.kind, language)
         if corpus.path and not corpus.path.is_dir():
             raise ValueError(
@@ -72,9 +73,9 @@ def _find(name: str, corpus: config.AnyCorpus, folder: Path, language: str) -> N
             )
 
 
-def _make(corpus: config.AnyCorpus, folder: Path, language: str) -> None:
+def _make(corpus: kinds.AnyCorpus, folder: Path, language: str) -> None:
     """Makes or fetches a corpus, if it is one that programs may."""
-    if isinstance(corpus, config.SyntheticCorpus):
+    if isinstance(corpus, kinds.SyntheticCorpus):
         speech.synthesise(
             language,
             corpus.domain,
@@ -83,13 +84,13 @@ def _make(corpus: config.AnyCorpus, folder: Path, language: str) -> None:
             seed=corpus.seed,
             jobs=os.cpu_count() or 1,
         )
-    elif isinstance(corpus, config.PublishedCorpus) and corpus.path:
+    elif isinstance(corpus, kinds.PublishedCorpus) and corpus.path:
         return
-    elif isinstance(corpus, config.MultilingualLibriSpeech):
+    elif isinstance(corpus, kinds.MultilingualLibriSpeech):
         fetch_mls(folder, language, corpus.codec)
-    elif isinstance(corpus, config.Fleurs):
+    elif isinstance(corpus, kinds.Fleurs):
         fetch_fleurs(folder, language, corpus.splits)
-    elif isinstance(corpus, config.VoxPopuli):
+    elif isinstance(corpus, kinds.VoxPopuli):
         fetch_voxpopuli(folder, language, corpus.splits)
 
 
@@ -102,7 +103,7 @@ def _find_folder(name: str, folder: Path) -> None:
         )
 
 
-def _find_manifests(name: str, corpus: config.ManifestCorpus) -> None:
+def _find_manifests(name: str, corpus: kinds.ManifestCorpus) -> None:
     given = [path for split in SPLITS for path in getattr(corpus, split)]
     missing = [str(path) for path in given if not path.exists()]
     if not given or missing:

@@ -19,6 +19,7 @@ import yaml
 from icetransfer import config
 from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
+from icetransfer.settings.tree import YAML_LOADER
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours
 from icetransfer.sweep.slurm import plain
@@ -54,7 +55,7 @@ def cell_needs(wanted: config.Config, root: Path) -> Needs:
 def _model_bytes(wanted: config.Config, root: Path) -> float | None:
     """The size of the base model's file; random initialisation has the EN model's dimensions."""
     name = wanted.transfer.base_models["ml" if wanted.init == "ml" else "en"]
-    known = yaml.load(MODELS.read_text(encoding="utf-8"), config.YAML_LOADER)
+    known = yaml.load(MODELS.read_text(encoding="utf-8"), YAML_LOADER)
     place = known.get(name, {}).get("path", name)
     for folder in (root, root / "egs" / wanted.language):
         path = folder / str(place)

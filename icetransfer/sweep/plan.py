@@ -15,6 +15,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from icetransfer import config
 from icetransfer.experiment import Experiment
+from icetransfer.settings.corpora import SyntheticCorpus, has_split
+from icetransfer.settings.section import Hours, Section
+from icetransfer.settings.tree import differences as config_differences
 from icetransfer.sweep.jobs import Job, is_complete, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,18 +35,18 @@ def _listed(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-Amounts = Annotated[tuple[config.Hours, ...], BeforeValidator(_listed)]
+Amounts = Annotated[tuple[Hours, ...], BeforeValidator(_listed)]
 
 
-class Replicates(config.Section):
+class Replicates(Section):
     """One language and amount of data that both inits repeat with several seeds."""
 
     language: str
-    hours: config.Hours
+    hours: Hours
     seeds: tuple[int, ...] = Field(min_length=2)
 
 
-class Preset(config.Section):
+class Preset(Section):
     """What a sweep runs."""
 
     languages: Words
@@ -52,7 +55,7 @@ class Preset(config.Section):
     random_hours: Amounts = ()  # amounts of data at which random initialisation is a control
     seeds: int = Field(1, ge=1)  # every cell is run with the seeds 1 to this number
     replicates: Replicates | None = None
-    max_steps: dict[config.Hours, int] = Field(default_factory=dict)  # by the amount of data
+    max_steps: dict[Hours, int] = Field(default_factory=dict)  # by the amount of data
     conf: tuple[str, ...] = ()  # files of every recipe over its conf/default.yaml
     settings: tuple[str, ...] = ()  # key=value for every recipe
     by_init: dict[Init, tuple[str, ...]] = Field(default_factory=dict)  # as for the control
@@ -215,13 +218,13 @@ def available_hours(recipe: Path, data: config.Data) -> float | None:
     """Hours of training data that a recipe has; None before its stage 1 has counted them."""
     minutes = 0.0
     for name, corpus in data.corpora.items():
-        if not config.has_split(corpus, "train"):
+        if not has_split(corpus, "train"):
             continue
         prepared = recipe / data.dir / "manifests" / f"{name}_prepared.json"
         summary = read_json(prepared)
         if summary:
             minutes += summary["splits"].get("train", {}).get("minutes", 0)
-        elif isinstance(corpus, config.SyntheticCorpus):
+        elif isinstance(corpus, SyntheticCorpus):
             minutes += corpus.minutes.train
         else:
             return None
@@ -255,9 +258,9 @@ def unfair_pairs(sweep: Sweep, cells: Iterable[Cell]) -> list[str]:
     for pair in inits.values():
         if "en" in pair and "ml" in pair:
             en, ml = (sweep.config(pair[x]).model_dump(mode="json") for x in ("en", "ml"))
-            differences = config.differences(en | {"init": ""}, ml | {"init": ""})
+            differences = config_differences(en | {"init": ""}, ml | {"init": ""})
             en, ml = (_training(sweep.experiment(pair[x])) for x in ("en", "ml"))
-            noted = config.differences(en, ml) if en and ml else []
+            noted = config_differences(en, ml) if en and ml else []
             if noted and all(sweep.is_done(pair[x]) for x in ("en", "ml")):  # and not to be redone
                 differences += noted
             if differences:

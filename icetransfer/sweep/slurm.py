@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from icetransfer import config
+from icetransfer.settings.section import Section
 from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job
@@ -32,7 +33,7 @@ PREFIX = "icetransfer-"  # of the names of all our jobs
 Kind = Literal["data", "cell", "report"]
 
 
-class Resources(config.Section):
+class Resources(Section):
     """What a job is given."""
 
     partition: str | None = None
