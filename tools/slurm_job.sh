@@ -6,4 +6,4 @@ exec >>"${2%.json}-$SLURM_ARRAY_TASK_ID.log" 2>&1
 # shellcheck source=tools/environment.sh
 source "$1/tools/environment.sh"
 activate_environment "$1"
-exec python -m icetransfer.sweep.slurm_job "$2"
+exec python -m icetransfer.sweep.slurm "$2"

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from icetransfer import experiment
-from icetransfer.sweep import run
+from icetransfer.sweep import estimate, local, slurm, status
 from icetransfer.sweep.plan import Sweep, from_scratch, make_plan, read_preset
 
 FAILED = 1  # exit code: a cell failed
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", type=int, metavar="N", help="run every cell with seeds 1 to N")
     what.add_argument("--tiers", metavar='"160ms offline"', help="latencies to decode at")
     what.add_argument(
-        "--from-scratch", action="store_true", help="train the EN and ML seeds here, first"
+        "--from-scratch", action="store_true", help="train both base models here, first"
     )
     where = parser.add_argument_group("where")
     where.add_argument("--cmd", choices=("local", "slurm"), default="local", help="(local)")
@@ -110,30 +110,24 @@ def _main() -> None:
             raise ValueError(f"--jobs {args.jobs}: expected 1 or more")
         sweep = read_sweep(args)
         if args.dry_run or args.estimate:
-            from icetransfer.sweep import estimate
-
             if args.dry_run:
                 estimate.print_plan(sweep, make_plan(sweep))
             else:
                 estimate.print_estimate(sweep, make_plan(sweep))
         elif args.status:
-            from icetransfer.sweep import status
-
             status.show(sweep)
         elif args.report:
-            run.report_so_far(sweep)
+            status.report_so_far(sweep)
         elif args.cancel or args.cmd == "slurm":
-            from icetransfer.sweep import submit
-
             if args.cancel:
-                submit.cancel(sweep)
+                slurm.cancel(sweep)
             else:
                 plan = make_plan(sweep)
-                run.announce(sweep, plan)
-                submit.submit(
+                status.announce(sweep, plan)
+                slurm.submit(
                     sweep, plan, args.slurm_conf, _report_arguments(args), args.from_scratch
                 )
-        elif not run.run_to_the_end(sweep, args.jobs, args.from_scratch):
+        elif not local.run_to_the_end(sweep, args.jobs, args.from_scratch):
             sys.exit(FAILED)
 
     experiment.main(command)

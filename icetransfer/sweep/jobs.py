@@ -1,6 +1,6 @@
 """A job of a sweep: one run of a recipe, with its log, its status file and its lock.
 
-Both engines run the same jobs, `local.py` on this machine and `slurm_job.py` in a Slurm allocation.
+Both engines run the same jobs, `local.py` on this machine and `slurm.py` in a Slurm allocation.
 Arguments go to the recipe as they are, through no shell.
 """
 
@@ -31,7 +31,7 @@ class Job:
     """One run of a recipe.
 
     Attributes:
-        kind: data, cell, seed or report.
+        kind: data, cell, base or report.
         name: for people.
         recipe: its folder; of the report, the repository.
         arguments: of its run.sh; of the report, of run_all.sh.

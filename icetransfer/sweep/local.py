@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep on this machine, some at a time, with its cores and GPUs shared out.
+"""Runs a sweep on this machine to its report: some jobs at a time, cores and GPUs shared out.
 
 A job ends when the sweep does: asked to (Ctrl-C, SIGTERM) it saves first; and should the sweep be
 killed outright, `guard.py` ends it.  Jobs hold the sweep's lock as long as they live, so
@@ -29,8 +29,11 @@ from rich.progress import (
 from icetransfer.experiment import RUN_AGAIN
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job, JobError
+from icetransfer.sweep.plan import Sweep, base_model_jobs, make_plan
+from icetransfer.sweep.status import announce, skipped_lines, write_report_of
 
 GUARD = Path(__file__).with_name("guard.py")
+INTERRUPTED = 130  # exit code
 
 
 def visible_gpus() -> list[str]:
@@ -205,3 +208,51 @@ def run_jobs(
             runner.stop()
             raise
     return failures
+
+
+def run_sweep(sweep: Sweep, runner: Runner, at_once: int, retrain: bool = False) -> bool:
+    """Runs what is not done yet on this machine and writes the report.
+
+    Returns:
+        Whether every cell has its results.
+
+    Raises:
+        ValueError: a setting is wrong, or a comparison would not be fair.
+    """
+    plan = make_plan(sweep)
+    bases = base_model_jobs(sweep) if retrain and plan.runs else []
+    announce(sweep, plan)
+    shares = share_out(at_once, os.cpu_count() or 1, visible_gpus())
+    failures: dict[Job, str] = {}
+    view = View(len(bases) + len(plan.data) + len(plan.runs))
+    with view.shown():
+        failures |= run_jobs(bases, shares, runner, view)
+        if not failures:
+            # a language's data stages use all cores by themselves: one after the other
+            failures |= run_jobs(plan.data, [{"OMP_NUM_THREADS": "1"}], runner, view)
+            without_data = {job.name for job in failures}
+            runs = [job for job in plan.runs if job.needs not in without_data]
+            failures |= run_jobs(runs, shares, runner, view)
+    write_report_of(sweep, [*skipped_lines(plan), *failures.values()])
+    return not failures
+
+
+def run_to_the_end(sweep: Sweep, at_once: int, retrain: bool) -> bool:
+    """`run_sweep` that a signal ends in order: the jobs are told, and their ends are waited for.
+
+    Raises:
+        SystemExit: with INTERRUPTED, after SIGTERM or Ctrl-C.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    runner = Runner(sweep.results)
+    try:
+        return run_sweep(sweep, runner, at_once, retrain)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it was", flush=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        runner.close()

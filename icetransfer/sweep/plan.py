@@ -17,15 +17,15 @@ from icetransfer import config
 from icetransfer.experiment import Experiment
 from icetransfer.settings.corpora import SyntheticCorpus, has_split
 from icetransfer.settings.section import Hours, Section
-from icetransfer.settings.tree import differences as config_differences
+from icetransfer.settings.tree import differences
 from icetransfer.sweep.jobs import Job, is_complete, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESETS = REPOSITORY / "egs" / "presets"
 LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language
 LAST_CELL_STAGE = 10  # stage 11 packs what is handed over: for the cell that is chosen in the end
-SEED_STAGE = 7  # a seed is done when its checkpoints are averaged
-SEED_EXPERIMENT = "exp/random-all-seed1/averaged.pt"
+LAST_BASE_STAGE = 7  # a base model is done when its checkpoints are averaged
+BASE_CHECKPOINT = "exp/random-all-seed1/averaged.pt"
 
 Init = Literal["en", "ml", "random"]
 
@@ -205,9 +205,9 @@ def expand(preset: Preset) -> list[Cell]:
 
 
 def from_scratch(sweep: Sweep) -> Sweep:
-    """The same sweep, with results of its own, starting from seeds trained on this machine."""
+    """The same sweep, with results of its own, from base models trained on this machine."""
     settings = tuple(
-        f"transfer.base_models.{init}=../{recipe}/{SEED_EXPERIMENT}"
+        f"transfer.base_models.{init}=../{recipe}/{BASE_CHECKPOINT}"
         for init, recipe in config.BASE_RECIPES.items()
     )
     name = f"{sweep.name}-from-scratch"
@@ -258,14 +258,14 @@ def unfair_pairs(sweep: Sweep, cells: Iterable[Cell]) -> list[str]:
     for pair in inits.values():
         if "en" in pair and "ml" in pair:
             en, ml = (sweep.config(pair[x]).model_dump(mode="json") for x in ("en", "ml"))
-            differences = config_differences(en | {"init": ""}, ml | {"init": ""})
+            found = differences(en | {"init": ""}, ml | {"init": ""})
             en, ml = (_training(sweep.experiment(pair[x])) for x in ("en", "ml"))
-            noted = config_differences(en, ml) if en and ml else []
+            noted = differences(en, ml) if en and ml else []
             if noted and all(sweep.is_done(pair[x]) for x in ("en", "ml")):  # and not to be redone
-                differences += noted
-            if differences:
+                found += noted
+            if found:
                 name = pair["en"].name.replace(" en ", " ")
-                lines.append(f"{name}: en -> ml differ in {'; '.join(differences)}")
+                lines.append(f"{name}: en -> ml differ in {'; '.join(found)}")
     return lines
 
 
@@ -357,11 +357,11 @@ def cell_job(sweep: Sweep, cell: Cell, wanted: config.Config, data: Job) -> Job:
     )  # fmt: skip
 
 
-def seed_jobs(sweep: Sweep) -> list[Job]:
-    """The training of both seeds, which the cells then start from."""
-    stages = ("--stop-stage", str(SEED_STAGE))
+def base_model_jobs(sweep: Sweep) -> list[Job]:
+    """The training of both base models, which the cells then start from."""
+    stages = ("--stop-stage", str(LAST_BASE_STAGE))
     return [
-        _job(sweep, "seed", f"seed {init}", recipe, stages)
+        _job(sweep, "base", f"base model {init}", recipe, stages)
         for init, recipe in config.BASE_RECIPES.items()
     ]
 

@@ -1,34 +1,52 @@
-"""Hands the jobs of a sweep to Slurm: an array for the data, one for the cells, then the report.
+"""A sweep in Slurm's queue: an array for the data, one for the cells, then the report.
+
+    python -m icetransfer.sweep.slurm JOBS.json      one job, inside its allocation
 
 Slurm does the scheduling.  Nothing of ours stays behind: what was submitted is written down in
-`results/<sweep>/slurm.json`, jobs write status files of their own (`slurm_job.py`), and sacct is
-not asked.  Names reach sbatch as arguments and files, through no shell.
+`results/<sweep>/slurm.json`, jobs write status files of their own, and sacct is not asked.  Names
+reach sbatch as arguments and files, through no shell.
+
+Inside an allocation, where `tools/slurm_job.sh` starts it, the job is the
+$SLURM_ARRAY_TASK_ID-th of the file.  Warned of its time limit (SIGUSR1) it lets the training save
+and puts itself into the queue again; when it fails it is tried again, at most twice.  Only the
+latter is counted: a job may be warned as often as its length needs.
 """
 
+import argparse
 import getpass
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from icetransfer import config
+from icetransfer.experiment import RUN_AGAIN, log, main
 from icetransfer.settings.section import Section
 from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
-from icetransfer.sweep.jobs import Job
+from icetransfer.sweep.jobs import Job, JobError
+from icetransfer.sweep.plan import Plan, Sweep, base_model_jobs, too_little_data
 
 SCRIPT = "tools/slurm_job.sh"
 SUBMITTED = "slurm.json"
 ASK_AGAIN = 30  # seconds; squeue is asked no more often
 PREFIX = "icetransfer-"  # of the names of all our jobs
+RETRIES = 2  # of a job that fails for its own reasons
+HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 Kind = Literal["data", "cell", "report"]
 
@@ -306,3 +324,243 @@ def _resource_options(resources: Resources) -> list[str]:
 
 def _call(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def submit(
+    sweep: Sweep, plan: Plan, settings_file: Path | None, report: Sequence[str], retrain: bool
+) -> None:
+    """Submits what is neither done nor in the queue.
+
+    Args:
+        sweep: whose plan it is.
+        plan: what is left to do.
+        settings_file: resources; None for conf/slurm.yaml.
+        report: arguments of the run_all.sh that writes the report.
+        retrain: train the base models first.
+
+    Raises:
+        ValueError: Slurm is not there or refuses; the message says what was submitted.
+    """
+    settings = read_settings(settings_file or sweep.root / "conf" / "slurm.yaml")
+    queue = Queue(sweep.name, sweep.results, sweep.root)
+    queue.check(settings, ("data", "cell", "report") if plan.runs else ("report",))
+    with jobs.wait_for_lock(
+        sweep.results / ".submit.lock", "waiting for another call that submits this sweep"
+    ):
+        _submit(sweep, plan, settings, queue, report, retrain)
+
+
+def _submit(
+    sweep: Sweep,
+    plan: Plan,
+    settings: Settings,
+    queue: Queue,
+    report: Sequence[str],
+    retrain: bool,
+) -> None:
+    queued = queue.queued(fresh=True)
+    new = [job for job in plan.runs if job.name not in queued]
+    print(f"{len(plan.runs) - len(new)} cells are in the queue already")
+    if not new and plan.runs:
+        return
+    size = queue.array_size()
+    wanted = {job.needs for job in new}
+    data = [job for job in plan.data if job.name in wanted and job.name not in queued]
+    bases = base_model_jobs(sweep) if retrain and new else []
+    bases = [job for job in bases if job.name not in queued]
+    for job in (*bases, *data, *new):
+        job.status.unlink(missing_ok=True)  # of an earlier try
+
+    def send(own: Sequence[Job], kind: str, after: Sequence[str]) -> list[str]:
+        resources = settings.resources(kind)  # type: ignore[arg-type]
+        ids = queue.submit(kind, Submission(list(own), plan.data, resources), after, size)  # type: ignore[arg-type]
+        for array_id in ids:
+            print(f"submitted {array_id}: {len(own)} {kind} job{'s' * (len(own) > 1)}", flush=True)
+        return ids
+
+    base_ids = send(bases, "cell", [])
+    before = {queued[name][0] for name in wanted if name in queued}
+    data_ids = [*send(data, "data", base_ids), *sorted(before)]
+    cell_ids = send(new, "cell", [*base_ids, *data_ids])
+    others = {task for name, (task, _, _) in queued.items() if name in {j.name for j in plan.runs}}
+    send([_report_job(sweep, report)], "report", [*data_ids, *cell_ids, *sorted(others)])
+    print(f"where it is: ./run_all.sh {shlex.join(report).replace('--report', '--status', 1)}")
+
+
+def _report_job(sweep: Sweep, arguments: Sequence[str]) -> Job:
+    results = sweep.results
+    return Job(
+        "report", "report", sweep.root, tuple(arguments),
+        log=results / "log" / "report.log", status=results / "status" / "report.json",
+    )  # fmt: skip
+
+
+def cancel(sweep: Sweep) -> None:
+    """Ends what the sweep has in the queue.
+
+    Raises:
+        ValueError: Slurm is not there or refuses.
+    """
+    ended = Queue(sweep.name, sweep.results, sweep.root).cancel()
+    print(f"cancelled {len(ended)} jobs" + "".join(f"\n  {name}" for name in ended))
+
+
+def own_id() -> str:
+    """This task of the array.  Its $SLURM_JOB_ID may be that of the whole array."""
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
+class Allocation:
+    """This Slurm job: hears its signals, passes them on, and can go into the queue again."""
+
+    def __init__(self) -> None:
+        self.heard: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in HEARD:
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.heard.add(number)
+        self._pass_on()
+
+    def started(self, process: subprocess.Popen[bytes]) -> None:
+        """The recipe runs."""
+        self._process = process
+        if self.heard:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        # To run.sh alone: it asks the training to save, and ends at any other stage.
+        if self._process and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGUSR1)
+
+    def end_rest(self) -> None:
+        """Ends what the recipe has left behind."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to end for good, or Slurm itself puts it into the queue again."""
+        return bool(self.heard - {signal.SIGUSR1})
+
+    @property
+    def is_warned(self) -> bool:
+        """Whether the time limit is near."""
+        return signal.SIGUSR1 in self.heard
+
+    def requeue(self) -> NoReturn:
+        """Puts this job into the queue again, which ends it here.
+
+        Raises:
+            JobError: Slurm refuses.
+        """
+        done = subprocess.run(["scontrol", "requeue", own_id()], capture_output=True, text=True)
+        if done.returncode:
+            raise JobError(f"could not be put into the queue again: {done.stderr.strip()}")
+        while not self.cancelled:  # Slurm ends this job by SIGTERM
+            time.sleep(0.5)
+        sys.exit(RUN_AGAIN)
+
+
+def command_parts(resources: Resources, job: Job) -> tuple[list[str], list[str]]:
+    """What a job's command is started by, and what is added to it, for several GPUs or nodes."""
+    if job.kind != "cell":
+        return [], []
+    prefix = []
+    if resources.nodes > 1:
+        # one run.sh for each node, of which the first does all but the training alone
+        prefix = ["srun", "--ntasks-per-node=1", f"--ntasks={resources.nodes}"]
+        prefix += ["--kill-on-bad-exit=1"]
+    several = resources.gpus > 1 or resources.nodes > 1
+    return prefix, ["--gpus", str(max(1, resources.gpus))] if several else []
+
+
+def run_job(job: Job, resources: Resources, allocation: Allocation, needed: Job | None) -> None:
+    """Runs the job; requeues it, or leaves a status that says why it failed.
+
+    Raises:
+        JobError: it failed for the last time, or was cancelled.
+    """
+    if needed and needed.read_status().get("state") != jobs.DONE:
+        job.note(jobs.FAILED, reason=f"{needed.name} did not end well (log: {needed.log})")
+        raise JobError(f"{job.name}: {needed.name} did not end well (log: {needed.log})")
+    target = job.target if job.kind == "cell" else None
+    if target and (reason := too_little_data(job.recipe, target.config)):
+        job.note(jobs.SKIPPED, reason=reason)
+        return
+    begin = time.time()
+    failures = 0
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        failures = job.read_status().get("failures", 0)
+    prefix, extra = command_parts(resources, job)
+    try:
+        jobs.run(
+            job,
+            prefix=prefix,
+            extra=extra,
+            environment={"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1")},
+            started=allocation.started,
+            failures=failures,
+            slurm_job=own_id(),
+        )
+        return
+    except jobs.BusyError as busy:
+        log.info("%s", busy)
+        return
+    except JobError as error:
+        failure = error
+    allocation.end_rest()
+    if allocation.cancelled:
+        job.note(jobs.AGAIN, reason="stopped by Slurm or by a user")
+        raise failure
+    if allocation.is_warned or failure.code == RUN_AGAIN:
+        if target and not has_progress(target.dir, begin):
+            job.note(jobs.FAILED, reason="no file was finished within the time limit")
+            raise failure
+        log.info("%s: goes into the queue again, to go on", job.name)
+        job.note(jobs.AGAIN, reason="")
+        allocation.requeue()
+    log.info("%s: try %d of %d failed", job.name, failures + 1, RETRIES + 1)
+    if failures == RETRIES:
+        reason = f"{job.read_status().get('reason')} (tried {failures + 1} times)"
+        job.note(jobs.FAILED, failures=failures + 1, reason=reason)
+        raise failure
+    job.note(jobs.AGAIN, failures=failures + 1)
+    allocation.requeue()
+
+
+def has_progress(experiment: Path, since: float) -> bool:
+    """Whether a file of the experiment, but for its logs, was finished after a point in time."""
+    return any(
+        path.stat().st_mtime > since
+        for path in experiment.rglob("*")
+        if path.is_file() and "log" not in path.relative_to(experiment).parts
+    )
+
+
+def _run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("jobs", type=Path, help="JOBS.json")
+    args = parser.parse_args()
+
+    def run_own() -> None:
+        allocation = Allocation()
+        submission = read_submission(args.jobs)
+        job = submission.jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+        log.info("%s: %s", job.name, job.shown)
+        needed = {other.name: other for other in submission.needed}.get(job.needs)
+        describe(own_id(), job.name)
+        try:
+            run_job(job, submission.resources, allocation, needed)
+        except JobError as error:
+            log.error("error: %s", error)
+            sys.exit(error.code)
+
+    main(run_own)
+
+
+if __name__ == "__main__":
+    _run()

@@ -1,10 +1,10 @@
-"""Where the cells of a sweep are: waiting, running, done, failed, read off files and squeue."""
+"""Where the cells of a sweep are, read off files and squeue, and the report of what is there."""
 
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from rich.text import Text
 
 from icetransfer import config
 from icetransfer.experiment import Experiment
+from icetransfer.report import PLAN
 from icetransfer.score import planned_runs
+from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
-from icetransfer.sweep.plan import Cell, Sweep, make_plan
+from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan
 from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
 
 TAIL = 20_000  # bytes of a metrics.jsonl that surely hold its last line about the training
@@ -150,3 +152,57 @@ def show(sweep: Sweep) -> None:
             time.sleep(ASK_AGAIN)
             rows = collect(sweep)
             live.update(table(sweep, rows), refresh=True)
+
+
+def announce(sweep: Sweep, plan: Plan) -> None:
+    """Prints how many cells there are, how many are done, and which are skipped and why."""
+    print(f"{sweep.name}: {len(sweep.cells)} cells, {len(plan.done)} done already", flush=True)
+    for line in skipped_lines(plan):
+        print(line, flush=True)
+
+
+def skipped_lines(plan: Plan) -> list[str]:
+    """Why cells are not to be run, a line each."""
+    return [f"{cell.name} is skipped: {reason}" for cell, reason in plan.skipped.items()]
+
+
+def write_plan(sweep: Sweep, failures: Sequence[str]) -> None:
+    """Writes plan.json, which the report reads: the cells, where they lie, what failed."""
+    entries = [
+        {
+            "language": cell.language,
+            "init": cell.init,
+            "hours": cell.hours,
+            "seed": cell.seed,
+            "experiment": str(sweep.experiment(cell).relative_to(sweep.root)),
+        }
+        for cell in sorted(sweep.cells)
+    ]
+    tree = {
+        "sweep": sweep.name,
+        "cells": entries,
+        "data": {x: f"egs/{x}/{sweep.data_experiment}" for x in sweep.preset.languages},
+        "failures": list(failures),
+    }
+    atomic.write_text(sweep.results / PLAN, json.dumps(tree, indent=1) + "\n")
+
+
+def write_report_of(sweep: Sweep, failures: Sequence[str]) -> None:
+    """Writes the report and shows its tables; `failures` are lines of what did not end well."""
+    # Plots take long to import, and --status need not wait for that.
+    from icetransfer.report import terminal
+    from icetransfer.report.write import write_report
+
+    write_plan(sweep, failures)
+    terminal.show(write_report(sweep.results, sweep.root), sweep.results)
+
+
+def report_so_far(sweep: Sweep) -> None:
+    """Writes the report of what is there, with what the jobs' status files say of failures."""
+    plan = make_plan(sweep)
+    failures = skipped_lines(plan)
+    for job in [*plan.data, *plan.runs]:
+        status = job.read_status()
+        if status.get("state") in (jobs.FAILED, jobs.SKIPPED):
+            failures.append(f"{job.name} {status['state']}: {status['reason']} (log: {job.log})")
+    write_report_of(sweep, failures)

@@ -7,7 +7,7 @@ from pathlib import Path
 from icetransfer import __main__ as overview
 
 PACKAGE = Path(overview.__file__).parent
-STARTED_BY_OTHERS = {"sweep.guard", "sweep.slurm_job"}  # not typed by a person
+STARTED_BY_OTHERS = {"sweep.guard", "sweep.slurm"}  # not typed by a person
 
 
 def test_every_command_is_listed_and_every_listed_one_is_there() -> None:

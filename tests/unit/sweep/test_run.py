@@ -16,7 +16,7 @@ import pytest
 from icetransfer.config import chunk_ms, dump_config
 from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
-from icetransfer.sweep import jobs, local, plan, run
+from icetransfer.sweep import jobs, local, plan
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -90,7 +90,7 @@ def make(root: Path, **changes: object) -> plan.Sweep:
 def run_all(made: plan.Sweep, retrain: bool = False) -> bool:
     runner = local.Runner(made.results)
     try:
-        return run.run_sweep(made, runner, at_once=2, retrain=retrain)
+        return local.run_sweep(made, runner, at_once=2, retrain=retrain)
     finally:
         runner.close()
 
@@ -226,10 +226,10 @@ def test_a_failed_cell_costs_no_other(
     assert "## Failed" not in (made.results / "report.md").read_text()
 
 
-def test_from_scratch_trains_the_seeds_first(root: Path) -> None:
+def test_from_scratch_trains_the_base_models_first(root: Path) -> None:
     made = plan.from_scratch(make(root, languages="nl"))
     assert made.results.name == "try-from-scratch"
-    job = plan.seed_jobs(made)[0]
+    job = plan.base_model_jobs(made)[0]
     assert job.arguments == ("--stop-stage", "7")
     base = dict(made.config(made.cells[0]).transfer.base_models)
     end = "exp/random-all-seed1/averaged.pt"
@@ -247,10 +247,10 @@ def test_killed_and_continued(root: Path) -> None:
     """SIGTERM in the middle: the cells end with it, and the next sweep goes on."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer.sweep import plan, run\n"
+        "import sys; from pathlib import Path; from icetransfer.sweep import local, plan\n"
         f"preset = plan.Preset.model_validate({PRESET!r})\n"
         "made = plan.Sweep('try', preset, (), Path(sys.argv[1]))\n"
-        "run.run_to_the_end(made, 2, False)\n"
+        "local.run_to_the_end(made, 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "60", "PYTHONPATH": str(REPO)}
     process = subprocess.Popen(
@@ -263,7 +263,7 @@ def test_killed_and_continued(root: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == run.INTERRUPTED
+    assert process.returncode == local.INTERRUPTED
     assert "continues where it was" in out
     assert not any(made.is_done(cell) for cell in made.cells)
     assert run_all(made)
@@ -292,9 +292,9 @@ def test_killed_outright(root: Path) -> None:
     """SIGKILL in the middle: nothing runs on, and nothing that is done is done again."""
     made = make(root)
     code = (
-        "import sys; from pathlib import Path; from icetransfer.sweep import plan, run\n"
+        "import sys; from pathlib import Path; from icetransfer.sweep import local, plan\n"
         f"preset = plan.Preset.model_validate({PRESET!r})\n"
-        "run.run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
+        "local.run_to_the_end(plan.Sweep('try', preset, (), Path(sys.argv[1])), 2, False)\n"
     )
     environment = os.environ | {"SLEEP": "2", "PYTHONPATH": str(REPO)}
     command = [sys.executable, "-c", code, str(root)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icetransfer.sweep import slurm, slurm_job
+from icetransfer.sweep import slurm
 from icetransfer.sweep.jobs import Job
 
 REPO = Path(__file__).resolve().parents[3]
@@ -141,6 +141,6 @@ def test_several_gpus_and_nodes(
     tmp_path: Path, gpus: int, nodes: int, prefix: list[str], extra: list[str]
 ) -> None:
     resources = slurm.Resources(gpus=gpus, nodes=nodes)
-    begin, end = slurm_job.command_parts(resources, job(tmp_path))
+    begin, end = slurm.command_parts(resources, job(tmp_path))
     assert begin[:3] == prefix
     assert end == extra
