@@ -127,8 +127,11 @@ def queue(environment: dict[str, str]) -> list[str]:
 
 def wait_until_empty(environment: dict[str, str], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
-    while queue(environment):
-        assert time.monotonic() < deadline, queue(environment)
+    empty = 0
+    while empty < 6:  # a job that goes into the queue again is not in it for a moment
+        jobs = queue(environment)
+        empty = 0 if jobs else empty + 1
+        assert time.monotonic() < deadline, jobs
         time.sleep(0.5)
 
 
