@@ -43,11 +43,11 @@ from icetransfer.config import Config, chunk_label, load_config
 from icetransfer.data.features import fbank, read_manifest
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_streams, tail_seconds
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import SIZES, TransducerModel, build_transducer
 from icetransfer.score import TORCH_PRECISIONS, test_sets
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -88,7 +88,7 @@ class Case:
         """Of the files."""
         if self.model.is_file():
             return self.model.stat().st_size
-        return Bundle(self.model).size(self.precision)
+        return Exported(self.model).size(self.precision)
 
     def load(self, threads: int) -> Any:
         """The model."""
@@ -254,8 +254,8 @@ def export_all(checkpoint: Path, folder: Path, settings: Config) -> None:
     precisions = [precision for precision in decode.precisions if precision != "fp32"]
     for chunk_size in decode.chunk_sizes:
         if chunk_size != -1:
-            bundle = Bundle(folder / str(chunk_size))
-            export_bundle(source, bundle, chunk_size, decode.left_context_frames, precisions)
+            bundle = Exported(folder / str(chunk_size))
+            export_tier(source, bundle, chunk_size, decode.left_context_frames, precisions)
 
 
 def made_up_recordings(count: int) -> list[Samples]:

@@ -30,13 +30,13 @@ from icetransfer.config import Export
 from icetransfer.data.features import read_manifest
 from icetransfer.decode import Reader, tail_seconds
 from icetransfer.experiment import open_experiment, provenance
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.model.transducer import SIZES, build_transducer
-from icetransfer.onnx.quantize import quantize_bundle, same_file
+from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
@@ -119,16 +119,16 @@ def measure_full_size() -> dict[str, Any]:
             for block, symmetric in BLOCKS
             for level in (0, 4)
         ]
-        full = Bundle(root / "full")
-        export_bundle(source, full, CHUNK, LEFT, ["fp32"])
+        full = Exported(root / "full")
+        export_tier(source, full, CHUNK, LEFT, ["fp32"])
         made = []
         for number, (precision, settings) in enumerate(variants):
-            bundle = Bundle(root / str(number))
+            bundle = Exported(root / str(number))
             for path in full.files(["fp32"]):
                 same_file(path, bundle.dir / path.name)
             if precision != "fp32":
                 export = Export.model_validate({"int4": settings} if settings else {})
-                quantize_bundle(bundle, precision, export)
+                quantize_export(bundle, precision, export)
             made.append((bundle, precision, settings))
         times = [
             [_chunk_rtf(bundle, precision) for bundle, precision, _ in made] for _ in range(ROUNDS)
@@ -146,7 +146,7 @@ def measure_full_size() -> dict[str, Any]:
     return {"parameters": parameters, "rows": rows, "provenance": provenance()}
 
 
-def _chunk_rtf(bundle: Bundle, precision: str) -> float:
+def _chunk_rtf(bundle: Exported, precision: str) -> float:
     model = OnnxTransducer(bundle.dir, precision)
     state = model.initial_state(1, CHUNK, LEFT)
     features = torch.randn(1, 2 * CHUNK + WINDOW_EXTRA, 80) - 6
@@ -165,7 +165,7 @@ def read_results(experiments: list[Path]) -> list[dict[str, Any]]:
         run = open_experiment(path)
         for file in sorted(path.glob("decode/*/sherpa-*/wer.json")):
             row = json.loads(file.read_text(encoding="utf-8"))
-            bundle = Bundle(run.onnx_dir(row["chunk_size"]))
+            bundle = Exported(run.onnx_dir(row["chunk_size"]))
             row["encoder_bytes"] = bundle.model("encoder", row["precision"]).stat().st_size
             rows.append(row)
     return rows

@@ -40,7 +40,7 @@ from icetransfer.stage import atomic
 from icetransfer.stage.progress import progress_bar
 from icetransfer.streaming import latency
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, Search, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -155,7 +155,7 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """Loads the model of a run.
 
     Raises:
-        ValueError: a file is missing, or the bundle is of another checkpoint or tier.
+        ValueError: a file is missing, or the export is of another checkpoint or tier.
     """
     decode = experiment.config.decode
     size, left, streams = run.chunk_size, run.left_context_frames, decode.batch_streams
@@ -368,7 +368,7 @@ def decode_run(
     config = experiment.config
     folder = run.folder(experiment.decode_dir)
     target = folder / "wer.json"
-    quantisation = Bundle(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
+    quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
         found = json.loads(target.read_text(encoding="utf-8"))
         made = found["checkpoint_sha256"], found.get("quantisation", {})
@@ -379,7 +379,7 @@ def decode_run(
     if run.engine == "torch":
         model_bytes = experiment.averaged_checkpoint.stat().st_size
     else:
-        model_bytes = _check_bundle(experiment, run, checkpoint_sha256)
+        model_bytes = _check_export(experiment, run, checkpoint_sha256)
     load = os.getloadavg()[0]
     title = f"{run.test_set} {run.engine} {run.precision} {chunk_label(run.chunk_size)}"
     found, problems, seconds = recognise(make_engine(experiment, run), cuts, title)
@@ -414,18 +414,18 @@ def decode_run(
     )
 
 
-def _check_bundle(experiment: Experiment, run: score.Decoding, checkpoint_sha256: str) -> int:
-    bundle = Bundle(experiment.onnx_dir(run.chunk_size))
-    bundle.check(run.precision)
+def _check_export(experiment: Experiment, run: score.Decoding, checkpoint_sha256: str) -> int:
+    exported = Exported(experiment.onnx_dir(run.chunk_size))
+    exported.check(run.precision)
     made_of = {}
-    if bundle.description.is_file():
-        made_of = json.loads(bundle.description.read_text(encoding="utf-8"))["made_of"]
+    if exported.description.is_file():
+        made_of = json.loads(exported.description.read_text(encoding="utf-8"))["made_of"]
     if made_of.get("sha256") != checkpoint_sha256:
         raise ValueError(
-            f"{bundle.dir} was not exported from {experiment.averaged_checkpoint} as it is now: "
+            f"{exported.dir} was not exported from {experiment.averaged_checkpoint} as it is now: "
             f"run stage 8 again"
         )
-    return bundle.size(run.precision)
+    return exported.size(run.precision)
 
 
 def _read_test_set(path: Path) -> list[Cut]:

@@ -1,4 +1,4 @@
-r"""Stage 8: the averaged model as ONNX bundles for sherpa-onnx, one for each latency tier.
+r"""Stage 8: the averaged model in ONNX for sherpa-onnx, an export for each latency tier.
 
     python -m icetransfer.export --exp DIR
     python -m icetransfer.export checkpoint=epoch-30.pt tokens=tokens.txt out=DIR \
@@ -44,9 +44,9 @@ from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, TransducerModel
 from icetransfer.onnx.graph import name_layers, shorten_names, simplify
-from icetransfer.onnx.quantize import quantize_bundle, same_file
+from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.stage import atomic
-from icetransfer.streaming.bundle import Bundle, check_vocabulary, file_facts, read_tokens
+from icetransfer.streaming.exported import Exported, check_vocabulary, file_facts, read_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
 
 OPSET = 13  # what sherpa-onnx's oldest runtimes read, and what icefall's exports use
@@ -244,18 +244,18 @@ def _export_offline_encoder(model: TransducerModel, target: Path) -> None:
     _trace(graph, {"x": x, "x_lens": x_lens}, outputs, dynamic, metadata, target)
 
 
-def _export_heads(model: TransducerModel, bundle: Bundle) -> None:
+def _export_heads(model: TransducerModel, exported: Exported) -> None:
     y = torch.zeros(_TRACED_STREAMS, model.context_size, dtype=torch.int64)
     streams = {"y": {0: "N"}, "decoder_out": {0: "N"}}
     metadata = {"context_size": str(model.context_size), "vocab_size": str(model.vocab_size)}
-    target = bundle.model("decoder", "fp32")
+    target = exported.model("decoder", "fp32")
     _trace(DecoderGraph(model), {"y": y}, ["decoder_out"], streams, metadata, target)
     joiner_dim = model.dims.joiner_dim
     names = ("encoder_out", "decoder_out")
     inputs = {name: torch.randn(_TRACED_STREAMS, joiner_dim) for name in names}
     streams = {name: {0: "N"} for name in (*names, "logit")}
     metadata = {"joiner_dim": str(joiner_dim)}
-    target = bundle.model("joiner", "fp32")
+    target = exported.model("joiner", "fp32")
     _trace(JoinerGraph(model), inputs, ["logit"], streams, metadata, target)
 
 
@@ -264,13 +264,13 @@ def _difference(ours: Tensor, torchs: Tensor) -> float:
 
 
 @torch.inference_mode()
-def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> float:
+def verify_export(model: TransducerModel, exported: Exported, chunk_size: int) -> float:
     """Runs the fp32 graphs beside torch on random input: other batch sizes and lengths than traced.
 
     Args:
         model: what was exported.
-        bundle: the files.
-        chunk_size: of the bundle.
+        exported: the files.
+        chunk_size: of the export.
 
     Returns:
         The largest difference, relative to outputs above 1.
@@ -278,7 +278,7 @@ def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> fl
     Raises:
         RuntimeError: it is above `TOLERANCE`.
     """
-    exported = OnnxTransducer(bundle.dir)
+    onnx_model = OnnxTransducer(exported.dir)
     random = torch.Generator().manual_seed(0)
     differences = {}
     streams = 3
@@ -286,24 +286,24 @@ def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> fl
         features = torch.randn(streams, 171, FEATURE_DIM, generator=random)
         lens = torch.tensor([171, 160, 33])
         out, out_lens = model.encode(features, lens, chunk_size=-1)
-        ours, our_lens = exported.encode(features, lens)
+        ours, our_lens = onnx_model.encode(features, lens)
         if our_lens.tolist() != out_lens.tolist():
             raise RuntimeError(
-                f"{bundle.dir}: output lengths {our_lens.tolist()}, torch {out_lens.tolist()}"
+                f"{exported.dir}: output lengths {our_lens.tolist()}, torch {out_lens.tolist()}"
             )
         out = model.joiner.encoder_proj(out)
         differences["encoder"] = max(
             _difference(a[:n], b[:n]) for a, b, n in zip(ours, out, out_lens.tolist(), strict=True)
         )
     else:
-        state = model.initial_state(streams, chunk_size, exported.left_context_frames)
-        our_state = exported.initial_state(streams, chunk_size, exported.left_context_frames)
+        state = model.initial_state(streams, chunk_size, onnx_model.left_context_frames)
+        our_state = onnx_model.initial_state(streams, chunk_size, onnx_model.left_context_frames)
         worst = 0.0
         for _ in range(2):
             shape = (streams, 2 * chunk_size + WINDOW_EXTRA, FEATURE_DIM)
             features = torch.randn(shape, generator=random)
             out, state = model.encode_chunk(features, state)
-            ours, our_state = exported.encode_chunk(features, our_state)
+            ours, our_state = onnx_model.encode_chunk(features, our_state)
             tensors = widen_embed_states(state.tensors())
             pairs = zip(our_state.tensors(), tensors, strict=True)
             worst = max(worst, *(_difference(a, b) for a, b in pairs))
@@ -311,14 +311,14 @@ def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> fl
         differences["encoder"] = worst
     tokens = torch.randint(-1, model.vocab_size, (7, model.context_size), generator=random)
     decoder_out = model.joiner.decoder_proj(model.predict(tokens))
-    differences["decoder"] = _difference(exported.predict(tokens), decoder_out)
+    differences["decoder"] = _difference(onnx_model.predict(tokens), decoder_out)
     frame = torch.randn(7, 1, model.dims.joiner_dim, generator=random)
     logits = model.joiner(frame, decoder_out, project_input=False)
-    differences["joiner"] = _difference(exported.join(frame, decoder_out), logits)
+    differences["joiner"] = _difference(onnx_model.join(frame, decoder_out), logits)
     part, worst = max(differences.items(), key=lambda item: item[1])
     if not worst <= TOLERANCE:
         raise RuntimeError(
-            f"{bundle.model(part, 'fp32')}: differs from torch by {worst:.2g} (at most "
+            f"{exported.model(part, 'fp32')}: differs from torch by {worst:.2g} (at most "
             f"{TOLERANCE} was expected); this is a fault of the export, please report it"
         )
     return worst
@@ -326,7 +326,7 @@ def verify_bundle(model: TransducerModel, bundle: Bundle, chunk_size: int) -> fl
 
 @dataclass(frozen=True)
 class Source:
-    """What a bundle is made of."""
+    """What an export is made of."""
 
     checkpoint: Path
     model: TransducerModel
@@ -345,13 +345,13 @@ class Source:
         return cls(checkpoint, model, tokens, sha256(checkpoint))
 
 
-def export_bundle(
+def export_tier(
     source: Source,
-    bundle: Bundle,
+    exported: Exported,
     chunk_size: int,
     left_context_frames: int,
     precisions: Sequence[str],
-    heads: Bundle | None = None,
+    heads: Exported | None = None,
     settings: Export | None = None,
     kept: Mapping[str, list[str]] | None = None,
 ) -> None:
@@ -359,11 +359,11 @@ def export_bundle(
 
     Args:
         source: the model.
-        bundle: where to.
+        exported: where to.
         chunk_size: in 50 Hz frames; -1 for the non-streaming model.
         left_context_frames: in 50 Hz frames; without meaning for -1.
         precisions: "fp32" and others; the fp32 files are always written.
-        heads: a bundle of the same model, whose decoder and joiner are the same.
+        heads: an export of the same model, whose decoder and joiner are the same.
         settings: how the precisions below fp32 are made.
         kept: by precision, the encoder's layers that are left in a higher one.
 
@@ -382,52 +382,54 @@ def export_bundle(
         "export": settings.model_dump(mode="json"),
         "kept": {precision: sorted(kept.get(precision, ())) for precision in wanted},
     }
-    if bundle.description.is_file():
-        found = json.loads(bundle.description.read_text(encoding="utf-8"))
+    if exported.description.is_file():
+        found = json.loads(exported.description.read_text(encoding="utf-8"))
         if found["made_of"] == made_of:
-            log.info("skip: %s is complete", bundle.dir)
+            log.info("skip: %s is complete", exported.dir)
             return
-        bundle.description.unlink()  # from here on the bundle is not complete
+        exported.description.unlink()  # from here on the export is not complete
     begin = time.perf_counter()
     if chunk_size == -1:
-        _export_offline_encoder(source.model, bundle.model("encoder", "fp32"))
+        _export_offline_encoder(source.model, exported.model("encoder", "fp32"))
     else:
-        target = bundle.model("encoder", "fp32")
+        target = exported.model("encoder", "fp32")
         _export_streaming_encoder(source.model, chunk_size, left_context_frames, target)
     if heads is None:
-        _export_heads(source.model, bundle)
+        _export_heads(source.model, exported)
     else:
         for part in ("decoder", "joiner"):
-            same_file(heads.model(part, "fp32"), bundle.model(part, "fp32"))
-    atomic.write_text(bundle.tokens, source.tokens.read_text(encoding="utf-8"))
-    difference = verify_bundle(source.model, bundle, chunk_size)
+            same_file(heads.model(part, "fp32"), exported.model(part, "fp32"))
+    atomic.write_text(exported.tokens, source.tokens.read_text(encoding="utf-8"))
+    difference = verify_export(source.model, exported, chunk_size)
     for precision in wanted:
         if precision != "fp32":
-            quantize_bundle(bundle, precision, settings, {*kept.get(precision, ())})
+            quantize_export(exported, precision, settings, {*kept.get(precision, ())})
     seconds = time.perf_counter() - begin
-    sizes = {precision: bundle.size(precision) for precision in wanted}
+    sizes = {precision: exported.size(precision) for precision in wanted}
     description = {
         "made_of": made_of,
         "checkpoint": str(source.checkpoint),
         "dims": source.model.dims.to_dict(),
         "difference_from_torch": difference,
         "bytes": sizes,
-        "files": {path.name: file_facts(path) for path in bundle.files(wanted)},
+        "files": {path.name: file_facts(path) for path in exported.files(wanted)},
         "provenance": provenance(),
     }
-    atomic.write_text(bundle.description, json.dumps(description, indent=2) + "\n")
+    atomic.write_text(exported.description, json.dumps(description, indent=2) + "\n")
     kilobytes = ", ".join(f"{name} {size / 1000:.0f} kB" for name, size in sizes.items())
     log.info(
-        "%s: %s, differs from torch by %.1g, %.1f s", bundle.dir, kilobytes, difference, seconds
+        "%s: %s, differs from torch by %.1g, %.1f s", exported.dir, kilobytes, difference, seconds
     )
 
 
-def kept_layers(experiment: Experiment, bundle: Bundle, checkpoint: str) -> dict[str, list[str]]:
+def kept_layers(
+    experiment: Experiment, exported: Exported, checkpoint: str
+) -> dict[str, list[str]]:
     """The layers of a tier that `icetransfer.remedy` has found to need a higher precision.
 
     Args:
         experiment: whose tier it is.
-        bundle: the tier.
+        exported: the tier.
         checkpoint: its SHA-256; what was found for another is not heeded.
     """
     if not experiment.remedy_file.is_file():
@@ -437,7 +439,7 @@ def kept_layers(experiment: Experiment, bundle: Bundle, checkpoint: str) -> dict
         log.warning("%s is of another checkpoint: run it again", experiment.remedy_file)
         return {}
     return {
-        row["precision"]: row["kept"] for row in found["rows"] if row["tier"] == bundle.dir.name
+        row["precision"]: row["kept"] for row in found["rows"] if row["tier"] == exported.dir.name
     }
 
 
@@ -452,11 +454,11 @@ def export_tiers(experiment: Experiment) -> None:
     source = Source.load(experiment.averaged_checkpoint, experiment.lang_dir / "tokens.txt")
     left, precisions, heads = decode.left_context_frames, decode.precisions, None
     for size in decode.chunk_sizes:
-        bundle = Bundle(experiment.onnx_dir(size))
-        kept = kept_layers(experiment, bundle, source.sha256)
+        exported = Exported(experiment.onnx_dir(size))
+        kept = kept_layers(experiment, exported, source.sha256)
         settings = experiment.config.export
-        export_bundle(source, bundle, size, left, precisions, heads, settings, kept)
-        heads = bundle
+        export_tier(source, exported, size, left, precisions, heads, settings, kept)
+        heads = exported
     write_provenance(experiment, "export", checkpoint_sha256=source.sha256)
 
 
@@ -517,13 +519,13 @@ def export_checkpoint(words: list[str]) -> None:
     torch.set_num_threads(1)
     source = Source.load(Path(arguments.checkpoint), Path(arguments.tokens), **overrides)
     out = Path(arguments.out)
-    tiers = {size: Bundle(out) for size in sizes}
+    tiers = {size: Exported(out) for size in sizes}
     if len(sizes) > 1:
-        tiers = {size: Bundle(out / tier_folder(size, left[0])) for size in sizes}
+        tiers = {size: Exported(out / tier_folder(size, left[0])) for size in sizes}
     heads = None
-    for size, bundle in tiers.items():
-        export_bundle(source, bundle, size, left[0], precisions, heads, settings)
-        heads = bundle
+    for size, exported in tiers.items():
+        export_tier(source, exported, size, left[0], precisions, heads, settings)
+        heads = exported
 
 
 def _main() -> None:

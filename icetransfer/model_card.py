@@ -23,7 +23,7 @@ from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN = Path("exp/random-all-seed1")
@@ -151,7 +151,7 @@ def read_results(experiment: Experiment, chunk_size: int) -> list[dict[str, Any]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
-def bundle_card(experiment: Experiment, source: Bundle, chunk_size: int) -> str:
+def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> str:
     """MODEL_CARD.md: base model, data, errors by precision, licences, provenance."""
     config = experiment.config
     exported = json.loads(source.description.read_text(encoding="utf-8"))
@@ -210,7 +210,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _how(source: Bundle, precision: str) -> str:
+def _how(source: Exported, precision: str) -> str:
     settings = source.quantisation(precision)
     kept = settings.pop("kept", [])
     said = [f"{key} {value}" for key, value in settings.items()]

@@ -27,7 +27,7 @@ from icetransfer.model_card import bundle_card
 from icetransfer.onnx.quantize import same_file
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from icetransfer.streaming.streams import tail_seconds
 
@@ -122,7 +122,7 @@ def pack_tiers(experiment: Experiment) -> None:
     """
     sample = find_sample(experiment)
     for size in experiment.config.decode.chunk_sizes:
-        source = Bundle(experiment.onnx_dir(size))
+        source = Exported(experiment.onnx_dir(size))
         folder = experiment.bundle_dir / source.dir.name
         pack_tier(experiment, source, size, sample, folder)
         if experiment.config.bundle.tar:
@@ -152,7 +152,7 @@ def find_sample(experiment: Experiment) -> Sample:
 
 
 def pack_tier(
-    experiment: Experiment, source: Bundle, chunk_size: int, sample: Sample, folder: Path
+    experiment: Experiment, source: Exported, chunk_size: int, sample: Sample, folder: Path
 ) -> None:
     """Makes the folder of a tier anew; it is there whole or not at all.
 
@@ -178,7 +178,7 @@ def pack_tier(
     shutil.copyfile(experiment.lang_dir / "bpe.model", made / "bpe.model")
     soundfile.write(made / "test.wav", sample.samples, SAMPLING_RATE, subtype="PCM_16")
     (made / "test.txt").write_text(sample.text + "\n", encoding="utf-8")
-    text = readme(Bundle(made), experiment.config.language, chunk_size, precisions, sample)
+    text = readme(Exported(made), experiment.config.language, chunk_size, precisions, sample)
     (made / "README.md").write_text(text, encoding="utf-8")
     text = bundle_card(experiment, source, chunk_size)
     (made / "MODEL_CARD.md").write_text(text, encoding="utf-8")
@@ -187,7 +187,7 @@ def pack_tier(
 
 
 def readme(
-    bundle: Bundle, language: str, chunk_size: int, precisions: Sequence[str], sample: Sample
+    bundle: Exported, language: str, chunk_size: int, precisions: Sequence[str], sample: Sample
 ) -> str:
     """README.md: the lines that run the bundle, and what they should print."""
     shown = "int8" if "int8" in precisions else precisions[0]
@@ -208,7 +208,7 @@ def readme(
     )
 
 
-def recognised(bundle: Bundle, chunk_size: int, precisions: Sequence[str], sample: Sample) -> str:
+def recognised(bundle: Exported, chunk_size: int, precisions: Sequence[str], sample: Sample) -> str:
     """A table of what each precision makes of the sample in sherpa-onnx, which must load it."""
     tokenizer = Tokenizer(bundle.dir / "bpe.model")
     tail = tail_seconds(chunk_size)

@@ -45,7 +45,7 @@ from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.onnx.quantize import layer_names, quantize_encoder, same_file
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import progress_bar
-from icetransfer.streaming.bundle import PARTS, Bundle
+from icetransfer.streaming.exported import PARTS, Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import Hypothesis
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -164,10 +164,10 @@ class Dev:
         self._decode = experiment.config.decode
         self._tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
 
-    def errors(self, bundle: Bundle, chunk_size: int, precision: str) -> score.Counts:
+    def errors(self, exported: Exported, chunk_size: int, precision: str) -> score.Counts:
         """Word errors of sherpa-onnx over all dev sets."""
         recognizer = SherpaRecognizer(
-            bundle.dir,
+            exported.dir,
             chunk_size,
             precision,
             self._decode.search,
@@ -195,7 +195,7 @@ class Dev:
 
 
 def encoder_outputs(folder: Path, features: Tensor) -> Tensor:
-    """What a bundle's encoder makes of features (N, T, 80): (N, T4, J)."""
+    """What an export's encoder makes of features (N, T, 80): (N, T4, J)."""
     model = OnnxTransducer(folder)
     streams, frames, _ = features.shape
     if model.chunk_size == -1:
@@ -224,13 +224,13 @@ def examine(
         precision: "int8" or "int4".
         folder: for variants of the encoder.
     """
-    source, settings = Bundle(experiment.onnx_dir(chunk_size)), experiment.config.export
+    source, settings = Exported(experiment.onnx_dir(chunk_size)), experiment.config.export
     encoder = onnx.load(str(source.model("encoder", "fp32")))
     layers = groups(layer_names(encoder.graph))
     everything = {name for names in layers.values() for name in names}
-    variant = Bundle(folder)
+    variant = Exported(folder)
 
-    def install(model: ModelProto, heads: str) -> Bundle:
+    def install(model: ModelProto, heads: str) -> Exported:
         for part in PARTS[1:]:
             same_file(source.model(part, heads), variant.model(part, "fp32"))
         same_file(source.tokens, variant.tokens)

@@ -29,7 +29,7 @@ from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import main
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, spoken_words
-from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import Hypothesis
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -39,7 +39,7 @@ PIECE = SAMPLING_RATE // 10  # samples given at a time
 STANDARD_INPUT = "-"
 
 
-def find_tier(folder: Path, latency: str | None, precision: str) -> tuple[Bundle, int]:
+def find_tier(folder: Path, latency: str | None, precision: str) -> tuple[Exported, int]:
     """The bundle that a folder is, or the one of its tiers with that latency.
 
     Args:
@@ -54,8 +54,8 @@ def find_tier(folder: Path, latency: str | None, precision: str) -> tuple[Bundle
         ValueError: there is no such bundle.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected a bundle, as stage 8 exports it")
-    bundles = [Bundle(folder), *map(Bundle, sorted(p for p in folder.iterdir() if p.is_dir()))]
+        raise ValueError(f"{folder} is not a folder; expected what stage 8 exports, or a bundle of stage 11")
+    bundles = [Exported(folder), *map(Exported, sorted(p for p in folder.iterdir() if p.is_dir()))]
     bundles = [bundle for bundle in bundles if bundle.tokens.is_file()]
     tiers = {}
     for bundle in bundles:

@@ -28,7 +28,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from icetransfer.config import Export
 from icetransfer.onnx.graph import replace_nodes, shorten_names
 from icetransfer.stage import atomic
-from icetransfer.streaming.bundle import PARTS, Bundle
+from icetransfer.streaming.exported import PARTS, Exported
 
 WORTH_STORING = 32  # numbers of a tensor, below which a node that widens it costs more
 FP16_LIMIT = float(np.finfo(np.float16).max)
@@ -89,13 +89,13 @@ def _quantize_head(model: ModelProto, precision: str, settings: Export) -> Model
     return _as_declared(made, model)
 
 
-def quantize_bundle(
-    bundle: Bundle, precision: str, settings: Export, kept: Set[str] = frozenset()
+def quantize_export(
+    exported: Exported, precision: str, settings: Export, kept: Set[str] = frozenset()
 ) -> None:
-    """Adds the files of a precision to a bundle that has the fp32 ones.
+    """Adds the files of a precision to an export that has the fp32 ones.
 
     Args:
-        bundle: the files.
+        exported: the files.
         precision: "fp16", "int8" or "int4".
         settings: how they are made.
         kept: layers of the encoder that are left in the next higher precision.
@@ -103,14 +103,14 @@ def quantize_bundle(
     Raises:
         ValueError: another precision, an unknown layer, or the fp32 files are missing.
     """
-    bundle.check("fp32")
-    encoder = onnx.load(str(bundle.model("encoder", "fp32")))
+    exported.check("fp32")
+    encoder = onnx.load(str(exported.model("encoder", "fp32")))
     layers = {*layer_names(encoder.graph)}
     if unknown := sorted(kept - layers):
-        raise ValueError(f"{bundle.dir} has no layer {unknown[0]}; its first is {min(layers)}")
-    _save(quantize_encoder(encoder, precision, settings, layers - kept), bundle, precision)
+        raise ValueError(f"{exported.dir} has no layer {unknown[0]}; its first is {min(layers)}")
+    _save(quantize_encoder(encoder, precision, settings, layers - kept), exported, precision)
     for part in PARTS[1:]:
-        source, target = bundle.model(part, "fp32"), bundle.model(part, precision)
+        source, target = exported.model(part, "fp32"), exported.model(part, precision)
         if part == "decoder" and not settings.int8.decoder:
             same_file(source, target)
         else:
@@ -119,8 +119,8 @@ def quantize_bundle(
                 onnx.save(head, str(temporary))
 
 
-def _save(encoder: ModelProto, bundle: Bundle, precision: str) -> None:
-    with atomic.atomic_path(bundle.model("encoder", precision)) as temporary:
+def _save(encoder: ModelProto, exported: Exported, precision: str) -> None:
+    with atomic.atomic_path(exported.model("encoder", precision)) as temporary:
         onnx.save(encoder, str(temporary))
 
 

@@ -1,4 +1,4 @@
-"""An exported bundle, run by onnxruntime, with the methods of the torch model.
+"""An export, run by onnxruntime, with the methods of the torch model.
 
 Shapes: N streams, T feature frames (10 ms), c chunk_size, J joiner channels, V vocabulary, L tokens
 of decoder context.  The joiner's input projections are inside the graphs, so encoder and decoder
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, group_layers
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -30,7 +30,7 @@ class OnnxTransducer:
     """A model of one latency tier and one precision.
 
     Args:
-        folder: the bundle.
+        folder: the export.
         precision: "fp32", "int8", ...
         threads: of onnxruntime.
 
@@ -39,9 +39,9 @@ class OnnxTransducer:
     """
 
     def __init__(self, folder: Path, precision: str = "fp32", threads: int = 1) -> None:
-        bundle = Bundle(folder)
-        facts = bundle.inspect(precision)
-        files = bundle.models(precision)
+        exported = Exported(folder)
+        facts = exported.inspect(precision)
+        files = exported.models(precision)
         self._encoder = _session(files["encoder"], threads)
         self._decoder = _session(files["decoder"], threads)
         self._joiner = _session(files["joiner"], threads)
@@ -67,14 +67,14 @@ class OnnxTransducer:
         Args:
             features: (N, T, 80), padded with log(1e-10).
             feature_lens: (N,).
-            chunk_size: -1, what an offline bundle does.
+            chunk_size: -1, what an offline export does.
             left_context_frames: -1.
 
         Returns:
             (N, T4, J) and lengths (N,).
 
         Raises:
-            ValueError: the bundle is a streaming one, or another chunk size is asked for.
+            ValueError: the export is a streaming one, or another chunk size is asked for.
         """
         if chunk_size != -1:
             raise ValueError(
@@ -89,7 +89,7 @@ class OnnxTransducer:
     def initial_state(
         self, batch_size: int, chunk_size: int, left_context_frames: int
     ) -> StreamingState:
-        """The state of streams that have heard nothing; the tier must be the bundle's.
+        """The state of streams that have heard nothing; the tier must be the export's.
 
         Raises:
             ValueError: another tier is asked for.

@@ -1,4 +1,4 @@
-"""A bundle run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
+"""An export run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icetransfer.data.utterances import SAMPLING_RATE
-from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.search import Hypothesis
 
 FRAME_SECONDS = 0.04  # of an encoder output
@@ -47,10 +47,10 @@ class LiveStream:
 
 
 class SherpaRecognizer:
-    """sherpa-onnx's online recogniser of a streaming bundle, offline recogniser of another.
+    """sherpa-onnx's online recogniser of a streaming export, offline recogniser of another.
 
     Args:
-        folder: the bundle.
+        folder: the export.
         chunk_size: -1 if it is a non-streaming one.
         precision: "fp32", "int8", ...
         search: "greedy_search" or "modified_beam_search".
@@ -75,21 +75,21 @@ class SherpaRecognizer:
     ) -> None:
         import sherpa_onnx
 
-        bundle = Bundle(folder)
-        found = bundle.inspect(precision).chunk_size
+        exported = Exported(folder)
+        found = exported.inspect(precision).chunk_size
         if found != chunk_size:
             raise ValueError(
-                f"{bundle.model('encoder', precision)} is for chunk_size={found}, not {chunk_size} "
-                "(-1 is offline); export that tier"
+                f"{exported.model('encoder', precision)} is for chunk_size={found}, not "
+                f"{chunk_size} (-1 is offline); export that tier"
             )
-        names = read_tokens(bundle.tokens)
+        names = read_tokens(exported.tokens)
         self._ids = {name.replace(_WORD_MARK, " "): i for i, name in enumerate(names)}
         self._online = chunk_size != -1
         self._tail = np.zeros(round(tail_seconds * SAMPLING_RATE), dtype=np.float32)
         kind = sherpa_onnx.OnlineRecognizer if self._online else sherpa_onnx.OfflineRecognizer
         self._recognizer: Any = kind.from_transducer(
-            tokens=str(bundle.tokens),
-            **{part: str(path) for part, path in bundle.models(precision).items()},
+            tokens=str(exported.tokens),
+            **{part: str(path) for part, path in exported.models(precision).items()},
             num_threads=threads,
             decoding_method=search,
             max_active_paths=beam,
@@ -108,10 +108,10 @@ class SherpaRecognizer:
         """Begins a recording that arrives piece by piece.
 
         Raises:
-            ValueError: the bundle is not a streaming one.
+            ValueError: the export is not a streaming one.
         """
         if not self._online:
-            raise ValueError("an offline bundle hears whole recordings only: call it with them")
+            raise ValueError("an offline export hears whole recordings only: call it with them")
         return LiveStream(self._recognizer, self._tail, self._hypothesis)
 
     def _decode_online(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from icetransfer.data.features import fbank
 from icetransfer.decode import decode_offline, decode_streams, tail_seconds
-from icetransfer.export import Source, export_bundle
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.export import Source, export_tier
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Convention, GreedySearch, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -37,11 +37,11 @@ def source(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Source
 
 
 @pytest.fixture(scope="module")
-def bundles(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Bundle]:
+def bundles(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Exported]:
     folder = tmp_path_factory.mktemp("onnx")
-    found = {size: Bundle(folder / str(size)) for size in SECTIONS}
-    export_bundle(source, found[CHUNK], CHUNK, LEFT, ["int8"])
-    export_bundle(source, found[-1], -1, LEFT, ["int8"], heads=found[CHUNK])
+    found = {size: Exported(folder / str(size)) for size in SECTIONS}
+    export_tier(source, found[CHUNK], CHUNK, LEFT, ["int8"])
+    export_tier(source, found[-1], -1, LEFT, ["int8"], heads=found[CHUNK])
     return found
 
 

@@ -13,8 +13,8 @@ from scipy.signal import resample_poly
 
 from icetransfer import decode
 from icetransfer.data.jsonl import read_jsonl_gz
-from icetransfer.export import Source, export_bundle
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.export import Source, export_tier
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -38,11 +38,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 @pytest.fixture(scope="module")
-def bundles(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Bundle]:
+def bundles(source: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Exported]:
     folder = tmp_path_factory.mktemp("onnx")
-    found = {size: Bundle(folder / str(size)) for size in TIERS}
+    found = {size: Exported(folder / str(size)) for size in TIERS}
     for size, bundle in found.items():
-        export_bundle(source, bundle, size, LEFT, [])
+        export_tier(source, bundle, size, LEFT, [])
     return found
 
 
@@ -92,7 +92,7 @@ def hard_cases(spoken: list[np.ndarray], tmp_path_factory: pytest.TempPathFactor
 
 
 def recognise(
-    source: Source, bundle: Bundle, size: int, search: str, waveforms: Waveforms
+    source: Source, bundle: Exported, size: int, search: str, waveforms: Waveforms
 ) -> dict[str, dict[str, Hypothesis]]:
     """Hypotheses of each engine; in order of length, as stage 9 does."""
     keyed = sorted(waveforms.items(), key=lambda item: len(item[1]))

@@ -12,7 +12,7 @@ import torch
 from icetransfer import export
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
 
 
@@ -40,7 +40,7 @@ def tiers(files):
 
 def test_a_folder_for_each_tier_with_shared_heads(tiers) -> None:
     assert {path.name for path in tiers.iterdir()} == {"chunk-8-left-20", "offline"}
-    streaming, offline = Bundle(tiers / "chunk-8-left-20"), Bundle(tiers / "offline")
+    streaming, offline = Exported(tiers / "chunk-8-left-20"), Exported(tiers / "offline")
     for part in ("decoder", "joiner"):
         assert streaming.model(part, "fp32").samefile(offline.model(part, "fp32"))
     assert streaming.model("decoder", "int8").samefile(streaming.model("decoder", "fp32"))
@@ -86,7 +86,7 @@ def test_one_tier_goes_to_the_folder_itself_and_a_complete_one_is_kept(files) ->
     out = files / "one"
     command = words(files, out, chunk_size=8, left_context_frames=16, precisions="fp32")
     export.export_checkpoint(command)
-    bundle = Bundle(out)
+    bundle = Exported(out)
     bundle.check("fp32")
     before = bundle.model("encoder", "fp32").stat().st_mtime_ns
     export.export_checkpoint(command)
@@ -100,7 +100,7 @@ def test_one_tier_goes_to_the_folder_itself_and_a_complete_one_is_kept(files) ->
 def test_a_wrong_graph_is_caught(files, tiers, monkeypatch, nano_dims) -> None:
     other = build_transducer(nano_dims, seed=2).eval()
     with pytest.raises(RuntimeError, match="differs from torch by"):
-        export.verify_bundle(other, Bundle(tiers / "chunk-8-left-20"), 8)
+        export.verify_export(other, Exported(tiers / "chunk-8-left-20"), 8)
 
 
 def test_what_is_not_possible_is_said(files, nano_dims) -> None:
@@ -135,8 +135,8 @@ def test_what_is_not_possible_is_said(files, nano_dims) -> None:
 
 
 def test_other_families_and_broken_files(files, tiers, tmp_path) -> None:
-    source = Bundle(tiers / "chunk-8-left-20")
-    bundle = Bundle(tmp_path)
+    source = Exported(tiers / "chunk-8-left-20")
+    bundle = Exported(tmp_path)
     for path in source.dir.glob("*[tx]"):  # without export.json, as those of others
         (tmp_path / path.name).write_bytes(path.read_bytes())
     assert not bundle.description.exists()

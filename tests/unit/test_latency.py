@@ -7,12 +7,12 @@ import pytest
 
 from icetransfer import decode, score
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming import latency
 from icetransfer.streaming.alignment import AlignedWord, SpokenWord, spoken_words
-from icetransfer.streaming.bundle import Bundle, read_tokens
+from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
 
@@ -61,8 +61,8 @@ def test_sherpa_says_a_token_when_the_arithmetic_says(chunk_size, nano_dims, tmp
     tokens.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
     model = build_transducer(nano_dims, seed=1).eval()
     model.joiner.output_linear.bias.data[4] = 9.0  # "een" in every frame
-    bundle = Bundle(tmp_path / "bundle")
-    export_bundle(Source(tmp_path, model, tokens, "0" * 64), bundle, chunk_size, 16, [])
+    bundle = Exported(tmp_path / "bundle")
+    export_tier(Source(tmp_path, model, tokens, "0" * 64), bundle, chunk_size, 16, [])
     stream = SherpaRecognizer(bundle.dir, chunk_size).listen()
     came: list[int] = []
     step = 40  # samples: 2.5 ms, which divide what a chunk waits for

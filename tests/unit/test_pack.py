@@ -17,7 +17,7 @@ from icetransfer import decode, export, pack
 from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 
 # Refuses what comes neither with Python nor with sherpa-onnx, soundfile and what they require.
 ALONE = """\
@@ -101,7 +101,7 @@ def test_the_command_runs_as_written(folder) -> None:
 
 
 def test_a_bundle_is_whole(folder, experiment) -> None:
-    bundle = Bundle(folder)
+    bundle = Exported(folder)
     for precision in ("fp32", "int8", "int4"):
         bundle.inspect(precision)
     samples, rate = soundfile.read(folder / "test.wav")
@@ -137,5 +137,5 @@ def test_a_damaged_export_is_not_packed(experiment, tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     sample = pack.find_sample(experiment)
     with pytest.raises(ValueError, match=r"joiner.int4.onnx has \d+ bytes"):
-        pack.pack_tier(broken, Bundle(path.parent), -1, sample, broken.bundle_dir / "offline")
+        pack.pack_tier(broken, Exported(path.parent), -1, sample, broken.bundle_dir / "offline")
     assert not broken.bundle_dir.exists()

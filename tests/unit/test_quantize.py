@@ -10,12 +10,12 @@ import torch
 from onnx import numpy_helper
 
 from icetransfer.config import Export
-from icetransfer.export import Source, export_bundle, export_checkpoint
+from icetransfer.export import Source, export_checkpoint, export_tier
 from icetransfer.model.adapters import LowRank, attach
 from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import build_transducer
-from icetransfer.onnx.quantize import layer_names, quantize_bundle, quantize_encoder
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.onnx.quantize import layer_names, quantize_encoder, quantize_export
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from tests.conftest import REPO
@@ -35,8 +35,8 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(source, tmp_path_factory):
-    made = Bundle(tmp_path_factory.mktemp("precisions"))
-    export_bundle(source, made, CHUNK, LEFT, SMALLER)
+    made = Exported(tmp_path_factory.mktemp("precisions"))
+    export_tier(source, made, CHUNK, LEFT, SMALLER)
     return made
 
 
@@ -88,8 +88,8 @@ def test_sherpa_loads_what_declares_the_same_as_fp32(bundle, encoder, precision)
 
 
 def test_the_offline_model_too(source, tmp_path) -> None:
-    made = Bundle(tmp_path)
-    export_bundle(source, made, -1, LEFT, SMALLER)
+    made = Exported(tmp_path)
+    export_tier(source, made, -1, LEFT, SMALLER)
     features, lens = torch.randn(2, 120, 80) - 6, torch.tensor([120, 90])
     full, _ = OnnxTransducer(tmp_path).encode(features, lens)
     for precision, bound in zip(SMALLER, (0.005, 0.1, 0.3), strict=True):
@@ -155,11 +155,11 @@ def test_a_weight_too_large_for_fp16_stays(encoder) -> None:
 
 
 def test_the_decoder_when_asked(bundle, tmp_path) -> None:
-    copy = Bundle(tmp_path)
+    copy = Exported(tmp_path)
     for part in ("encoder", "decoder", "joiner"):
         copy.model(part, "fp32").write_bytes(bundle.model(part, "fp32").read_bytes())
     copy.tokens.write_bytes(bundle.tokens.read_bytes())
-    quantize_bundle(copy, "int8", Export.model_validate({"int8": {"decoder": True}}))
+    quantize_export(copy, "int8", Export.model_validate({"int8": {"decoder": True}}))
     made, full = (
         OnnxTransducer(tmp_path, p).predict(torch.tensor([[3, 9]])) for p in ("int8", "fp32")
     )
@@ -170,7 +170,7 @@ def test_what_is_not_possible_is_said(bundle, encoder) -> None:
     with pytest.raises(ValueError, match="unknown precision 'int3'"):
         quantize_encoder(encoder, "int3", Export(), set())
     with pytest.raises(ValueError, match=r"has no layer encoder\.nowhere"):
-        quantize_bundle(bundle, "int8", Export(), {"encoder.nowhere"})
+        quantize_export(bundle, "int8", Export(), {"encoder.nowhere"})
 
 
 def adapted(dims, path):
@@ -217,4 +217,4 @@ def test_any_checkpoint_on_the_command_line_in_every_precision(make, nano_dims, 
         for name, size in (("offline", -1), ("chunk-16-left-64", 16)):
             recognizer = SherpaRecognizer(tmp_path / "out" / name, size, precision)
             assert len(recognizer([np.zeros(16000, np.float32)])) == 1
-    assert Bundle(tmp_path / "out" / "offline").quantisation("int4")["block_size"] == 16
+    assert Exported(tmp_path / "out" / "offline").quantisation("int4")["block_size"] == 16

@@ -17,7 +17,7 @@ from icetransfer.model.transducer import build_transducer
 from icetransfer.onnx.quantize import layer_names
 from icetransfer.remedy import Trial
 from icetransfer.score import Counts
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 
 FEED_FORWARD = "encoder.encoders.0.layers.0.feed_forward2"
 
@@ -39,7 +39,7 @@ def experiment(prepare, nano_dims):
 
 @pytest.fixture
 def encoder(experiment):
-    return onnx.load(str(Bundle(experiment.onnx_dir(8)).model("encoder", "fp32")))
+    return onnx.load(str(Exported(experiment.onnx_dir(8)).model("encoder", "fp32")))
 
 
 def test_layers_are_parts_of_zipformer_layers(encoder) -> None:
@@ -60,7 +60,7 @@ def test_the_layer_that_speaks_loudest_is_the_most_sensitive(
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     folder = experiment.dir / "probe"
     features = torch.randn(2, 93, 80, generator=torch.Generator().manual_seed(1)) - 6
-    source = Bundle(experiment.onnx_dir(8))
+    source = Exported(experiment.onnx_dir(8))
     folder.mkdir(exist_ok=True)
     for name in ("decoder.onnx", "joiner.onnx", "tokens.txt"):
         (folder / name).write_bytes((source.dir / name).read_bytes())
@@ -93,7 +93,7 @@ def test_the_number_of_layers_doubles_until_the_margin_holds() -> None:
 
 def test_what_is_found_is_exported_and_told(experiment, monkeypatch, caplog) -> None:
     """WER as if int4 were cured by two layers, and int8 by none."""
-    source = Bundle(experiment.onnx_dir(8))
+    source = Exported(experiment.onnx_dir(8))
     caplog.set_level(logging.INFO, "icetransfer")
 
     def errors(self, bundle, chunk_size, precision):
@@ -132,14 +132,14 @@ def test_another_checkpoint_is_not_remedied(experiment, tmp_path) -> None:
     found = {"checkpoint_sha256": "0", "rows": [{"tier": "x", "precision": "int8", "kept": ["y"]}]}
     other = dataclasses.replace(experiment, dir=tmp_path)
     other.remedy_file.write_text(json.dumps(found))
-    assert export.kept_layers(other, Bundle(tmp_path / "x"), "0") == {"int8": ["y"]}
-    assert export.kept_layers(other, Bundle(tmp_path / "x"), "1") == {}
+    assert export.kept_layers(other, Exported(tmp_path / "x"), "0") == {"int8": ["y"]}
+    assert export.kept_layers(other, Exported(tmp_path / "x"), "1") == {}
 
 
 def test_probes_and_errors_of_the_dev_set(experiment) -> None:
     dev = remedy.Dev(experiment)
     probes = dev.probes()
     assert probes.shape[0] == 6 and probes.shape[2] == 80 and probes.shape[1] <= 400
-    counts = dev.errors(Bundle(experiment.onnx_dir(8)), 8, "int8")
+    counts = dev.errors(Exported(experiment.onnx_dir(8)), 8, "int8")
     assert counts.length == sum(len(cut.supervisions[0].text.split()) for cut in dev._sets[0][0])
     assert np.isfinite(counts.rate)

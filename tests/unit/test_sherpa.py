@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
 
@@ -19,8 +19,8 @@ def bundle(tmp_path_factory, nano_dims):
     model = build_transducer(nano_dims, seed=1).eval()
     model.joiner.output_linear.bias.data[4] = 9.0  # it says nothing but "▁een"
     source = Source(folder / "nano.pt", model, tokens, "0" * 64)
-    export_bundle(source, Bundle(folder), 8, 16, ["int8"])
-    return Bundle(folder)
+    export_tier(source, Exported(folder), 8, 16, ["int8"])
+    return Exported(folder)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def copy(bundle, tmp_path):
     """The files without export.json: as those that others have exported."""
     for path in bundle.files(["fp32", "int8"]):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    return Bundle(tmp_path)
+    return Exported(tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -47,7 +47,7 @@ def test_mistakes_are_told_before_the_runtime_ends_the_process(copy, tmp_path) -
         SherpaRecognizer(tmp_path, 16)
     with pytest.raises(ValueError, match="is for chunk_size=8, not -1"):
         SherpaRecognizer(tmp_path, -1)
-    with pytest.raises(ValueError, match=r"not a int4 bundle: encoder.int4.onnx"):
+    with pytest.raises(ValueError, match=r"has no int4 models: encoder.int4.onnx"):
         SherpaRecognizer(tmp_path, 8, "int4")
     lines = copy.tokens.read_text().splitlines(keepends=True)
     copy.tokens.write_text("".join(lines[:-1]))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from icetransfer.decode import decode_streams
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import TransducerModel, build_transducer
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, make_search
 from icetransfer.streaming.streams import StreamPool, serve
@@ -35,7 +35,7 @@ def exported(model, tmp_path_factory) -> OnnxTransducer:
     tokens = folder / "given.txt"
     names = ["<blk>", "<sos/eos>", "<unk>", *(f"t{i}" for i in range(3, 20))]
     tokens.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
-    export_bundle(Source(folder, model, tokens, "0" * 64), Bundle(folder), CHUNK, LEFT, [])
+    export_tier(Source(folder, model, tokens, "0" * 64), Exported(folder), CHUNK, LEFT, [])
     return OnnxTransducer(folder)
 
 

@@ -13,9 +13,9 @@ import soundfile
 from lhotse import MonoCut, Recording
 
 from icetransfer import decode
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.bundle import Bundle
+from icetransfer.streaming.exported import Exported
 
 TOOL = Path(__file__).resolve().parent.parent.parent / "tools" / "transcribe.py"
 TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}
@@ -40,7 +40,7 @@ def folder(tmp_path_factory, nano_dims):
     model.joiner.output_linear.bias.data[4] = 9.0
     source = Source(root / "nano.pt", model, tokens, "0" * 64)
     for size, name in TIERS.items():
-        export_bundle(source, Bundle(root / name), size, 16, ["int8"])
+        export_tier(source, Exported(root / name), size, 16, ["int8"])
     return root
 
 
@@ -92,14 +92,14 @@ def test_what_cannot_be_read(tool, tmp_path) -> None:
 
 
 def test_the_tier_is_found(tool, folder, tmp_path) -> None:
-    assert tool.find_tier(folder, "160", "fp32") == (Bundle(folder / TIERS[8]), 8)
-    assert tool.find_tier(folder, "offline", "int8") == (Bundle(folder / TIERS[-1]), -1)
-    assert tool.find_tier(folder / TIERS[16], None, "fp32") == (Bundle(folder / TIERS[16]), 16)
+    assert tool.find_tier(folder, "160", "fp32") == (Exported(folder / TIERS[8]), 8)
+    assert tool.find_tier(folder, "offline", "int8") == (Exported(folder / TIERS[-1]), -1)
+    assert tool.find_tier(folder / TIERS[16], None, "fp32") == (Exported(folder / TIERS[16]), 16)
     with pytest.raises(ValueError, match="latencies 160, 320, offline; choose one"):
         tool.find_tier(folder, None, "fp32")
     with pytest.raises(ValueError, match="not --latency 560"):
         tool.find_tier(folder, "560", "fp32")
-    with pytest.raises(ValueError, match="not a int4 bundle"):
+    with pytest.raises(ValueError, match="has no int4 models"):
         tool.find_tier(folder, "160", "int4")
     with pytest.raises(ValueError, match=r"not a bundle and holds none"):
         tool.find_tier(tmp_path, None, "fp32")

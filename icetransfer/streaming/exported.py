@@ -1,4 +1,4 @@
-"""An exported bundle: a folder with an encoder, a decoder, a joiner and `tokens.txt`.
+"""What stage 8 exports: a folder with an encoder, a decoder, a joiner and `tokens.txt`.
 
 It is what sherpa-onnx loads, one folder for each latency tier, with one set of files for each
 precision: `encoder.onnx` (fp32), `encoder.int8.onnx`, ...  Before a runtime gets the files they are
@@ -19,8 +19,8 @@ PARTS = ("encoder", "decoder", "joiner")
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The files of a bundle."""
+class Exported:
+    """The files of an export."""
 
     dir: Path
 
@@ -66,13 +66,13 @@ class Bundle:
         """Checks that nothing is missing and that all files are those that were exported here.
 
         Raises:
-            ValueError: a file is missing, cut short, or of another bundle.
+            ValueError: a file is missing, cut short, or of another export.
         """
         files = self.files([precision])
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise ValueError(
-                f"{self.dir} is not a {precision} bundle: {', '.join(missing)} missing; "
+                f"{self.dir} has no {precision} models: {', '.join(missing)} missing; "
                 f"run stage 8 (python -m icetransfer.export), with {precision} in its precisions"
             )
         if not self.description.is_file():
@@ -83,7 +83,7 @@ class Bundle:
             if wanted and size != wanted["bytes"]:
                 raise ValueError(
                     f"{path} has {size} bytes and {self.description} says {wanted['bytes']}: it is "
-                    f"cut short or of another bundle; copy it again, or run stage 8 again"
+                    f"cut short or of another export; copy it again, or run stage 8 again"
                 )
             if wanted and sha256(path) != wanted["sha256"]:
                 raise ValueError(
@@ -135,7 +135,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the graphs of a bundle are for; chunk_size -1 is offline."""
+    """What the graphs of an export are for; chunk_size -1 is offline."""
 
     chunk_size: int
     left_context_frames: int
@@ -144,7 +144,7 @@ class Facts:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """A file's size and checksum, as the description of a bundle holds them."""
+    """A file's size and checksum, as the description of an export holds them."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from icetransfer.export import Source, export_bundle
+from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.bundle import Bundle, Facts
+from icetransfer.streaming.exported import Exported, Facts
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
@@ -25,13 +25,13 @@ def made(tmp_path_factory, nano_dims):
     for seed, name in ((1, "model"), (2, "other")):
         source = Source(root / name, build_transducer(nano_dims, seed).eval(), tokens, name)
         for size in (8, 16) if seed == 1 else (8,):
-            export_bundle(source, Bundle(root / name / str(size)), size, 16, ["int8"])
+            export_tier(source, Exported(root / name / str(size)), size, 16, ["int8"])
     return root
 
 
 @pytest.fixture
 def bundle(made, tmp_path):
-    return Bundle(shutil.copytree(made / "model" / "8", tmp_path / "8"))
+    return Exported(shutil.copytree(made / "model" / "8", tmp_path / "8"))
 
 
 def fails(bundle, match):
@@ -50,7 +50,7 @@ def test_what_the_graphs_are_for(bundle, nano_dims) -> None:
 @pytest.mark.parametrize("part", ["encoder", "decoder", "joiner"])
 def test_a_missing_file(bundle, part) -> None:
     bundle.model(part, "fp32").unlink()
-    fails(bundle, rf"is not a fp32 bundle: {part}.onnx missing; run stage 8")
+    fails(bundle, rf"has no fp32 models: {part}.onnx missing; run stage 8")
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "joiner"])
@@ -64,7 +64,7 @@ def test_a_file_cut_short(bundle, part) -> None:
 
 def test_a_file_of_another_tier(bundle, made) -> None:
     shutil.copy(made / "model" / "16" / "encoder.onnx", bundle.dir)
-    fails(bundle, r"encoder.onnx has \d+ bytes and .*: it is cut short or of another bundle")
+    fails(bundle, r"encoder.onnx has \d+ bytes and .*: it is cut short or of another export")
     bundle.description.unlink()
     with pytest.raises(ValueError, match="is for chunk_size=16, not 8"):
         SherpaRecognizer(bundle.dir, 8)
