@@ -54,7 +54,9 @@ def find_tier(folder: Path, latency: str | None, precision: str) -> tuple[Export
         ValueError: there is no such bundle.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected what stage 8 exports, or a bundle of stage 11")
+        raise ValueError(
+            f"{folder} is not a folder; expected what stage 8 exports, or a bundle of stage 11"
+        )
     bundles = [Exported(folder), *map(Exported, sorted(p for p in folder.iterdir() if p.is_dir()))]
     bundles = [bundle for bundle in bundles if bundle.tokens.is_file()]
     tiers = {}
