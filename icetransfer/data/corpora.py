@@ -119,7 +119,7 @@ def without_duplicates(
 
 
 def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> None:
-    """Write a corpus's manifests, unless they are there and were made from the same.
+    """Writes a corpus's manifests, unless they are there and were made from the same.
 
     Args:
         source: The corpus.
@@ -283,7 +283,7 @@ def _counts(manifest: Path) -> dict[str, float]:
 
 
 def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> None:
-    """Write what was left out, and say how much and why."""
+    """Writes what was left out, and says how much and why."""
     rows = [("id", "path", "reason", "advice")]
     rows += [(r.id, r.path, r.reason, r.advice) for r in rejections]
     atomic.write_text(path, "".join("\t".join(row) + "\n" for row in rows))
@@ -300,12 +300,12 @@ def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> Non
 
 
 def _kind(rejection: Rejection) -> str:
-    """Return a reason without its particulars, to count by."""
+    """Returns a reason without its particulars, to count by."""
     return re.sub(r"[:(].*|^\d+ ", "", rejection.reason).strip()
 
 
 def prepare(experiment: Experiment) -> None:
-    """Write the manifests of every corpus of the config."""
+    """Writes the manifests of every corpus of the config."""
     data = experiment.config.data
     for name, corpus in data.corpora.items():
         source = Source(

@@ -40,7 +40,7 @@ class CompactRelPositionalEncoding(nn.Module):
         self._table = torch.empty(0)  # not a buffer: checkpoints hold parameters only
 
     def forward(self, x: Tensor, left_context: int = 0) -> Tensor:
-        """Encode key-minus-query offsets from -(L + T - 1) to T - 1.
+        """Encodes key-minus-query offsets from -(L + T - 1) to T - 1.
 
         Args:
             x: (N, T, C), read for its length, device and type only.
@@ -60,7 +60,7 @@ class CompactRelPositionalEncoding(nn.Module):
         return self._table[self._reach - keys : self._reach + queries - 1]
 
     def encode(self, offsets: Tensor) -> Tensor:
-        """Encode a row of offsets (R,) as (R, E)."""
+        """Encodes a row of offsets (R,) as (R, E)."""
         squeeze = math.sqrt(self.dim)
         logs = torch.log(offsets.abs() + squeeze) - math.log(squeeze)
         angles = torch.atan(squeeze * offsets.sign() * logs * (2.0 * math.pi / self.dim))
@@ -72,7 +72,7 @@ class CompactRelPositionalEncoding(nn.Module):
 
 
 def shift_to_keys(scores: Tensor, keys: int) -> Tensor:
-    """Turn scores by offset into scores by key with plain operations.
+    """Turns scores by offset into scores by key with plain operations.
 
     Args:
         scores: (H, N, T, R); entry r of query i belongs to key r - (T - 1) + i.
@@ -123,7 +123,7 @@ def score_caps(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _by_key(position: Tensor, keys: int) -> Tensor:
-    """View contiguous (H, N, T, R) position scores as (H, N, T, S), shifted to the keys."""
+    """Views contiguous (H, N, T, R) position scores as (H, N, T, S), shifted to the keys."""
     heads, batch, queries, offsets = position.shape
     strides = (batch * queries * offsets, queries * offsets, offsets - 1, 1)
     start = position.storage_offset() + queries - 1
@@ -225,13 +225,13 @@ class SelfAttention(nn.Module):
         self.whiten = Whiten(limit=7.5)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Map (N, T, C) with weights (H, N, T, T) to (N, T, C)."""
+        """Maps (N, T, C) with weights (H, N, T, T) to (N, T, C)."""
         return self._attend(self.in_proj(x), weights)
 
     def streaming_forward(
         self, x: Tensor, weights: Tensor, cached_val: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Map one chunk (N, T, C) with weights (H, N, T, S) and cached_val (L, N, H * V)."""
+        """Maps one chunk (N, T, C) with weights (H, N, T, S) and cached_val (L, N, H * V)."""
         value, cached_val = extend_cache(cached_val, self.in_proj(x))
         return self._attend(value, weights), cached_val
 
@@ -256,14 +256,14 @@ class NonlinAttention(nn.Module):
         self.whiten = Whiten(limit=7.5)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Map (N, T, C) with weights (N, T, T) to (N, T, C)."""
+        """Maps (N, T, C) with weights (N, T, T) to (N, T, C)."""
         value, gate = self._project(x)
         return self._attend(value, gate, weights)
 
     def streaming_forward(
         self, x: Tensor, weights: Tensor, cached: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Map one chunk (N, T, C) with weights (N, T, S) and the cache (1, N, L, hidden)."""
+        """Maps one chunk (N, T, C) with weights (N, T, S) and the cache (1, N, L, hidden)."""
         value, gate = self._project(x)
         value = torch.cat([cached[0], value], dim=1)
         new_cached = value[:, value.size(1) - cached.size(2) :].unsqueeze(0)
@@ -278,12 +278,12 @@ class NonlinAttention(nn.Module):
 
 
 def by_head(x: Tensor, num_heads: int) -> Tensor:
-    """View (N, T, H * D) as (H, N, T, D)."""
+    """Views (N, T, H * D) as (H, N, T, D)."""
     return x.unflatten(2, (num_heads, -1)).permute(2, 0, 1, 3)
 
 
 def extend_cache(cache: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the cached frames (L, N, D) before `x` (N, T, D).
+    """Puts the cached frames (L, N, D) before `x` (N, T, D).
 
     Returns:
         (N, L + T, D) and the next cache, the last L of its frames as (L, N, D).

@@ -24,7 +24,7 @@ def start_average(model: nn.Module) -> StateDict:
 def update_averaged_model(
     step: int, average_period: int, model: nn.Module, averaged: StateDict
 ) -> None:
-    """Take the model into the running average, at each `average_period`-th step.
+    """Takes the model into the running average, at each `average_period`-th step.
 
     The average is the mean of the models seen at steps period, 2 * period, ..., step.
 

@@ -59,7 +59,7 @@ def pays(rows: int, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply (M, I) with the transpose of (O, I)."""
+    """Multiplys (M, I) with the transpose of (O, I)."""
     if not pays(x.size(0), weight):
         return F.linear(x, weight, bias)
     out = x.new_empty(x.size(0), weight.size(0))
@@ -73,7 +73,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Multiply the transpose of (M, O) with (M, I), block by block of M."""
+    """Multiplys the transpose of (M, O) with (M, I), block by block of M."""
     step = _block_rows()
     if ONEDNN is None or x.size(0) < step or grad.size(1) * x.size(1) < LEAST_WEIGHTS:
         return grad.t() @ x
@@ -88,7 +88,7 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Map `x` (..., I) to (..., O) by oneDNN, where that `pays`."""
+    """Maps `x` (..., I) to (..., O) by oneDNN, where that `pays`."""
     rows = x.reshape(-1, x.size(-1))
     if torch.is_grad_enabled():
         out = _Linear.apply(rows, weight, bias)
@@ -146,7 +146,7 @@ def swoosh_and_slope(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """View dense `x` as one row in memory order."""
+    """Views dense `x` as one row in memory order."""
     return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
 
 
@@ -174,7 +174,7 @@ def wide_swoosh(
 
 
 def _blocks(hidden: int, *matrices: Tensor) -> Any:
-    """Cut matrices of as many rows into blocks of which the hidden ones fit into the cache."""
+    """Cuts matrices of as many rows into blocks of which the hidden ones fit into the cache."""
     step = _block_rows()
     rows = max(1, BLOCK * torch.get_num_threads() // hidden // step) * step
     return zip(*(matrix.split(rows) for matrix in matrices), strict=True)

@@ -16,7 +16,7 @@ class Linear(nn.Linear):
     """torch's Linear, by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O)."""
+        """Maps (..., I) to (..., O)."""
         return linear(x, self.weight, self.bias)
 
 
@@ -31,7 +31,7 @@ def scaled_linear(in_features: int, out_features: int, scale: float, bias: bool 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Map `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
+    """Maps `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
     if cpu.is_plain_float32(x) and cpu.pays(x.numel() // x.size(-1), weight):
         return cpu.linear(x, weight, bias)
     return F.linear(x, weight, bias)

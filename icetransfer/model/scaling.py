@@ -36,7 +36,7 @@ class ScheduledFloat(nn.Module):
         self.value = points[0][1]
 
     def set_batch_count(self, count: float) -> None:
-        """Move to the value that belongs to `count` batches of training."""
+        """Moves to the value that belongs to `count` batches of training."""
         points = self.points
         if count <= points[0][0]:
             self.value = points[0][1]
@@ -48,12 +48,12 @@ class ScheduledFloat(nn.Module):
         self.value = points[-1][1]
 
     def extra_repr(self) -> str:
-        """Show the schedule when the module is printed."""
+        """Shows the schedule when the module is printed."""
         return ", ".join(f"{x:g}: {y:g}" for x, y in self.points)
 
 
 def set_batch_count(model: nn.Module, count: float) -> None:
-    """Tell every scheduled regulariser in `model` how many batches have been trained on.
+    """Tells every scheduled regulariser in `model` how many batches have been trained on.
 
     A fine-tuning run that starts from trained weights passes a large count (say, 50000) to begin
     with the mild values at the schedules' ends.
@@ -100,7 +100,7 @@ class SwooshR(nn.Module):
     """SwooshR: zero at zero; for modules whose input may rest at zero (convolution, front end)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise."""
+        """Applies elementwise."""
         return swoosh(x, *SWOOSH_R)
 
 
@@ -108,7 +108,7 @@ class SwooshL(nn.Module):
     """SwooshL: flat around zero, for "normally off" modules (feed-forward, ConvNeXt)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise."""
+        """Applies elementwise."""
         return swoosh(x, *SWOOSH_L)
 
 
@@ -131,7 +131,7 @@ class _KeepInside(torch.autograd.Function):
 
 
 def keep_inside(x: Tensor, low: float, high: float) -> Tensor:
-    """Return `x`; in the backward pass send values outside [low, high] back towards it."""
+    """Returns `x`; in the backward pass sends values outside [low, high] back towards it."""
     return _KeepInside.apply(x, low, high)
 
 
@@ -150,7 +150,7 @@ class BiasNorm(nn.Module):
         self.bias = nn.Parameter(torch.full((channels,), 1.0e-4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., C)."""
+        """Normalises `x` (..., C)."""
         log_scale = self.log_scale
         if self.training:
             log_scale = keep_inside(log_scale, *self.LOG_SCALE_LIMITS)
@@ -232,15 +232,15 @@ class Balancer(nn.Module):
         self.prob = ScheduledFloat((0.0, 2.5 * prob), (8000.0, prob))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` itself; sometimes with a gradient hook in training."""
+        """Returns `x` itself; sometimes with a gradient hook in training."""
         return _BalancerGrad.apply(x, self) if self.acts_on(x) else x
 
     def acts_on(self, x: Tensor) -> bool:
-        """Draw whether the gradient of `x` is to be changed."""
+        """Draws whether the gradient of `x` is to be changed."""
         return self.training and x.requires_grad and fires(self.prob.value)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Add the pushes for `x` (..., C) to `grad` of the same shape."""
+        """Adds the pushes for `x` (..., C) to `grad` of the same shape."""
         rows = x.reshape(-1, x.size(-1)), grad.reshape(-1, x.size(-1))
         return self.push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
 
@@ -260,7 +260,7 @@ class Balancer(nn.Module):
 
     @staticmethod
     def push(x: Tensor, grad: Tensor, shift: Tensor, grow: Tensor) -> Tensor:
-        """Add the pushes (C,) of values and of magnitudes to the gradient of `x` (..., C)."""
+        """Adds the pushes (C,) of values and of magnitudes to the gradient of `x` (..., C)."""
         if _maybe_any(grow):
             grad = torch.addcmul(grad, x.sign(), grow, value=-1.0)
         return grad - shift if _maybe_any(shift) else grad
@@ -309,13 +309,13 @@ class Whiten(nn.Module):
         self.prob = prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` (..., C) itself; sometimes with a gradient hook in training."""
+        """Returns `x` (..., C) itself; sometimes with a gradient hook in training."""
         if not (self.training and x.requires_grad) or not fires(self.prob):
             return x
         return _WhitenGrad.apply(x, self)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Add the gradient of the measure of `x` (..., C) to `grad` if it is too high."""
+        """Adds the gradient of the measure of `x` (..., C) to `grad` if it is too high."""
         with torch.enable_grad():
             flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
             measure = whitening_measure(flat)
@@ -335,12 +335,12 @@ def whitening_measure(x: Tensor) -> Tensor:
 
 
 def fires(prob: float) -> bool:
-    """Draw from torch's generator whether an event of probability `prob` happens."""
+    """Draws from torch's generator whether an event of probability `prob` happens."""
     return prob > 0.0 and torch.rand(()).item() < prob
 
 
 def time_shared_dropout(x: Tensor, rate: float) -> Tensor:
-    """Drop whole channels of a sequence: `x` (N, T, C) times a scaled 0/1 mask (N, 1, C)."""
+    """Drops whole channels of a sequence: `x` (N, T, C) times a scaled 0/1 mask (N, 1, C)."""
     if rate <= 0.0:
         return x
     keep = (torch.rand(x.size(0), 1, x.size(2), device=x.device) >= rate).to(x.dtype)

@@ -61,7 +61,7 @@ class ConvNeXt(nn.Module):
             self.pointwise_conv2.bias.mul_(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, T2, F') to the same shape, with zeros beyond both ends."""
+        """Maps (N, C, T2, F') to the same shape, with zeros beyond both ends."""
         return self.out_balancer(x + self._mix(x, padding=(CONVNEXT_SIDE, CONVNEXT_SIDE)))
 
     def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,12 +134,12 @@ class Conv2dSubsampling(nn.Module):
         self.dropout = ScheduledFloat((0.0, 0.3), (20000.0, 0.1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N, T, F) to embeddings (N, T2, D)."""
+        """Maps features (N, T, F) to embeddings (N, T2, D)."""
         x = self.convnext(self._convolve(features))
         return F.dropout(self._project(x), self.dropout.value, self.training)
 
     def streaming_forward(self, features: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed one window of features.
+        """Embeds one window of features.
 
         Args:
             features: (N, 2c + 13, F).
@@ -164,7 +164,7 @@ class Conv2dSubsampling(nn.Module):
         return self.conv(image)
 
     def _project(self, x: Tensor) -> Tensor:
-        """Map (N, C, T2, F') to (N, T2, D)."""
+        """Maps (N, C, T2, F') to (N, T2, D)."""
         if is_exporting():
             x = self.out(x.transpose(1, 2).flatten(2))
         else:

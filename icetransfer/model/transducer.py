@@ -115,7 +115,7 @@ class TransducerDims:
         return dataclasses.replace(self, vocab_size=vocab_size)
 
     def check_chunk_size(self, chunk_size: int) -> None:
-        """Refuse a chunk that the downsampled stacks cannot divide.
+        """Refuses a chunk that the downsampled stacks cannot divide.
 
         Raises:
             ValueError: `chunk_size` is neither -1 nor a positive multiple of `chunk_multiple`.
@@ -205,7 +205,7 @@ class StreamingState:
 
 
 def group_layers(tensors: list[Tensor]) -> tuple[LayerState, ...]:
-    """Group a flat list of caches by layer."""
+    """Groups a flat list of caches by layer."""
     size = len(LayerState._fields)
     return tuple(LayerState(*tensors[i : i + size]) for i in range(0, len(tensors), size))
 
@@ -256,7 +256,7 @@ class TransducerModel(nn.Module):
         chunk_size: int = -1,
         left_context_frames: int = -1,
     ) -> tuple[Tensor, Tensor]:
-        """Encode whole utterances, in training or evaluation mode.
+        """Encodes whole utterances, in training or evaluation mode.
 
         Args:
             features: (N, T, 80) log-mel, padded with log(1e-10).
@@ -312,7 +312,7 @@ class TransducerModel(nn.Module):
     def encode_chunk(
         self, features: Tensor, state: StreamingState, feature_lens: Tensor | None = None
     ) -> tuple[Tensor, StreamingState]:
-        """Encode the next chunk of every stream.
+        """Encodes the next chunk of every stream.
 
         Args:
             features: (N, 2c + 13, 80); the next call's begin 2c frames later.

@@ -84,7 +84,7 @@ class Bypass(nn.Module):
         self.skip = skip
 
     def forward(self, source: Tensor, x: Tensor) -> Tensor:
-        """Return source + scale * (x - source); both (N, T, C)."""
+        """Returns source + scale * (x - source); both (N, T, C)."""
         scale = self.bypass_scale
         if self.training:
             scale = keep_inside(scale, self.scale_min.value, 1.0)
@@ -112,7 +112,7 @@ class FeedForward(nn.Module):
         self.whiten = Whiten(limit=7.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, C) to the same shape."""
+        """Maps (N, T, C) to the same shape."""
         x = self.activation(self.balancer(self.in_proj(x)))
         if self.training:
             x = time_shared_dropout(x, self.dropout.value)
@@ -140,7 +140,7 @@ class ChunkCausalDepthwiseConv(nn.Module):
         )
 
     def forward(self, x: Tensor, chunk_size: int) -> Tensor:
-        """Convolve a whole sequence.
+        """Convolves a whole sequence.
 
         Args:
             x: (N, T, C).
@@ -157,13 +157,13 @@ class ChunkCausalDepthwiseConv(nn.Module):
         return causal + self._chunkwise(chunks).flatten(1, 2)[:, :frames]
 
     def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve one chunk (N, T, C) after the cache (N, C, K // 2)."""
+        """Convolves one chunk (N, T, C) after the cache (N, C, K // 2)."""
         joined = torch.cat([cache.transpose(1, 2), x], dim=1)
         out = self._causal(joined) + self._chunkwise(x.unsqueeze(1)).squeeze(1)
         return out, joined[:, joined.size(1) - self.left :].transpose(1, 2)
 
     def _causal(self, x: Tensor) -> Tensor:
-        """Convolve (N, K // 2 + T, C) to (N, T, C)."""
+        """Convolves (N, K // 2 + T, C) to (N, T, C)."""
         return depthwise_conv(x.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
 
     def _chunkwise(self, chunks: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class ChunkCausalDepthwiseConv(nn.Module):
 
 
 def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """Run `conv` along the third dimension of (N, number, T, C).
+    """Runs `conv` along the third dimension of (N, number, T, C).
 
     As a 2-D convolution over an image that is channels-last in memory: no transposition, and
     several times faster on a CPU than the 1-D one.
@@ -211,7 +211,7 @@ class ConvolutionModule(nn.Module):
         self.out_proj = scaled_linear(channels, channels, scale=0.05)
 
     def forward(self, x: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
-        """Convolve a whole sequence.
+        """Convolves a whole sequence.
 
         Args:
             x: (N, T, C).
@@ -224,7 +224,7 @@ class ConvolutionModule(nn.Module):
         return self._finish(self.depthwise_conv(self._gate(x, padding), chunk_size))
 
     def streaming_forward(self, x: Tensor, padding: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve one chunk (N, T, C) after the cache (N, C, K // 2)."""
+        """Convolves one chunk (N, T, C) after the cache (N, C, K // 2)."""
         x, cache = self.depthwise_conv.streaming_forward(self._gate(x, padding), cache)
         return self._finish(x), cache
 
@@ -270,7 +270,7 @@ class ZipformerLayer(nn.Module):
     def forward(
         self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor, chunk_size: int
     ) -> Tensor:
-        """Transform a whole sequence.
+        """Transforms a whole sequence.
 
         Args:
             x: (N, T, C).
@@ -299,7 +299,7 @@ class ZipformerLayer(nn.Module):
     def streaming_forward(
         self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor, state: LayerState
     ) -> tuple[Tensor, LayerState]:
-        """Transform one chunk.
+        """Transforms one chunk.
 
         Args:
             x: (N, T, C).
@@ -358,7 +358,7 @@ class ZipformerStack(nn.Module):
         self.layers = nn.ModuleList(ZipformerLayer(dims) for _ in range(dims.num_layers))
 
     def forward(self, x: Tensor, hidden: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
-        """Transform a whole sequence.
+        """Transforms a whole sequence.
 
         Args:
             x: (N, T, C).
@@ -377,7 +377,7 @@ class ZipformerStack(nn.Module):
     def streaming_forward(
         self, x: Tensor, hidden: Tensor, states: list[LayerState]
     ) -> tuple[Tensor, list[LayerState]]:
-        """Transform one chunk.
+        """Transforms one chunk.
 
         Args:
             x: (N, T, C).
@@ -410,7 +410,7 @@ class Downsample(nn.Module):
         self.bias = nn.Parameter(torch.zeros(factor))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, C) to (N, ceil(T / factor), C)."""
+        """Maps (N, T, C) to (N, ceil(T / factor), C)."""
         missing = -x.size(1) % self.factor
         if is_exporting() or missing > 0:
             x = torch.cat([x, x[:, -1:].expand(x.size(0), missing, x.size(2))], dim=1)
@@ -419,7 +419,7 @@ class Downsample(nn.Module):
 
 
 def upsample(x: Tensor, factor: int, frames: int) -> Tensor:
-    """Repeat every frame of (N, T, C) `factor` times and keep the first `frames`."""
+    """Repeats every frame of (N, T, C) `factor` times and keeps the first `frames`."""
     x = x.unsqueeze(2).expand(-1, -1, factor, -1).flatten(1, 2)
     return x[:, :frames]
 
@@ -439,7 +439,7 @@ class DownsampledStack(nn.Module):
         self.out_combiner = Bypass(dims.encoder_dim)
 
     def forward(self, x: Tensor, hidden: Tensor, padding: Tensor, chunk_size: int) -> Tensor:
-        """Transform a whole sequence; arguments as in `ZipformerStack.forward`, at 50 Hz."""
+        """Transforms a whole sequence; arguments as in `ZipformerStack.forward`, at 50 Hz."""
         step = self.factor
         chunk = chunk_size // step if chunk_size > 0 else chunk_size
         y = self.encoder(self.downsample(x), hidden[:, ::step, ::step], padding[:, ::step], chunk)
@@ -448,7 +448,7 @@ class DownsampledStack(nn.Module):
     def streaming_forward(
         self, x: Tensor, hidden: Tensor, states: list[LayerState]
     ) -> tuple[Tensor, list[LayerState]]:
-        """Transform one chunk; `x` and `hidden` as in `ZipformerStack`, at 50 Hz."""
+        """Transforms one chunk; `x` and `hidden` as in `ZipformerStack`, at 50 Hz."""
         y, states = self.encoder.streaming_forward(
             self.downsample(x), hidden[:, :, :: self.factor], states
         )
@@ -479,7 +479,7 @@ class Zipformer(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor, chunk_size: int, left_context_frames: int
     ) -> tuple[Tensor, Tensor]:
-        """Encode whole sequences.
+        """Encodes whole sequences.
 
         Args:
             x: (N, T2, C).
@@ -504,7 +504,7 @@ class Zipformer(nn.Module):
     def streaming_forward(
         self, x: Tensor, lengths: Tensor | None, states: list[LayerState], processed_lens: Tensor
     ) -> tuple[Tensor, list[LayerState], Tensor]:
-        """Encode one chunk.
+        """Encodes one chunk.
 
         Args:
             x: (N, c, C), c embeddings.
@@ -542,12 +542,12 @@ class Zipformer(nn.Module):
         ]
 
     def _fit(self, x: Tensor, stack: int) -> Tensor:
-        """Cut or zero-pad the channels of the previous output (N, T2, C) for `stack`."""
+        """Cuts or zero-pads the channels of the previous output (N, T2, C) for `stack`."""
         missing = self.stacks[stack].encoder_dim - self.stacks[max(stack - 1, 0)].encoder_dim
         return F.pad(x, (0, missing)) if missing else x
 
     def _combine(self, outputs: list[Tensor]) -> Tensor:
-        """Join the last output with the channels that only wider, earlier stacks have."""
+        """Joins the last output with the channels that only wider, earlier stacks have."""
         pieces, have = [], 0
         for dims, x in zip(reversed(self.stacks), reversed(outputs), strict=True):
             if dims.encoder_dim > have:

@@ -80,7 +80,7 @@ def transducer_loss(
     rnnt_type: rnnt.RnntType = "regular",
     backend: Backend = "auto",
 ) -> TransducerLosses:
-    """Compute the losses of a batch (arXiv:2206.13236).
+    """Computes the losses of a batch (arXiv:2206.13236).
 
     Args:
         model: its decoder, joiner, simple projections and, where it has one, CTC head are used.

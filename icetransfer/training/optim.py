@@ -96,7 +96,7 @@ class ScaledAdam(Optimizer):
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a loaded or unpickled state; the flat tensors are made from it at the next step."""
+        """Takes a loaded or unpickled state; the flat tensors are made from it at the next step."""
         super().__setstate__(state)
         self._flat = []
 
@@ -116,7 +116,7 @@ class ScaledAdam(Optimizer):
     def step(
         self, closure: Callable[[], float] | None = None, *, skip: Tensor | None = None
     ) -> float | None:
-        """Update all parameters from their gradients.
+        """Updates all parameters from their gradients.
 
         Args:
             closure: computes the gradients and returns the loss.
@@ -204,18 +204,18 @@ class _FlatGroup:
         return not any(param.requires_grad for param in self.params)
 
     def store_counts(self) -> None:
-        """Put what is counted on the device into the optimiser's state."""
+        """Puts what is counted on the device into the optimiser's state."""
         if "num_clipped" in self.states[0]:
             self.states[0]["num_clipped"] = int(self.num_clipped)
 
     def gather(self) -> Tensor:
-        """Take the parameters and gradients in; return the norm of the latter, rms by rms."""
+        """Takes the parameters and gradients in; returns the norm of the latter, rms by rms."""
         self._gather()
         norm: Tensor = torch.linalg.vector_norm(self.grads * self.spread_rms)
         return norm
 
     def _share_state(self, stacks: list[list[Tensor]]) -> None:
-        """Make the optimiser's state views of the flat tensors, which take over what it held."""
+        """Makes the optimiser's state views of the flat tensors, which take over what it held."""
         element = row = 0
         for tensors, state in zip(stacks, self.states, strict=True):
             B, shape = len(tensors), tensors[0].shape
@@ -238,7 +238,7 @@ class _FlatGroup:
                 state[name] = view
 
     def step(self, norm: Tensor, usable: Tensor) -> None:
-        """Update the parameters from the gradients that were gathered.
+        """Updates the parameters from the gradients that were gathered.
 
         Args:
             norm: what `gather` returned.
@@ -271,7 +271,7 @@ class _FlatGroup:
             state["step"] = step + 1
 
     def _gather(self) -> None:
-        """Copy the parameters and gradients in."""
+        """Copys the parameters and gradients in."""
         torch.cat([param.reshape(-1) for param in self.params], out=self.values)
         parts = [
             torch.zeros_like(param).view(-1) if param.grad is None else param.grad.reshape(-1)
@@ -286,7 +286,7 @@ class _FlatGroup:
         return rms.masked_fill_(self.is_scalar, self.group["scalar_lr_scale"])
 
     def _spread_rms(self) -> None:
-        """Repeat each tensor's rms over its elements, (E,)."""
+        """Repeats each tensor's rms over its elements, (E,)."""
         self.spread_rms = self._spread(self.rms.clamp(min=self.group["param_min_rms"]))
 
     def _spread(self, of_tensors: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ class _FlatGroup:
         return spread
 
     def _update_scale(self, step: int) -> None:
-        """Collect the gradients of the log scales; once a period add their Adam step to delta."""
+        """Collects the gradients of the log scales; once a period adds their Adam step to delta."""
         group = self.group
         beta1, beta2 = group["betas"]
         period = len(self.scale_grads)
@@ -361,7 +361,7 @@ class _FlatGroup:
 
 
 def _stacks(params: list[Tensor]) -> list[list[Tensor]]:
-    """Group tensors by type and shape, in the (string) order in which the state is laid out."""
+    """Groups tensors by type and shape, in the (string) order in which the state is laid out."""
     groups: dict[str, list[Tensor]] = {}
     for param in params:
         key = "_".join([str(param.dtype), *map(str, param.shape)])
@@ -409,12 +409,12 @@ class Eden:
         return decay * _warmup(self.batch, self.warmup_batches, self.warmup_start)
 
     def step_batch(self, batch: int) -> None:
-        """Set the rate for the batch of this number, counted over all epochs."""
+        """Sets the rate for the batch of this number, counted over all epochs."""
         self.batch = batch
         _set_rates(self.optimizer, self.factor())
 
     def step_epoch(self, epoch: int) -> None:
-        """Set the rate after this number of complete epochs."""
+        """Sets the rate after this number of complete epochs."""
         self.epoch = epoch
         _set_rates(self.optimizer, self.factor())
 
@@ -423,7 +423,7 @@ class Eden:
         return {"batch": self.batch, "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position and set the rate."""
+        """Goes to a saved position and sets the rate."""
         self.batch, self.epoch = state["batch"], state["epoch"]
         _set_rates(self.optimizer, self.factor())
 
@@ -477,7 +477,7 @@ class Cooldown:
         return cooled * _warmup(batch, self.warmup_batches, self.warmup_start)
 
     def step_batch(self, batch: int) -> None:
-        """Set the rate for the batch of this number, counted over all epochs."""
+        """Sets the rate for the batch of this number, counted over all epochs."""
         _set_rates(self.optimizer, self.factor(batch))
 
     def step_epoch(self, epoch: int) -> None:
@@ -497,6 +497,6 @@ def _warmup(batch: int, batches: float, start: float) -> float:
 
 
 def _set_rates(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its base rate."""
+    """Sets every group's rate to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * factor

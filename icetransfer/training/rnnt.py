@@ -167,7 +167,7 @@ def get_rnnt_prune_ranges(
 
 
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather what the joiner needs inside the pruning bounds.
+    """Gathers what the joiner needs inside the pruning bounds.
 
     Args:
         am: (N, T, C) encoder side of the joiner.
@@ -282,7 +282,7 @@ class _LatticeScore(torch.autograd.Function):
         regular: bool,
         return_grad: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Score px (N, S, T) and py (N, S+1, T), log-probabilities of symbols and blanks.
+        """Scores px (N, S, T) and py (N, S+1, T), log-probabilities of symbols and blanks.
 
         Returns:
             scores (N,), and with `return_grad` the occupation probabilities of the arcs as
@@ -316,14 +316,14 @@ class _LatticeScore(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_scores: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Scale the occupation probabilities."""
+        """Scales the occupation probabilities."""
         px_grad, py_grad = ctx.saved_tensors
         scale = grad_scores.view(-1, 1, 1)
         return px_grad * scale, py_grad * scale, None, None, None
 
 
 def _steps(arcs: Tensor, S: int, shift: int, regular: bool) -> tuple[Tensor, Tensor]:
-    """Lay out arcs (N, S or S+1, T) by step of the recursion, indexed by the arc's target.
+    """Lays out arcs (N, S or S+1, T) by step of the recursion, indexed by the arc's target.
 
     Returns:
         steps (D, N * (S+1)) float64 with -inf where there is no arc, and a view of it in the shape
@@ -356,7 +356,7 @@ def _forward_sums(stay: Tensor, move: Tensor, N: int) -> Tensor:
 
 
 def _occupations(alpha: Tensor, stay: Tensor, move: Tensor, end: tuple[Tensor, Tensor]) -> None:
-    """Turn the steps, in place, into the probabilities that a path takes them (Graves, eq. 20).
+    """Turns the steps, in place, into the probabilities that a path takes them (Graves, eq. 20).
 
     The probability of each arc among those that enter its target is exp(alpha[source] + arc -
     alpha[target]); going back from the end, a node's occupation is shared out accordingly.
@@ -383,7 +383,7 @@ class _PickLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-        """Take logits (N, T, R, V) and targets (N, T, R); return two (N, T, R)."""
+        """Takes logits (N, T, R, V) and targets (N, T, R); returns two (N, T, R)."""
         exps = torch.empty_like(logits, memory_format=torch.contiguous_format)
         largest, sums = logits.new_empty((2, *logits.shape[:-1], 1))
         for n in range(len(logits)):
@@ -455,7 +455,7 @@ def _safe_log(probs: Tensor) -> Tensor:
 
 
 def _penalise_delay(px: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor:
-    """Favour early symbols: add delay_penalty * ((T_n - 1) / 2 - t) to px (N, S, T)."""
+    """Favours early symbols: adds delay_penalty * ((T_n - 1) / 2 - t) to px (N, S, T)."""
     if delay_penalty == 0.0:
         return px
     middle = (boundary[:, 3].view(-1, 1, 1) - 1) / 2
@@ -464,7 +464,7 @@ def _penalise_delay(px: Tensor, boundary: Tensor, delay_penalty: float) -> Tenso
 
 
 def _feasible_range(s_range: int, S: int, boundary: Tensor) -> int:
-    """Raise the range to what the shortest utterance needs, lower it to the S+1 there are."""
+    """Raises the range to what the shortest utterance needs, lowers it to the S+1 there are."""
     symbols_per_frame = torch.ceil(boundary[:, 2] / boundary[:, 3]).max()
     needed = int(symbols_per_frame) + 1
     if s_range < needed:
@@ -496,7 +496,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def _reduce(loss: Tensor, reduction: str | None) -> Tensor:
-    """Reduce losses (N,) over the batch."""
+    """Reduces losses (N,) over the batch."""
     if reduction is None or reduction == "none":
         return loss
     if reduction == "mean":
@@ -507,7 +507,7 @@ def _reduce(loss: Tensor, reduction: str | None) -> Tensor:
 
 
 def _check_inputs(symbols: Tensor, blank: int, scores: Tensor, S: int, rnnt_type: str) -> None:
-    """Check what every loss takes; `scores` is (N, ..., V), S the symbols its lattice holds."""
+    """Checks what every loss takes; `scores` is (N, ..., V), S the symbols its lattice holds."""
     if rnnt_type not in ("regular", "modified"):
         raise ValueError(f"transducer loss: type is {rnnt_type!r}, expected regular or modified")
     if symbols.shape != (scores.shape[0], S) or symbols.dtype != torch.int64:
@@ -523,7 +523,7 @@ def _check_inputs(symbols: Tensor, blank: int, scores: Tensor, S: int, rnnt_type
 
 
 def _checked_boundary(boundary: Tensor | None, symbols: Tensor, T: int, rnnt_type: str) -> Tensor:
-    """Return the boundary, made up where it is None, after checking it against S and T."""
+    """Returns the boundary, made up where it is None, after checking it against S and T."""
     N, S = symbols.shape
     if boundary is None:
         boundary = torch.tensor([0, 0, S, T], device=symbols.device).expand(N, 4)

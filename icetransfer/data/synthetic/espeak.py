@@ -28,14 +28,14 @@ _SynthCallback = ctypes.CFUNCTYPE(
 
 @cache
 def variants() -> frozenset[str]:
-    """Return the names of the voice variants that the data folder holds."""
+    """Returns the names of the voice variants that the data folder holds."""
     return frozenset(
         path.name for path in Path(espeakng_loader.get_data_path(), "voices/!v").iterdir()
     )
 
 
 def is_loaded() -> bool:
-    """Tell whether this process has used espeak-ng."""
+    """Tells whether this process has used espeak-ng."""
     return _started.cache_info().currsize > 0
 
 
@@ -66,7 +66,7 @@ class Espeak:
     """
 
     def __init__(self, voice: str, variant: str | None = None) -> None:
-        """Load the library and choose a voice.
+        """Loads the library and choose a voice.
 
         Args:
             voice: espeak-ng's name of a language, such as "nl" or "pt-br".
@@ -92,7 +92,7 @@ class Espeak:
     def say(
         self, text: str, *, rate: int, pitch: int, pitch_range: int, seed: int
     ) -> NDArray[np.int16]:
-        """Return the samples of a sentence.
+        """Returns the samples of a sentence.
 
         Args:
             text: What to say.
@@ -117,7 +117,7 @@ class Espeak:
         return np.frombuffer(b"".join(self._pieces), np.int16)
 
     def phonemes(self, text: str) -> str:
-        """Return the text as espeak-ng would say it, in IPA; "(en)" marks a change of language."""
+        """Returns the text as espeak-ng would say it, in IPA; "(en)" marks a change of language."""
         rest = ctypes.c_char_p(text.encode())
         clauses = []
         while rest.value:
@@ -128,7 +128,7 @@ class Espeak:
         return " ".join(clauses)
 
     def reads_as_foreign(self, text: str) -> bool:
-        """Tell whether espeak-ng would switch to another language within the text."""
+        """Tells whether espeak-ng would switch to another language within the text."""
         return re.search(r"\([a-z-]+\)", self.phonemes(text)) is not None
 
     def _receive(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _: object) -> int:

@@ -64,13 +64,13 @@ class Sentence:
 
 
 def synthetic_languages() -> list[str]:
-    """Return the codes of the languages that have a grammar, sorted."""
+    """Returns the codes of the languages that have a grammar, sorted."""
     return sorted(path.stem for path in GRAMMAR_FOLDER.glob("*.yaml"))
 
 
 @cache
 def read_grammar(language: str) -> Mapping[str, Any]:
-    """Read a language's grammar.
+    """Reads a language's grammar.
 
     Raises:
         ValueError: There is none.
@@ -96,7 +96,7 @@ class SentenceSource:
     def __init__(
         self, language: str, domain: str, is_foreign: Callable[[str], bool] = lambda text: False
     ) -> None:
-        """Read the grammar.
+        """Reads the grammar.
 
         Args:
             language: Code of a language with a grammar.
@@ -122,7 +122,7 @@ class SentenceSource:
         self._numbers: dict[str, _Numbers] = {}
 
     def sentences(self, split: str, seed: int) -> Iterator[Sentence]:
-        """Yield the split's sentences, without repeats, without end.
+        """Yields the split's sentences, without repeats, without end.
 
         Raises:
             ValueError: The grammar has no more sentences.
@@ -167,7 +167,7 @@ class SentenceSource:
         return generator.choice(self._lists[field])
 
     def _read_list(self, name: str) -> list[str]:
-        """Return the usable entries of a library's list, sorted."""
+        """Returns the usable entries of a library's list, sorted."""
         if name not in LISTS:
             raise ValueError(
                 f"grammar of {self._language}: {{{name}}} is neither a rule nor a list "
@@ -181,7 +181,7 @@ class SentenceSource:
         return usable
 
     def _is_usable(self, entry: str) -> bool:
-        """Keep entries of one to three plain words."""
+        """Keeps entries of one to three plain words."""
         words = entry.split()
         return (
             1 <= len(words) <= 3
@@ -191,7 +191,7 @@ class SentenceSource:
         )
 
     def _read_numbers(self, field: str) -> _Numbers:
-        """Return the numbers that a field such as "2..99 few" stands for."""
+        """Returns the numbers that a field such as "2..99 few" stands for."""
         match = _NUMBER.fullmatch(field)
         assert match is not None
         step = re.search(r"by (\d+)", match[3])
@@ -239,6 +239,6 @@ class _Numbers:
 
 
 def split_of(text: str) -> str:
-    """Return the split that a normalised sentence belongs to: 80 % train, 10 % dev, 10 % test."""
+    """Returns the split that a normalised sentence belongs to: 80 % train, 10 % dev, 10 % test."""
     bucket = hashlib.sha256(text.encode()).digest()[0] % 10
     return {0: "dev", 1: "test"}.get(bucket, "train")

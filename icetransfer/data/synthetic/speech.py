@@ -110,7 +110,7 @@ class _Chunk:
         return voices[int(order.permutation(len(voices))[self.index % len(voices)])]
 
     def utterances(self) -> list[dict[str, Any]] | None:
-        """Return what the finished chunk holds; None when it is not finished."""
+        """Returns what the finished chunk holds; None when it is not finished."""
         path = self.folder / "utterances.jsonl"
         if not path.exists():
             return None
@@ -126,7 +126,7 @@ def synthesise(
     seed: int = 0,
     jobs: int = 2,
 ) -> None:
-    """Make a corpus, or as much of it as is missing.
+    """Makes a corpus, or as much of it as is missing.
 
     Args:
         language: Code of a language with a grammar.
@@ -165,7 +165,7 @@ def synthesise(
 
 
 def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
-    """Record what the folder holds; refuse to mix two corpora."""
+    """Records what the folder holds; refuses to mix two corpora."""
     others = {name for name in DOMAINS if name != domain}
     grammar = {key: value for key, value in read_grammar(language).items() if key not in others}
     corpus = {
@@ -190,7 +190,7 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
 def _make_split(
     first: _Chunk, seconds: float, sentences: Callable[[], Mapping[str, list[Sentence]]], jobs: int
 ) -> list[dict[str, Any]]:
-    """Make one split's audio; return its utterances, just as many as fill the time."""
+    """Makes one split's audio; returns its utterances, just as many as fill the time."""
     folder = first.folder.parent
     folder.mkdir(parents=True, exist_ok=True)
     utterances: list[dict[str, Any]] = []
@@ -235,7 +235,7 @@ def _make_chunks(
     jobs: int,
     show: Callable[[float], None],
 ) -> None:
-    """Make the chunks that are missing, each in a fresh process, `jobs` at a time."""
+    """Makes the chunks that are missing, each in a fresh process, `jobs` at a time."""
     missing = [chunk for chunk in chunks if chunk.utterances() is None]
     running: dict[int, tuple[ForkProcess, _Chunk]] = {}
     made = sum(_seconds(chunk.utterances() or []) for chunk in chunks)
@@ -292,7 +292,7 @@ def _make_chunk(chunk: _Chunk, sentences: Sequence[Sentence]) -> None:
 def _speak(
     voice: espeak.Espeak, sentence: str, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return a sentence at 16 kHz, with a random rate and pitch and a little silence around."""
+    """Returns a sentence at 16 kHz, with a random rate and pitch and a little silence around."""
     said = voice.say(
         sentence,
         rate=int(generator.integers(*_RATE)),
@@ -309,7 +309,7 @@ def _speak(
 
 
 def _degrade(speech: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-    """Return the speech with reverberation (some of the time), a random level and noise."""
+    """Returns the speech with reverberation (some of the time), a random level and noise."""
     if generator.random() < _REVERBERANT:
         speech = _reverberate(speech, generator)
     level = 10 ** (generator.uniform(*_LEVEL_DB) / 20)
@@ -322,7 +322,7 @@ def _degrade(speech: NDArray[np.float32], generator: np.random.Generator) -> NDA
 def _reverberate(
     speech: NDArray[np.float32], generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Convolve with exponentially decaying noise, the usual model of a diffuse room."""
+    """Convolves with exponentially decaying noise, the usual model of a diffuse room."""
     decay = generator.uniform(*_DECAY_SECONDS)
     times = np.arange(int(decay * SAMPLING_RATE), dtype=np.float32) / SAMPLING_RATE
     tail = generator.standard_normal(len(times), np.float32) * 10 ** (
@@ -339,7 +339,7 @@ def _reverberate(
 def _coloured_noise(
     length: int, slope: float, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return noise of RMS 1 whose power falls as 1/f^slope above 50 Hz."""
+    """Returns noise of RMS 1 whose power falls as 1/f^slope above 50 Hz."""
     size = _fast_size(length)
     frequencies = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(SAMPLING_RATE / size)
     gains = np.maximum(frequencies, np.float32(50.0)) ** np.float32(-slope / 2)
@@ -349,7 +349,7 @@ def _coloured_noise(
 
 
 def _fast_size(length: int) -> int:
-    """Return a length that has small prime factors only, for the Fourier transform."""
+    """Returns a length that has small prime factors only, for the Fourier transform."""
     step = 1 << max(0, length.bit_length() - 3)
     return -(-length // step) * step
 
@@ -359,7 +359,7 @@ def _rms(samples: NDArray[np.float32]) -> float:
 
 
 def _generator(*request: object) -> np.random.Generator:
-    """Return a generator that depends on the request only."""
+    """Returns a generator that depends on the request only."""
     digest = hashlib.sha256(" ".join(map(str, request)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -367,7 +367,7 @@ def _generator(*request: object) -> np.random.Generator:
 def draw_sentences(
     language: str, domain: str, counts: Mapping[str, int], seed: int
 ) -> dict[str, list[Sentence]]:
-    """Return the first sentences of each split, without those that espeak-ng reads as foreign.
+    """Returns the first sentences of each split, without those that espeak-ng reads as foreign.
 
     They are drawn in a process of their own, which leaves this one free of espeak-ng.
 
@@ -398,7 +398,7 @@ def draw_sentences(
 def _draw(
     language: str, domain: str, counts: Mapping[str, int], seed: int, sender: Connection
 ) -> None:
-    """Send the first sentences of each split, or why there are none."""
+    """Sends the first sentences of each split, or why there are none."""
     try:
         voice = espeak.Espeak(read_grammar(language)["espeak"])
         source = SentenceSource(language, domain, voice.reads_as_foreign)
@@ -410,7 +410,7 @@ def _draw(
 
 
 def _write_manifests(utterances: Sequence[Mapping[str, Any]], split: str, out_dir: Path) -> None:
-    """Write lhotse's `<split>_recordings.jsonl.gz` and `<split>_supervisions.jsonl.gz`."""
+    """Writes lhotse's `<split>_recordings.jsonl.gz` and `<split>_supervisions.jsonl.gz`."""
     recordings, supervisions = [], []
     for utterance in utterances:
         name, samples = utterance["id"], utterance["samples"]

@@ -11,7 +11,7 @@ from babel import Locale
 
 
 def _cldr(attribute: str) -> Callable[[str, str], Iterable[str]]:
-    """Return a list of one of Babel's tables of names."""
+    """Returns a list of one of Babel's tables of names."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
         table = getattr(Locale.parse(locale), attribute)
@@ -21,7 +21,7 @@ def _cldr(attribute: str) -> Callable[[str, str], Iterable[str]]:
 
 
 def _calendar(attribute: str) -> Callable[[str, str], Iterable[str]]:
-    """Return the CLDR's months or days as they stand in a date."""
+    """Returns the CLDR's months or days as they stand in a date."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
         names: Iterable[str] = getattr(Locale.parse(locale), attribute)["format"]["wide"].values()
@@ -31,21 +31,21 @@ def _calendar(attribute: str) -> Callable[[str, str], Iterable[str]]:
 
 
 def _time_zone_city(locale: str, faker_locale: str) -> Iterable[str]:
-    """Return the cities for which time zones are named."""
+    """Returns the cities for which time zones are named."""
     zones = Locale.parse(locale).time_zones.values()
     return [zone["city"] for zone in zones if "city" in zone]
 
 
 @cache
 def _faker_providers(faker_locale: str) -> dict[str, Any]:
-    """Return Faker's providers by name."""
+    """Returns Faker's providers by name."""
     from faker import Faker
 
     return {type(p).__module__.split(".")[2]: p for p in Faker(faker_locale).get_providers()}
 
 
 def _faker(*places: str) -> Callable[[str, str], Iterable[str]]:
-    """Return the first of Faker's lists that is there, named "provider.attribute"."""
+    """Returns the first of Faker's lists that is there, named "provider.attribute"."""
 
     def entries(locale: str, faker_locale: str) -> Iterable[str]:
         providers = _faker_providers(faker_locale)
@@ -62,7 +62,7 @@ def _faker(*places: str) -> Callable[[str, str], Iterable[str]]:
 
 
 def _emoji(locale: str, faker_locale: str) -> Iterable[str]:
-    """Return the names of the emoji, without flags and skin tones; not every language has them."""
+    """Returns the names of the emoji, without flags and skin tones; not every language has them."""
     import emoji
 
     language = locale.split("_")[0]

@@ -55,13 +55,13 @@ _FOLDED = {
 
 
 def languages() -> list[str]:
-    """Return the codes of the languages that have rules, sorted."""
+    """Returns the codes of the languages that have rules, sorted."""
     shared = {path.stem for path in LANGUAGE_FOLDER.glob("*.yaml")}
     return sorted(shared | {path.parts[-3] for path in RECIPES_FOLDER.glob("*/local/text.yaml")})
 
 
 def rules_file(language: str) -> Path:
-    """Return where the rules of a language stand, or would stand."""
+    """Returns where the rules of a language stand, or would stand."""
     shared = LANGUAGE_FOLDER / f"{language}.yaml"
     return shared if shared.is_file() else RECIPES_FOLDER / language / "local/text.yaml"
 
@@ -79,7 +79,7 @@ class Normalizer:
     """
 
     def __init__(self, language: str) -> None:
-        """Read the rules of a language.
+        """Reads the rules of a language.
 
         Args:
             language: Code of a language that has rules.
@@ -107,7 +107,7 @@ class Normalizer:
             self._read_numbers = NumberReader(rules["numbers"], source)
 
     def __call__(self, text: str) -> str:
-        """Return the normalised text. Never fails: what has no rule is left as it is.
+        """Returns the normalised text. Never fails: what has no rule is left as it is.
 
         Args:
             text: A transcript or a hypothesis.
@@ -116,7 +116,7 @@ class Normalizer:
         return "".join(map(self._own, words))
 
     def check(self, text: str) -> list[str]:
-        """Return the characters that training text may not hold, sorted; empty when it may.
+        """Returns the characters that training text may not hold, sorted; empty when it may.
 
         Args:
             text: A transcript, normalised or not.
@@ -124,7 +124,7 @@ class Normalizer:
         return sorted(set(self(text)) - self.alphabet)
 
     def foreign(self, text: str) -> list[str]:
-        """Return the characters that are no letter of the language, sorted.
+        """Returns the characters that are no letter of the language, sorted.
 
         Those which normalisation would fold or read out are among them.
 
@@ -134,7 +134,7 @@ class Normalizer:
         return sorted(set(self._plain_words(text)) - self.alphabet)
 
     def _plain_words(self, text: str) -> str:
-        """Return the text in lower case, without punctuation."""
+        """Returns the text in lower case, without punctuation."""
         text = unicodedata.normalize("NFC", text).translate(self._lower).lower()
         # Lower-casing can decompose (İ), so compose again before looking at single characters.
         text = unicodedata.normalize("NFC", text).translate(self._replace)
@@ -145,7 +145,7 @@ class Normalizer:
         return " ".join(kept.translate(_UNMARK).split())
 
     def _own(self, char: str) -> str:
-        """Return the language's own letters for a foreign one; what has none stays."""
+        """Returns the language's own letters for a foreign one; what has none stays."""
         if char in self.alphabet:
             return char
         base = unicodedata.normalize("NFD", char)[0]
@@ -153,7 +153,7 @@ class Normalizer:
         return folded if set(folded) <= self.alphabet else char
 
     def _mark_kept(self, text: str) -> str:
-        """Put private characters for the apostrophes and hyphens that are spelling."""
+        """Puts private characters for the apostrophes and hyphens that are spelling."""
         if self._clitic:
             text = self._clitic.sub(_APOSTROPHE_MARK, text)
         inside = r"(?<=[^\W\d_]){}(?=[^\W\d_])"
@@ -170,12 +170,12 @@ _UNMARK = {ord(_APOSTROPHE_MARK): "'", ord(_HYPHEN_MARK): "-"}
 
 
 def raw(text: str) -> str:
-    """Return text as it is scored unnormalised: only composed (NFC), one space between words."""
+    """Returns text as it is scored unnormalised: only composed (NFC), one space between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _plain(char: str) -> str:
-    """Return the character, a space for punctuation, nothing for an invisible mark."""
+    """Returns the character, a space for punctuation, nothing for an invisible mark."""
     category = unicodedata.category(char)
     if category == "Cf":
         return ""
@@ -189,7 +189,7 @@ def _checksum(path: Path) -> str:
 
 
 def _read_rules(language: str, path: Path) -> Mapping[str, Any]:
-    """Read and check the rules of a language."""
+    """Reads and checks the rules of a language."""
     if not path.is_file():
         raise ValueError(
             f"no text rules for language {language!r}; known: {', '.join(languages())}. "
