@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from icetransfer import score
-from icetransfer.config import has_split, load_config
+from icetransfer.config import load_config
 from icetransfer.data.published import PUBLISHED
+from icetransfer.settings.corpora import has_split
 from icetransfer.transfer import BASE_MODELS
 
 REPO = Path(__file__).resolve().parent.parent.parent

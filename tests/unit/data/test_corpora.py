@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from icetransfer.config import FolderCorpus, SyntheticCorpus
 from icetransfer.data import corpora
 from icetransfer.data.corpora import Source, check_part, prepare_manifests, without_duplicates
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.recordings import Limits
 from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
+from icetransfer.settings.corpora import FolderCorpus, SyntheticCorpus
 
 Prepared = dict[str, list[dict[str, Any]]]
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from icetransfer.config import Cuts, load_config
+from icetransfer.config import load_config
 from icetransfer.data import corpora, download, features, subset, tokenizer
 from icetransfer.data.features import read_manifest
 from icetransfer.data.published import PUBLISHED, name_of
 from icetransfer.data.utterances import SPLITS
 from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.settings.corpora import Cuts
 
 TEXTS = {
     "de": ("guten morgen wie geht es", "am dritten mai fahren wir los", "das kostet fünf euro",

@@ -10,7 +10,7 @@ from icetransfer.config import load_config
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming.alignment import SpokenWord, align, spoken_words, word_end
 from icetransfer.streaming.search import Hypothesis
 
-BASE_MODEL = Path(__file__).resolve().parent.parent.parent / "egs" / "base_models" / "en.pt"
+BASE_MODEL = Path(__file__).resolve().parents[3] / "egs" / "base_models" / "en.pt"
 WORDS = ("seventeen", "kilometres", "yesterday", "hotel", "remember", "amsterdam", "window")
 SAY = """
 import sys, numpy, soxr

@@ -19,7 +19,7 @@ from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
-BASE_MODELS = Path(__file__).resolve().parent.parent.parent / "egs" / "base_models"
+BASE_MODELS = Path(__file__).resolve().parents[3] / "egs" / "base_models"
 TIERS = (8, 16, 32, -1)
 LEFT = 128
 RATE = 16000

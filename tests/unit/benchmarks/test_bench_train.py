@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_train.py"
+BENCH = Path(__file__).resolve().parents[3] / "benchmarks" / "bench_train.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from icetransfer.config import ORIGINS, Config, known_keys, load_config
 from icetransfer.experiment import create_experiment
 from icetransfer.settings import reference
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 KEYS = [*reference.keys(Config)]
 
 
