@@ -21,6 +21,7 @@ import numpy as np
 from icetransfer import gap
 from icetransfer.analysis.bootstrap import RESAMPLES
 from icetransfer.analysis.significance import Utterances, read_utterances
+from icetransfer.analysis.sweep_results import COMPARED, Point, Result
 
 LANGUAGES = ("de", "es", "fr", "it", "nl", "pl", "pt", "ro")
 HOURS = (100.0, 250.0, 500.0, 1000.0, 2500.0)
@@ -31,7 +32,9 @@ UTTERANCES, WORDS = 600, 20
 LIMIT = 60  # seconds that the analysis may take on two cores
 
 
-def made_up_sweep(rng: np.random.Generator) -> tuple[list[gap.Result], dict[Path, Utterances]]:
+def made_up_sweep(
+    rng: np.random.Generator,
+) -> tuple[list[Result], dict[Path, Utterances]]:
     """Results of a sweep whose gap is 4.21 (hours / 100)^-0.95 points, and their utterances."""
     ids = tuple(f"u{number:04d}" for number in range(UTTERANCES))
     words = np.full(UTTERANCES, float(WORDS))
@@ -39,14 +42,14 @@ def made_up_sweep(rng: np.random.Generator) -> tuple[list[gap.Result], dict[Path
     results, utterances = [], {}
     for language, test_set in itertools.product(LANGUAGES, TEST_SETS):
         hard = rng.gamma(2, 0.5, UTTERANCES)
-        for hours, init, tier, precision in itertools.product(HOURS, gap.INITS, TIERS, PRECISIONS):
+        for hours, init, tier, precision in itertools.product(HOURS, COMPARED, TIERS, PRECISIONS):
             wer = 12 * (hours / 100) ** -0.2 + 0.5 * PRECISIONS.index(precision)
             wer += 4.21 * (hours / 100) ** -0.95 * (init == "en")
             errors = rng.binomial(WORDS, np.minimum(wer / 100 * hard, 0.9)).astype(float)
             found = Utterances(ids, errors, words, alone, "utterance")
             path = Path(language, test_set, f"{hours:g}-{init}-{tier}-{precision}.jsonl")
-            point = gap.Point(test_set, precision, tier, hours)
-            results.append(gap.Result(language, init, point, found.wer, recogs=path))
+            point = Point(test_set, precision, tier, hours)
+            results.append(Result(language, init, point, found.wer, recogs=path))
             utterances[path] = found
     return results, utterances
 

@@ -17,18 +17,12 @@ it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds ar
 """
 
 import argparse
-import csv
 import itertools
-import json
 import math
-import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,178 +46,27 @@ from icetransfer.analysis.significance import (
     Array,
     Utterances,
     percentile_interval,
-    read_utterances,
     student_factor,
+)
+from icetransfer.analysis.sweep_results import (
+    COMPARED,
+    FULL,
+    Gaps,
+    Point,
+    Result,
+    Row,
+    Wers,
+    collect,
+    collect_gaps,
+    language_gaps,
+    read_results,
 )
 from icetransfer.config import hours_label
 
-REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
-ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
-INITS = ("en", "ml")
-FULL = "fp32"  # what other precisions are compared with
 MARGIN = 0.5  # WER points: gaps at two latencies that are closer count as the same
 NEGLIGIBLE = 0.25  # WER points: a smaller gap is not worth choosing by
-ROUNDED = 0.06  # WER points by which a hand-made results.csv may differ from its utterances
 FEW = 5  # languages that say little about others
 BAND_POINTS = 25  # of a law's line in figures
-MANY_FILES = 1000  # that are worth starting processes for
-
-Row = dict[str, Any]
-
-
-class Point(NamedTuple):
-    """Where a gap is measured."""
-
-    test_set: str
-    precision: str
-    chunk_ms: int
-    hours: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of results.csv."""
-
-    language: str
-    init: str
-    point: Point
-    wer: float  # percent
-    seed: int = 0
-    engine: str = ""
-    model_bytes: int | None = None
-    recogs: Path | None = None
-
-
-def read_results(path: Path) -> list[Result]:
-    """Reads results.csv, or all wer.json under a folder; keeps one engine for each measurement.
-
-    Raises:
-        ValueError: the file or a column is missing, a value is not a number, or two lines are of
-            the same measurement.
-    """
-    results = _from_folder(path) if path.is_dir() else _from_csv(path)
-    if not results:
-        raise ValueError(f"{path} has no results")
-    best: dict[tuple[object, ...], Result] = {}
-    for result in results:
-        key = (result.language, result.init, result.point, result.seed)
-        rival = best.get(key)
-        if rival and rival.engine == result.engine:
-            raise ValueError(f"{path}: two lines of {result.language}, {result.init}, {key[2]}")
-        if not rival or ENGINES.index(result.engine) < ENGINES.index(rival.engine):
-            best[key] = result
-    return list(best.values())
-
-
-def _from_csv(path: Path) -> list[Result]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
-
-
-def _from_folder(folder: Path) -> list[Result]:
-    results = []
-    for path in sorted(folder.rglob("wer.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in REQUIRED if found.get(name) is None]
-        if missing:
-            raise ValueError(f"{path} lacks {', '.join(missing)}")
-        line = {name: str(value) for name, value in found.items() if value is not None}
-        line["recogs"] = "recogs.jsonl"
-        results.append(_parse(line, str(path), path.parent))
-    return results
-
-
-def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
-    try:
-        point = Point(
-            line["test_set"], line["precision"], int(line["chunk_ms"]), float(line["hours"])
-        )
-        result = Result(
-            language=line["language"],
-            init=line["init"],
-            point=point,
-            wer=float(line["wer"]),
-            seed=int(line.get("seed") or 0),
-            engine=line.get("engine") or "",
-            model_bytes=int(line["model_bytes"]) if line.get("model_bytes") else None,
-            recogs=folder / line["recogs"] if line.get("recogs") else None,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}; expected numbers in hours, chunk_ms, wer") from None
-    if not (math.isfinite(result.wer) and result.wer >= 0 and 0 < point.hours < math.inf):
-        raise ValueError(f"{where}: wer={result.wer} and hours={point.hours} cannot be")
-    if result.engine not in ENGINES:
-        raise ValueError(f"{where}: engine {result.engine!r} is none of {', '.join(ENGINES[:3])}")
-    return result
-
-
-Wers = dict[Point, dict[str, dict[tuple[str, int], Array]]]  # init -> (language, seed) -> WER
-Gaps = dict[Point, dict[str, Array]]  # language -> gap
-
-
-def read_all(results: Sequence[Result]) -> dict[Path, Utterances]:
-    """Reads the utterances of all results that have them, on all cores when there are many."""
-    paths = sorted({r.recogs for r in results if r.recogs is not None and r.recogs.is_file()})
-    if len(paths) < MANY_FILES:
-        return {path: read_utterances(path) for path in paths}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        return dict(zip(paths, pool.map(read_utterances, paths, chunksize=16), strict=True))
-
-
-def collect(
-    results: Sequence[Result],
-    resampling: Resampling,
-    utterances: Mapping[Path, Utterances] | None = None,
-) -> Wers:
-    """Sorts the WERs by where they were measured, resampled where the utterances are at hand.
-
-    Raises:
-        ValueError: a result is not the WER of its utterances.
-    """
-    known = read_all(results) if utterances is None else utterances
-    wers: Wers = defaultdict(lambda: defaultdict(dict))
-    of_test_set: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results:
-        if result.recogs is None or result.recogs not in known:
-            draws = resampling.constant(result.wer)
-            wers[result.point][result.init][result.language, result.seed] = draws
-            continue
-        found = known[result.recogs].wer
-        if abs(found - result.wer) > ROUNDED:
-            raise ValueError(
-                f"{result.recogs}: WER {found:.2f} %, but the results say {result.wer:.2f} % of "
-                f"{result.language}, {result.init}, {result.point}: not of the same decoding"
-            )
-        of_test_set[result.language, result.point.test_set].append(result)
-    for (language, test_set), members in sorted(of_test_set.items()):
-        systems = [known[r.recogs] for r in members if r.recogs is not None]
-        for result, draws in zip(
-            members, resampling.wers(language, test_set, systems), strict=True
-        ):
-            wers[result.point][result.init][language, result.seed] = draws
-    return wers
-
-
-def language_gaps(by_init: dict[str, dict[tuple[str, int], Array]]) -> dict[str, Array]:
-    """WER(en) - WER(ml) by language, over the seeds that both have."""
-    english, multilingual = (by_init.get(init, {}) for init in INITS)
-    pairs = defaultdict(list)
-    for key in sorted(english.keys() & multilingual.keys()):
-        pairs[key[0]].append(english[key] - multilingual[key])
-    return {language: np.mean(gaps, axis=0) for language, gaps in pairs.items()}
-
-
-def collect_gaps(wers: Wers) -> Gaps:
-    """The gap of every language, at every point that has one."""
-    gaps = {point: language_gaps(wers[point]) for point in sorted(wers)}
-    return {point: by_language for point, by_language in gaps.items() if by_language}
 
 
 def series_of(points: Iterable[Point]) -> dict[tuple[str, str, int], list[Point]]:
@@ -370,7 +213,7 @@ def quantisation_rows(results: Sequence[Result], wers: Wers, resampling: Resampl
             full = point._replace(precision=FULL)
             if point.precision != precision or full not in wers:
                 continue
-            for init in INITS:
+            for init in COMPARED:
                 for key, wer in wers[point].get(init, {}).items():
                     if key not in wers[full].get(init, {}):
                         continue
@@ -404,7 +247,7 @@ def _changes_row(changes: Changes, resampling: Resampling) -> Row:
         return _with_interval(name, resampling.mean(found), len(found)) if found else {}
 
     def of_both(chunk_ms: int | None = None) -> dict[str, Array]:
-        inits = [by_language(init, chunk_ms) for init in INITS]
+        inits = [by_language(init, chunk_ms) for init in COMPARED]
         names = sorted({name for found in inits for name in found})
         return {
             name: np.mean([found[name] for found in inits if name in found], axis=0)
@@ -412,7 +255,7 @@ def _changes_row(changes: Changes, resampling: Resampling) -> Row:
         }
 
     row = mean("wer_change", of_both())
-    english, multilingual = (by_language(init) for init in INITS)
+    english, multilingual = (by_language(init) for init in COMPARED)
     row |= mean("en_change", english) | mean("ml_change", multilingual)
     both = sorted(english.keys() & multilingual.keys())
     if both:
@@ -469,7 +312,7 @@ def curve_rows(wers: Wers, resampling: Resampling) -> tuple[list[Row], list[Row]
         if not shared:
             continue
         means: dict[str, list[Array]] = {}
-        for init in INITS:
+        for init in COMPARED:
             means[init] = [
                 resampling.mean(_mean_over_seeds(wers[point][init], shared)) for point in points
             ]
@@ -481,7 +324,7 @@ def curve_rows(wers: Wers, resampling: Resampling) -> tuple[list[Row], list[Row]
             ]
         if len(points) > 1:
             hours = [point.hours for point in points]
-            english, multilingual = (np.stack(means[init]) for init in INITS)
+            english, multilingual = (np.stack(means[init]) for init in COMPARED)
             savings += [
                 _named(series) | row for row in _savings(hours, english, multilingual, len(shared))
             ]

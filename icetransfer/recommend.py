@@ -25,13 +25,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from icetransfer import experiment, gap
+from icetransfer import experiment
 from icetransfer.analysis import laws, study
 from icetransfer.analysis.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.analysis.gap_report import tier_label
 from icetransfer.analysis.significance import Array
+from icetransfer.analysis.sweep_results import COMPARED, FULL, collect, collect_gaps, read_results
 from icetransfer.config import hours_label
-from icetransfer.gap import INITS, NEGLIGIBLE, choose
+from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
@@ -126,14 +127,14 @@ def read_evidence(path: Path, chunk_ms: int | None) -> Evidence:
     Raises:
         ValueError: it has no gap in fp32 at this latency.
     """
-    results = [r for r in gap.read_results(path) if r.point.precision == gap.FULL]
+    results = [r for r in read_results(path) if r.point.precision == FULL]
     tiers = sorted({r.point.chunk_ms for r in results})
     if chunk_ms is not None:
         results = [r for r in results if r.point.chunk_ms == chunk_ms]
     resampling = Resampling(r.language for r in results) if results else None
-    collected = gap.collect(results, resampling) if resampling else {}
+    collected = collect(results, resampling) if resampling else {}
     gaps: dict[str, dict[float, list[Array]]] = defaultdict(lambda: defaultdict(list))
-    for point, by_language in gap.collect_gaps(collected).items():
+    for point, by_language in collect_gaps(collected).items():
         for language, draws in by_language.items():
             gaps[language][point.hours].append(draws)
     if not gaps or resampling is None:
@@ -143,13 +144,13 @@ def read_evidence(path: Path, chunk_ms: int | None) -> Evidence:
             f"{there}"
         )
     wers: dict[str, dict[str, dict[float, list[Array]]]] = {
-        init: defaultdict(lambda: defaultdict(list)) for init in INITS
+        init: defaultdict(lambda: defaultdict(list)) for init in COMPARED
     }
     for point, by_init in collected.items():
-        for init in INITS:
+        for init in COMPARED:
             for (language, _), draws in by_init.get(init, {}).items():
                 wers[init][language][point.hours].append(draws)
-    means = {init: {name: _means(found) for name, found in wers[init].items()} for init in INITS}
+    means = {init: {name: _means(found) for name, found in wers[init].items()} for init in COMPARED}
     return Evidence(path, resampling, {name: _means(gaps[name]) for name in sorted(gaps)}, means)
 
 

@@ -1,1 +1,1 @@
-"""From recordings and text to batches of features and tokens."""
+"""Recordings to batches: readers, checks, features, subsets, loading; text and synthetic speech."""

@@ -1,1 +1,1 @@
-"""The causal Zipformer transducer."""
+"""The causal Zipformer transducer, and a model on disk: checkpoint, adapters, averages."""

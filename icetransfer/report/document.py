@@ -18,6 +18,7 @@ from icetransfer.analysis.gap_report import (
     value,
 )
 from icetransfer.analysis.significance import LEVEL
+from icetransfer.analysis.sweep_results import FULL
 from icetransfer.config import hours_label
 from icetransfer.recommend import MINI_HOURS
 from icetransfer.report import figures
@@ -103,7 +104,7 @@ def _headline(analysis: Row) -> list[Row]:
 
 def _precision(analysis: Row) -> str:
     found = sorted({row["precision"] for row in analysis["mean_gap"]})
-    return gap.FULL if gap.FULL in found else found[0]
+    return FULL if FULL in found else found[0]
 
 
 def _same_series(rows: Sequence[Row], row: Row) -> list[Row]:
@@ -261,7 +262,7 @@ def _precision_drawings(analysis: Row) -> list[Drawing]:
     rows = [row for row in analysis["quantisation"] if "wer_change" in row]
     if not rows:
         return []
-    svg = figures.change_by_tier(rows, f"change from {gap.FULL}")
+    svg = figures.change_by_tier(rows, f"change from {FULL}")
     caption = "Change of WER by quantisation, mean over languages, inits, data and test sets"
     return [Drawing("precisions", svg, caption)]
 
@@ -283,7 +284,7 @@ def _curve_drawings(analysis: Row, precision: str) -> list[Drawing]:
 
 def _language_drawings(results: Sequence[Row]) -> list[Drawing]:
     """WER against data of every language at the shortest latency, fp32."""
-    rows = [row for row in shipped(results) if row["precision"] == gap.FULL]
+    rows = [row for row in shipped(results) if row["precision"] == FULL]
     tier = min((row["chunk_ms"] for row in rows), key=latency_order, default=0)
     drawings = []
     names = sorted({(row["language"], row["test_set"]) for row in rows})

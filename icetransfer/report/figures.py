@@ -14,7 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy
+import numpy as np
 
 from icetransfer.analysis import study
 from icetransfer.analysis.gap_report import COLOURS, MARKERS, latency_order, tier_label
@@ -139,9 +139,9 @@ def _hours_axis(axes: Any, amounts: Sequence[float]) -> float:
 
 def _bars(rows: Sequence[Row], name: str, low: str, high: str) -> tuple[Any, Any]:
     """Values, and the lengths of their bars below and above, (2, rows)."""
-    values = numpy.array([row[name] for row in rows])
+    values = np.array([row[name] for row in rows])
     ends = [[r[name] if r[end] is None else r[end] for r in rows] for end in (low, high)]
-    return values, numpy.maximum(numpy.abs(numpy.array(ends) - values), 0)
+    return values, np.maximum(np.abs(np.array(ends) - values), 0)
 
 
 def gap_by_hours(rows: Sequence[Row], languages: Sequence[Row], law: Row | None, title: str) -> str:
@@ -301,7 +301,7 @@ def beside_published(rows: Sequence[Row], title: str) -> str:
             capsize=3,
             label="ours, 95 %",
         )
-        x = numpy.geomspace(min(hours), max(hours), 50)
+        x = np.geomspace(min(hours), max(hours), 50)
         axes.plot(x, [law.gap(amount) for amount in x], "--", color=COLOURS[2], linewidth=1)
         axes.plot(hours, gaps, "D", color=COLOURS[2], label="published elsewhere")
         axes.set_xscale("log")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from icetransfer import gap
 from icetransfer.analysis.gap_report import TableData, latency_order, tier_label
+from icetransfer.analysis.sweep_results import COMPARED, ENGINES, FULL
 from icetransfer.config import hours_label
 from icetransfer.score import count_differing_tokens
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 def shipped(rows: Sequence[Row]) -> list[Row]:
     """One engine for each measurement, by the same preference as the gap's."""
     best: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda r: gap.ENGINES.index(r["engine"]), reverse=True):
+    for row in sorted(rows, key=lambda r: ENGINES.index(r["engine"]), reverse=True):
         best[_measurement(row)] = row
     return list(best.values())
 
@@ -100,7 +100,7 @@ def _error_cell(
         half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2
         text += f" ± {half:.1f}"
     text += f" / {mean(repeats, 'cer'):.1f}"
-    return text + (f" {TIE}" if key in tied and repeats[0]["init"] in gap.INITS else "")
+    return text + (f" {TIE}" if key in tied and repeats[0]["init"] in COMPARED else "")
 
 
 def mean(rows: Sequence[Row], key: str) -> float:
@@ -114,7 +114,7 @@ def size_table(rows: Sequence[Row]) -> TableData:
     for row in rows:
         groups[row["precision"], latency_order(row["chunk_ms"]), row["engine"]].append(row)
     full: dict[tuple[float, str], float] = {
-        key[1:]: mean(found, "model_bytes") for key, found in groups.items() if key[0] == gap.FULL
+        key[1:]: mean(found, "model_bytes") for key, found in groups.items() if key[0] == FULL
     }
     lines = []
     for (precision, order, engine), found in sorted(groups.items()):
@@ -234,11 +234,11 @@ def _control(rows: Sequence[Row]) -> str:
     """How far either seed is from random initialisation, fp32, mean over tiers and languages."""
     wers: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in shipped(rows):
-        if row["precision"] == gap.FULL:
+        if row["precision"] == FULL:
             wers[row["hours"], row["language"], row["test_set"]][row["init"]].append(row["wer"])
     margins: dict[tuple[float, str], list[float]] = defaultdict(list)
     for (hours, _, _), by_init in wers.items():
-        for init in gap.INITS:
+        for init in COMPARED:
             if init in by_init and "random" in by_init:
                 pair = [sum(by_init[name]) / len(by_init[name]) for name in ("random", init)]
                 margins[hours, init].append(pair[0] - pair[1])

@@ -11,6 +11,7 @@ from typing import Any
 from icetransfer import experiment, gap
 from icetransfer.analysis import gap_report, significance
 from icetransfer.analysis.significance import Utterances
+from icetransfer.analysis.sweep_results import read_all, read_results
 from icetransfer.config import hours_label
 from icetransfer.report import PLAN, figures, page
 from icetransfer.report.document import document
@@ -124,8 +125,8 @@ def write_report(results: Path, root: Path) -> Row:
     notes = remarks(rows, results)
     analysis = None
     try:
-        measured = gap.read_results(results / "results.csv")
-        known = gap.read_all(measured)
+        measured = read_results(results / "results.csv")
+        known = read_all(measured)
         add_intervals(rows, known, results)
         analysis = gap.analyse(measured, known)
         gap_report.write(analysis, results)

@@ -1,1 +1,1 @@
-"""The grid of cells, on this machine or a Slurm queue: `python -m icetransfer.sweep`."""
+"""Many experiments: the plan of a grid, running it here or in a queue, where it is."""

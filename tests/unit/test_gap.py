@@ -9,6 +9,7 @@ import pytest
 
 from icetransfer import gap
 from icetransfer.analysis import gap_report, laws
+from icetransfer.analysis.sweep_results import read_results
 
 COLUMNS = ["language", "init", "hours", "test_set", "chunk_ms", "precision", "wer"]
 
@@ -31,7 +32,7 @@ def pair(english: float, multilingual: float, **more: object) -> list[dict[str, 
 
 
 def analyse(tmp_path: Path, rows: list[dict[str, object]]) -> dict[str, object]:
-    return gap.analyse(gap.read_results(write_csv(tmp_path / "results.csv", rows)))
+    return gap.analyse(read_results(write_csv(tmp_path / "results.csv", rows)))
 
 
 def test_published_two_points(tmp_path: Path) -> None:
@@ -177,10 +178,10 @@ def test_bad_values_are_named(tmp_path: Path, change: dict[str, object], message
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        gap.read_results(tmp_path / "none.csv")
+        read_results(tmp_path / "none.csv")
     (tmp_path / "few.csv").write_text("language,init\nnl,en\n")
     with pytest.raises(ValueError, match="lacks the columns hours, test_set"):
-        gap.read_results(tmp_path / "few.csv")
+        read_results(tmp_path / "few.csv")
     rows = pair(30, 27)
     with pytest.raises(ValueError, match="two lines of nl, en"):
         analyse(tmp_path, [*rows, rows[0]])
@@ -323,11 +324,11 @@ def test_a_folder_of_wer_json_is_the_same_as_results_csv(tmp_path: Path) -> None
     for number, row in enumerate(rows):
         (tmp_path / "exp" / str(number)).mkdir(parents=True)
         (tmp_path / "exp" / str(number) / "wer.json").write_text(json.dumps(row))
-    from_folder = gap.analyse(gap.read_results(tmp_path / "exp"))
+    from_folder = gap.analyse(read_results(tmp_path / "exp"))
     assert from_folder == analyse(tmp_path, rows)
     (tmp_path / "exp" / "0" / "wer.json").write_text(json.dumps({"language": "nl"}))
     with pytest.raises(ValueError, match=r"0/wer.json lacks init, hours"):
-        gap.read_results(tmp_path / "exp")
+        read_results(tmp_path / "exp")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no results"):
-        gap.read_results(tmp_path / "empty")
+        read_results(tmp_path / "empty")

@@ -105,6 +105,26 @@ def test_no_cycle_between_rooms() -> None:
     assert not edges, f"these import each other in a circle: {edges}"
 
 
+def rooms_table() -> str:
+    """A line for each room, in the order of imports: what is in it, and which rooms it imports."""
+    lines = ["| room | what is in it | imports |", "|---|---|---|"]
+    for room in sorted(
+        (p.parent.name for p in PACKAGE.glob("*/__init__.py")), key=LEVEL.__getitem__
+    ):
+        text = (PACKAGE / room / "__init__.py").read_text(encoding="utf-8")
+        docstring = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+        own = [path for path in SOURCES if part(path) == room]
+        others = sorted(set().union(*map(parts_imported, own)), key=lambda x: (LEVEL[x], x))
+        names = (x + "/" * (PACKAGE / x).is_dir() for x in others)
+        lines.append(f"| `{room}/` | {docstring.rstrip('.')} | {', '.join(names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_rooms_stand_in_the_architecture_as_the_code_has_them() -> None:
+    page = (REPO / "docs/architecture.md").read_text(encoding="utf-8")
+    assert rooms_table() in page, f"docs/architecture.md should have this table:\n{rooms_table()}"
+
+
 def test_a_room_is_entered_by_its_whole_name() -> None:
     """A file at the top is a command or what all read; all else is in a room."""
     top = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}

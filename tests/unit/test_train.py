@@ -160,6 +160,20 @@ def test_en_and_ml_see_the_same_batches_at_the_same_tiers(prepare, monkeypatch):
     assert len(seen["en"]) > 3
 
 
+def test_from_the_loop_to_the_losses_are_four_calls(prepare, monkeypatch):
+    inner, chains = train.compute_losses, set()
+
+    def spy(run, *rest):
+        if run.model.training:
+            own = [f.name for f in traceback.extract_stack() if f.filename == train.__file__]
+            chains.add((*own, "compute_losses"))
+        return inner(run, *rest)
+
+    monkeypatch.setattr(train, "compute_losses", spy)
+    train.train(prepare("chain", "train.max_steps=1", "train.valid_every=9"))
+    assert chains == {("train", "train_step", "forward_backward", "compute_losses")}
+
+
 class HostReads(TorchDispatchMode):
     """Notes where a tensor's value is brought to the host, for which a GPU would have to wait."""
 

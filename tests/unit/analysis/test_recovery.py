@@ -17,6 +17,7 @@ from icetransfer import gap
 from icetransfer.analysis import laws
 from icetransfer.analysis.bootstrap import Resampling, interval
 from icetransfer.analysis.significance import Utterances
+from icetransfer.analysis.sweep_results import Point, Result, Row, collect, collect_gaps
 
 UTTERANCES, WORDS, SWEEPS = 600, 20, 200
 HOURS = (1.0, 2.5, 5.0, 10.0, 25.0)
@@ -38,7 +39,7 @@ class Truth:
     quantised_ml: float = 0.0  # that of ML besides
     missing: float = 0.0  # share of the cells
 
-    def draw(self, rng: np.random.Generator) -> gap.Row:
+    def draw(self, rng: np.random.Generator) -> Row:
         """Results and utterances of a sweep, and their WERs and gaps."""
         results, utterances = [], {}
         for language in range(self.languages):
@@ -57,17 +58,17 @@ class Truth:
                             errors = rng.binomial(WORDS, np.minimum(wer / 100 * hard, 0.95))
                             found = made_up(errors)
                             utterances[path] = found
-                            point = gap.Point("t", name, tier, hours)
+                            point = Point("t", name, tier, hours)
                             results.append(
-                                gap.Result(f"l{language}", init, point, found.wer, recogs=path)
+                                Result(f"l{language}", init, point, found.wer, recogs=path)
                             )
         resampling = Resampling(f"l{language}" for language in range(self.languages))
-        wers = gap.collect(results, resampling, utterances)
+        wers = collect(results, resampling, utterances)
         return {
             "results": results,
             "resampling": resampling,
             "wers": wers,
-            "gaps": gap.collect_gaps(wers),
+            "gaps": collect_gaps(wers),
         }
 
     def _precisions(self) -> list[tuple[str, float, float]]:
