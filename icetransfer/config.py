@@ -125,7 +125,7 @@ class Noise(Section):
     """Recordings such as MUSAN's, added to some of the training cuts."""
 
     path: Path | None = None
-    """A folder of audio, or a lhotse manifest of recordings; none: no noise."""
+    """A folder of audio, or a lhotse manifest of recordings; null: no noise."""
     snr: tuple[float, float] = (10, 20)
     """Signal to noise in dB, drawn evenly between these."""
     probability: float = Field(0.5, gt=0, le=1)
@@ -190,7 +190,7 @@ class Mix(Section):
     """Training data of another recipe, such as that of the base model: against forgetting it."""
 
     data: Path | None = None
-    """The other recipe's data folder, after its stage 3; none: nothing is mixed in."""
+    """The other recipe's data folder, after its stage 3; null: nothing is mixed in."""
     share: float = Field(0.2, gt=0, lt=1)
     """Of the audio of each batch."""
     unknown: Literal["characters", "cuts"] = "characters"
@@ -254,7 +254,7 @@ class Train(Section):
     join_seconds: float = Field(0, ge=0)
     """Short cuts are joined to rows of up to so much audio; 0: never."""
     shar: str | None = None
-    """Folder or address of the training features as a lhotse Shar; none: read where they lie."""
+    """Folder or address of the training features as a lhotse Shar; null: read where they lie."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of training losses."""
     valid_every: int = Field(200, ge=1)
@@ -364,7 +364,7 @@ class Config(Section):
     init: Literal["en", "ml", "random"] = "ml"
     """What the encoder starts from: an English or a multilingual base model, or nothing."""
     hours: Hours | None = None
-    """Training data, as 8min or 100h; none: all there is."""
+    """Training data, as 8min or 100h; null: all there is."""
     seed: int = 1
     """Of initialisation, batches and augmentation."""
     data: Data

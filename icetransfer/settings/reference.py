@@ -130,7 +130,7 @@ def type_name(annotation: Any) -> str:
 def value_text(value: Any) -> str:
     """A value as YAML has it on one line."""
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

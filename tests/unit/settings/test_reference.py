@@ -53,7 +53,7 @@ def test_the_page_is_current() -> None:
         ("train.lr_scale", "text: number", "{}"),
         ("train.precision", "auto or fp32 or bf16 or fp16", "auto"),
         ("train.noise.snr", "list of number", "[10, 20]"),
-        ("hours", "hours", "none"),
+        ("hours", "hours", "null"),
         ("language", "text", "required"),
         ("transfer.base_models", "en or ml: text", "{en: tiny-en, ml: tiny-ml}"),
         ("decode.latency", "true or false", "false"),
@@ -64,10 +64,17 @@ def test_types_and_defaults(name: str, kind: str, default: str) -> None:
     assert (key.type, key.default) == (kind, default)
 
 
+def test_a_default_can_be_typed_as_it_is_shown() -> None:
+    optional = [key for key in KEYS if key.default != "required" and ".NAME." not in key.name]
+    words = [f"{key.name}={key.default}" for key in optional]
+    required = ["language=nl", "data.corpora.slots.kind=synthetic"]
+    assert load_config([], [*required, *words]) == load_config([], required)
+
+
 def test_part_of_the_reference() -> None:
     done = run("train.mix")
     assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == [
-        "train.mix.data = none",
+        "train.mix.data = null",
         "train.mix.share = 0.2",
         "train.mix.unknown = characters",
     ]
