@@ -420,7 +420,13 @@ def load_config(files: Iterable[Path], overrides: Iterable[str] = ()) -> Config:
 
 def origins(files: Iterable[Path], overrides: Iterable[str] = ()) -> dict[str, str]:
     """Where each key that `load_config` finds set came from last: a file or the command line."""
-    return {key: source for source, part in read_trees(files, overrides) for key, _ in leaves(part)}
+    merged: dict[str, Any] = {}
+    last: dict[str, str] = {}
+    for source, part in read_trees(files, overrides):
+        merged = merge(merged, part)
+        last |= {key: source for key, _ in leaves(part)}
+    # What a later null took out is not set any more, whoever set it before.
+    return {key: last[key] for key, _ in leaves(merged) if key in last}
 
 
 def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str]) -> AnySection:
@@ -499,6 +505,22 @@ def _matching(prefix: str) -> list[reference.Key]:
     return found if prefix else rows
 
 
+def _defaults(resolved: Config) -> dict[str, Any]:
+    """The values of the keys that nobody has to set, dotted."""
+    corpora = {
+        name: {key: getattr(corpus, key) for key in _required(type(corpus))}
+        for name, corpus in resolved.data.corpora.items()
+    }
+    required = {"language": resolved.language, "data": {"corpora": corpora}}
+    to_set = {key for key, _ in leaves(required)}
+    tree = Config.model_validate(required).model_dump(mode="json")
+    return {key: value for key, value in leaves(tree) if key not in to_set}
+
+
+def _required(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
 def _set_in(experiment: Path) -> Iterator[str]:
     """What an experiment sets, and where it came from.
 
@@ -508,13 +530,11 @@ def _set_in(experiment: Path) -> Iterator[str]:
     saved = experiment / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{saved} does not exist: --exp takes an experiment folder")
-    tree = load_config([saved]).model_dump(mode="json")
-    required = {"language": tree["language"], "data": {"corpora": tree["data"]["corpora"]}}
-    defaults = Config.model_validate(required).model_dump(mode="json")
-    del defaults["language"], defaults["data"]["corpora"]
+    resolved = load_config([saved])
     path = experiment / ORIGINS
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    yield from reference.set_keys(tree, dict(leaves(defaults)), recorded)
+    tree = resolved.model_dump(mode="json")
+    yield from reference.set_keys(tree, _defaults(resolved), recorded)
 
 
 def main() -> None:

@@ -186,6 +186,7 @@ def set_keys(
 ) -> Iterator[str]:
     """What a tree sets, one line each: "train.lr = 0.02  (conf/public.yaml)".
 
+    A key that nobody set and that has not its default had another one when the tree was made.
     Without origins, what differs from the defaults.
 
     Args:
@@ -193,18 +194,8 @@ def set_keys(
         defaults: the values of the keys that have one, dotted.
         origins: where keys came from, dotted; None where that was not recorded.
     """
+    otherwise = "not recorded" if origins is None else "an earlier default"
     for key, value in leaves(tree):
-        origin = "not recorded" if origins is None else _origin(key, origins)
-        unchanged = key in defaults and defaults[key] == value
-        if unchanged if origins is None else origin == "default":
-            continue
-        yield f"{key} = {value_text(value)}  ({origin})"
-
-
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """The origin of a key or of the mapping that it stands in."""
-    while key:
-        if key in origins:
-            return origins[key]
-        key = key.rpartition(".")[0]
-    return "default"
+        origin = (origins or {}).get(key)
+        if origin or key not in defaults or defaults[key] != value:
+            yield f"{key} = {value_text(value)}  ({origin or otherwise})"

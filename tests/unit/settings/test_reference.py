@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer.config import ORIGINS, Config, known_keys, load_config
+from icetransfer.config import ORIGINS, Config, known_keys, load_config, origins
 from icetransfer.experiment import create_experiment
 from icetransfer.settings import reference
 
@@ -105,13 +105,34 @@ def test_what_an_experiment_sets_and_where_it_came_from(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_later_file_reset_is_not_set(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("train: {schedule: {warmup_steps: 20}, freeze: {encoder: 5}}\n")
+    second.write_text("train: {schedule: null, freeze: null}\n")
+    assert origins([first, second]) == {}
+    second.write_text("train: {schedule: null, freeze: {joiner: 2}}\n")
+    assert origins([first, second]) == {
+        "train.freeze.encoder": str(first),
+        "train.freeze.joiner": str(second),
+    }
+
+
+def test_a_default_that_has_changed_since_is_shown(tmp_path: Path) -> None:
+    tree = ["language=nl", "data.corpora={slots: {kind: synthetic}}", "train.prune_range=7"]
+    resolved = load_config([], [*tree, f"data.dir={tmp_path / 'data'}"])
+    create_experiment(tmp_path / "exp", resolved, {"language": "conf/default.yaml"})
+    said = run("--exp", tmp_path / "exp").stdout.splitlines()
+    assert "train.prune_range = 7  (an earlier default)" in said
+
+
 def test_an_experiment_of_an_earlier_version_has_no_origins(tmp_path: Path) -> None:
     tree = ["language=nl", "data.corpora={slots: {kind: synthetic}}", "train.lr=0.03"]
     create_experiment(tmp_path / "exp", load_config([], [*tree, f"data.dir={tmp_path / 'data'}"]))
     assert not (tmp_path / "exp" / ORIGINS).exists()
     said = run("--exp", tmp_path / "exp").stdout.splitlines()
     assert "train.lr = 0.03  (not recorded)" in said
-    assert not any(line.startswith("train.max_steps") for line in said)
+    assert "data.corpora.slots.kind = synthetic  (not recorded)" in said
+    assert len(said) == 4, "language, data.dir, kind and lr: no key that has its default"
 
 
 def test_origins_do_not_keep_an_experiment_from_going_on(tmp_path: Path) -> None:
