@@ -1,7 +1,8 @@
 """Every config key: its type, default and meaning, and which stage reads it.
 
     python -m icetransfer.config [PREFIX]        the keys, or those that begin with PREFIX
-    python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from
+    python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from;
+                                                 with PREFIX, of these keys
     python -m icetransfer.config --markdown      docs/config.md
 
 There is one config tree: defaults < conf/*.yaml < key=value on the command line.  A recipe's YAML
@@ -15,6 +16,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -490,19 +492,28 @@ def describe_errors(error: ValidationError, section: type[BaseModel], prefix: st
     return "\n".join(lines)
 
 
-def _matching(prefix: str) -> list[reference.Key]:
-    """The keys of a part of the tree.
+def _begins(key: str, prefix: str) -> bool:
+    return not prefix or f"{key}.".startswith(f"{prefix.rstrip('.')}.")
+
+
+def _require_match(prefix: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a prefix that none of the keys begins with, and names the nearest known one."""
+    if not any(_begins(key, prefix) for key in keys):
+        near = difflib.get_close_matches(prefix, [*known], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no config key begins with {prefix}{hint}")
+
+
+def _reference(prefix: str) -> Iterator[str]:
+    """The reference of the keys of a part of the tree, as wide as the terminal.
 
     Raises:
         ValueError: there are none.
     """
     rows = [*reference.keys(Config)]
-    found = [row for row in rows if f"{row.name}.".startswith(f"{prefix.rstrip('.')}.")]
-    if prefix and not found:
-        near = difflib.get_close_matches(prefix, known_keys(Config), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"no config key begins with {prefix}{hint}")
-    return found if prefix else rows
+    _require_match(prefix, (row.name for row in rows), known_keys(Config))
+    width = shutil.get_terminal_size().columns  # 80 where there is no terminal
+    yield from reference.terminal((row for row in rows if _begins(row.name, prefix)), width)
 
 
 def _defaults(resolved: Config) -> dict[str, Any]:
@@ -521,11 +532,11 @@ def _required(section: type[BaseModel]) -> list[str]:
     return [name for name, field in section.model_fields.items() if field.is_required()]
 
 
-def _set_in(experiment: Path) -> Iterator[str]:
-    """What an experiment sets, and where it came from.
+def _set_in(experiment: Path, prefix: str) -> Iterator[str]:
+    """What an experiment sets in a part of the tree, and where it came from.
 
     Raises:
-        ValueError: the folder has no config.
+        ValueError: the folder has no config, or its config no such part.
     """
     saved = experiment / "config.yaml"
     if not saved.is_file():
@@ -534,7 +545,10 @@ def _set_in(experiment: Path) -> Iterator[str]:
     path = experiment / ORIGINS
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     tree = resolved.model_dump(mode="json")
-    yield from reference.set_keys(tree, _defaults(resolved), recorded)
+    keys = [key for key, _ in leaves(tree)]
+    _require_match(prefix, keys, [*keys, *known_keys(Config)])
+    lines = reference.set_keys(tree, _defaults(resolved), recorded)
+    yield from (line for line in lines if _begins(line.partition(" = ")[0], prefix))
 
 
 def main() -> None:
@@ -548,11 +562,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.exp:
-            print("\n".join(_set_in(args.exp)))
+            print("\n".join(_set_in(args.exp, args.prefix)))
         elif args.markdown:
             print(reference.markdown(Config), end="")
         else:
-            print("\n".join(reference.terminal(_matching(args.prefix))))
+            print("\n".join(_reference(args.prefix)))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,6 @@
 """The reference of config keys, as rows, on a terminal and in Markdown."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,12 +174,15 @@ def markdown(section: type[BaseModel]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal(rows: Iterable[Key]) -> Iterator[str]:
+def terminal(rows: Iterable[Key], width: int) -> Iterator[str]:
     """The reference as lines of text: the key and its default, then its line, type and stages."""
     for row in rows:
         yield f"{row.name} = {row.default}"
-        yield f"    {row.text}"
-        yield f"    {row.type}; stages {row.stages}"
+        for text in (row.text, f"{row.type}; stages {row.stages}"):
+            indent = " " * 4
+            yield from textwrap.wrap(
+                text, max(width, 40), initial_indent=indent, subsequent_indent=indent
+            )
 
 
 def set_keys(

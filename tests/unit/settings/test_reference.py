@@ -83,6 +83,16 @@ def test_part_of_the_reference() -> None:
     assert wrong.stderr == "error: no config key begins with train.mixx; did you mean train.mix?\n"
 
 
+@pytest.mark.parametrize("columns", [50, 80])
+def test_the_reference_is_as_wide_as_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run().stdout.splitlines()
+    texts = [line for line in lines if line.startswith(" ")]
+    assert columns - 10 < max(map(len, texts)) <= columns
+
+
 def test_what_an_experiment_sets_and_where_it_came_from(tmp_path: Path) -> None:
     conf = tmp_path / "own.yaml"
     tree = {
@@ -103,6 +113,11 @@ def test_what_an_experiment_sets_and_where_it_came_from(tmp_path: Path) -> None:
         "train.lr = 0.03  (the command line)",
         "train.freeze.encoder = 5  (the command line)",
     ]
+    part = run("train.freeze", "--exp", tmp_path / "exp").stdout
+    assert part == "train.freeze.encoder = 5  (the command line)\n"
+    wrong = run("train.freze", "--exp", tmp_path / "exp")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.endswith("train.freze; did you mean train.freeze?\n")
 
 
 def test_what_a_later_file_reset_is_not_set(tmp_path: Path) -> None:
