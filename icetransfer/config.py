@@ -74,7 +74,7 @@ class Features(Section):
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed perturbation of the training split: a copy of it for each factor."""
     jobs: int = Field(2, ge=1)
-    """Processes of stage 3."""
+    """Processes of stages 1 and 3."""
 
     @model_validator(mode="after")
     def _check_extractor(self) -> "Features":
@@ -205,9 +205,9 @@ class Schedule(Section):
     kind: Literal["cooldown", "eden"] = "cooldown"
     """Constant with a cool-down at the end, or icefall's Eden."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps in which the rate rises to its full value."""
+    """Steps in which the rate rises from half to its full value."""
     cooldown_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of the run, at its end, in which the rate falls to zero."""
+    """Share of the run, at its end, in which the rate falls to 5 %."""
     eden_batches: float = 7500
     """Eden's time scale in steps."""
     eden_epochs: float = 3.5
@@ -264,9 +264,9 @@ class Train(Section):
     checkpoint_every: int = Field(200, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
-    """The last ones are kept."""
+    """How many of the last checkpoints are kept."""
     keep_best: int = Field(0, ge=0)
-    """And those of the lowest dev WER, or else dev loss."""
+    """How many of the lowest dev WER, or else dev loss, are kept besides."""
     dev_wer: bool = False
     """Measure dev WER too, by greedy search at every chunk size."""
     early_stop: int = Field(0, ge=0)
