@@ -1,7 +1,8 @@
 """Every config key: its type, default and meaning, and which stage reads it.
 
     python -m icetransfer.config [PREFIX]        the keys, or those that begin with PREFIX
-    python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from
+    python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from;
+                                                 with PREFIX, of these keys
     python -m icetransfer.config --markdown      docs/config.md
 
 There is one config tree: defaults < conf/*.yaml < key=value on the command line.  A recipe's YAML
@@ -15,6 +16,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -72,7 +74,7 @@ class Features(Section):
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed perturbation of the training split: a copy of it for each factor."""
     jobs: int = Field(2, ge=1)
-    """Processes of stage 3."""
+    """Processes of stages 1 and 3."""
 
     @model_validator(mode="after")
     def _check_extractor(self) -> "Features":
@@ -125,7 +127,7 @@ class Noise(Section):
     """Recordings such as MUSAN's, added to some of the training cuts."""
 
     path: Path | None = None
-    """A folder of audio, or a lhotse manifest of recordings; none: no noise."""
+    """A folder of audio, or a lhotse manifest of recordings; null: no noise."""
     snr: tuple[float, float] = (10, 20)
     """Signal to noise in dB, drawn evenly between these."""
     probability: float = Field(0.5, gt=0, le=1)
@@ -190,7 +192,7 @@ class Mix(Section):
     """Training data of another recipe, such as that of the base model: against forgetting it."""
 
     data: Path | None = None
-    """The other recipe's data folder, after its stage 3; none: nothing is mixed in."""
+    """The other recipe's data folder, after its stage 3; null: nothing is mixed in."""
     share: float = Field(0.2, gt=0, lt=1)
     """Of the audio of each batch."""
     unknown: Literal["characters", "cuts"] = "characters"
@@ -203,9 +205,9 @@ class Schedule(Section):
     kind: Literal["cooldown", "eden"] = "cooldown"
     """Constant with a cool-down at the end, or icefall's Eden."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps in which the rate rises to its full value."""
+    """Steps in which the rate rises from half to its full value."""
     cooldown_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of the run, at its end, in which the rate falls to zero."""
+    """Share of the run, at its end, in which the rate falls to 5 %."""
     eden_batches: float = 7500
     """Eden's time scale in steps."""
     eden_epochs: float = 3.5
@@ -254,7 +256,7 @@ class Train(Section):
     join_seconds: float = Field(0, ge=0)
     """Short cuts are joined to rows of up to so much audio; 0: never."""
     shar: str | None = None
-    """Folder or address of the training features as a lhotse Shar; none: read where they lie."""
+    """Folder or address of the training features as a lhotse Shar; null: read where they lie."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of training losses."""
     valid_every: int = Field(200, ge=1)
@@ -262,9 +264,9 @@ class Train(Section):
     checkpoint_every: int = Field(200, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(3, ge=1)
-    """The last ones are kept."""
+    """How many of the last checkpoints are kept."""
     keep_best: int = Field(0, ge=0)
-    """And those of the lowest dev WER, or else dev loss."""
+    """How many of the lowest dev WER, or else dev loss, are kept besides."""
     dev_wer: bool = False
     """Measure dev WER too, by greedy search at every chunk size."""
     early_stop: int = Field(0, ge=0)
@@ -364,7 +366,7 @@ class Config(Section):
     init: Literal["en", "ml", "random"] = "ml"
     """What the encoder starts from: an English or a multilingual base model, or nothing."""
     hours: Hours | None = None
-    """Training data, as 8min or 100h; none: all there is."""
+    """Training data, as 8min or 100h; null: all there is."""
     seed: int = 1
     """Of initialisation, batches and augmentation."""
     data: Data
@@ -420,7 +422,13 @@ def load_config(files: Iterable[Path], overrides: Iterable[str] = ()) -> Config:
 
 def origins(files: Iterable[Path], overrides: Iterable[str] = ()) -> dict[str, str]:
     """Where each key that `load_config` finds set came from last: a file or the command line."""
-    return {key: source for source, part in read_trees(files, overrides) for key, _ in leaves(part)}
+    merged: dict[str, Any] = {}
+    last: dict[str, str] = {}
+    for source, part in read_trees(files, overrides):
+        merged = merge(merged, part)
+        last |= {key: source for key, _ in leaves(part)}
+    # What a later null took out is not set any more, whoever set it before.
+    return {key: last[key] for key, _ in leaves(merged) if key in last}
 
 
 def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str]) -> AnySection:
@@ -484,37 +492,63 @@ def describe_errors(error: ValidationError, section: type[BaseModel], prefix: st
     return "\n".join(lines)
 
 
-def _matching(prefix: str) -> list[reference.Key]:
-    """The keys of a part of the tree.
+def _begins(key: str, prefix: str) -> bool:
+    return not prefix or f"{key}.".startswith(f"{prefix.rstrip('.')}.")
+
+
+def _require_match(prefix: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a prefix that none of the keys begins with, and names the nearest known one."""
+    if not any(_begins(key, prefix) for key in keys):
+        near = difflib.get_close_matches(prefix, [*known], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no config key begins with {prefix}{hint}")
+
+
+def _reference(prefix: str) -> Iterator[str]:
+    """The reference of the keys of a part of the tree, as wide as the terminal.
 
     Raises:
         ValueError: there are none.
     """
     rows = [*reference.keys(Config)]
-    found = [row for row in rows if f"{row.name}.".startswith(f"{prefix.rstrip('.')}.")]
-    if prefix and not found:
-        near = difflib.get_close_matches(prefix, known_keys(Config), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"no config key begins with {prefix}{hint}")
-    return found if prefix else rows
+    _require_match(prefix, (row.name for row in rows), known_keys(Config))
+    width = shutil.get_terminal_size().columns  # 80 where there is no terminal
+    yield from reference.terminal((row for row in rows if _begins(row.name, prefix)), width)
 
 
-def _set_in(experiment: Path) -> Iterator[str]:
-    """What an experiment sets, and where it came from.
+def _defaults(resolved: Config) -> dict[str, Any]:
+    """The values of the keys that nobody has to set, dotted."""
+    corpora = {
+        name: {key: getattr(corpus, key) for key in _required(type(corpus))}
+        for name, corpus in resolved.data.corpora.items()
+    }
+    required = {"language": resolved.language, "data": {"corpora": corpora}}
+    to_set = {key for key, _ in leaves(required)}
+    tree = Config.model_validate(required).model_dump(mode="json")
+    return {key: value for key, value in leaves(tree) if key not in to_set}
+
+
+def _required(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _set_in(experiment: Path, prefix: str) -> Iterator[str]:
+    """What an experiment sets in a part of the tree, and where it came from.
 
     Raises:
-        ValueError: the folder has no config.
+        ValueError: the folder has no config, or its config no such part.
     """
     saved = experiment / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{saved} does not exist: --exp takes an experiment folder")
-    tree = load_config([saved]).model_dump(mode="json")
-    required = {"language": tree["language"], "data": {"corpora": tree["data"]["corpora"]}}
-    defaults = Config.model_validate(required).model_dump(mode="json")
-    del defaults["language"], defaults["data"]["corpora"]
+    resolved = load_config([saved])
     path = experiment / ORIGINS
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    yield from reference.set_keys(tree, dict(leaves(defaults)), recorded)
+    tree = resolved.model_dump(mode="json")
+    keys = [key for key, _ in leaves(tree)]
+    _require_match(prefix, keys, [*keys, *known_keys(Config)])
+    lines = reference.set_keys(tree, _defaults(resolved), recorded)
+    yield from (line for line in lines if _begins(line.partition(" = ")[0], prefix))
 
 
 def main() -> None:
@@ -528,11 +562,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.exp:
-            print("\n".join(_set_in(args.exp)))
+            print("\n".join(_set_in(args.exp, args.prefix)))
         elif args.markdown:
             print(reference.markdown(Config), end="")
         else:
-            print("\n".join(reference.terminal(_matching(args.prefix))))
+            print("\n".join(_reference(args.prefix)))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,7 +25,7 @@ class SyntheticCorpus(Section):
     kind: Literal["synthetic"]
     """Speech made on this machine by espeak-ng."""
     language: str | None = None
-    """Language code; none: the recipe's language."""
+    """Language code; null: the recipe's language."""
     domain: Literal["slots", "open"] = "slots"
     """Sentences of a closed grammar, or of word lists."""
     minutes: Minutes = Minutes()
@@ -41,7 +41,7 @@ class FolderCorpus(Section):
     path: Path
     """The folder."""
     language: str | None = None
-    """Language code; none: the recipe's language."""
+    """Language code; null: the recipe's language."""
     holdout_every: int = Field(10, ge=0)
     """Every Nth recording is test and its neighbour dev; 0: none is held out."""
 
@@ -50,9 +50,9 @@ class PublishedCorpus(Section):
     """A corpus that many study, in its publisher's layout."""
 
     path: Path | None = None
-    """Where it lies; none: stage 0 fetches it to <data.dir>/corpus/<name>."""
+    """Where it lies; null: stage 0 fetches it to <data.dir>/corpus/<name>."""
     language: str | None = None
-    """Language code; none: the recipe's language."""
+    """Language code; null: the recipe's language."""
     splits: tuple[Split, ...] = Field(("train", "dev", "test"), min_length=1)
     """The splits to use."""
 
@@ -93,7 +93,7 @@ class ManifestCorpus(Section):
     """A corpus that manifests describe, any number for each split."""
 
     language: str | None = None
-    """Language code; none: the recipe's language."""
+    """Language code; null: the recipe's language."""
     train: tuple[Path, ...] = ()
     """Manifests of the training split."""
     dev: tuple[Path, ...] = ()

@@ -1,5 +1,6 @@
 """The reference of config keys, as rows, on a terminal and in Markdown."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +14,43 @@ from icetransfer.settings.section import Hours
 from icetransfer.settings.tree import leaves
 
 CORPUS = "data.corpora.NAME"  # a corpus, whose name is the user's
-# The stages that read a key: those of the longest prefix here.
+# The stages that read a key: those of the longest prefix here.  Writing it into a result's wer.json
+# or a model card is reading it; the seed in every stage's provenance is not.
 STAGES = {
     "language": "0, 1, 9-11",
-    "init": "5, 6",
-    "hours": "4, 6",
-    "seed": "5, 6",
-    "data.dir": "0-6, 9-11",
-    "data.corpora": "0-4, 6, 9-11",
+    "init": "5, 6, 9-11",
+    "hours": "4, 6, 9-11",
+    "seed": "5, 6, 9-11",
+    "data.dir": "0-6, 8, 9, 11",
+    "data.corpora.NAME.kind": "0, 1, 9-11",
+    "data.corpora.NAME.language": "0, 1, 9-11",
     "data.corpora.NAME.path": "0, 1",
     "data.corpora.NAME.domain": "0",
     "data.corpora.NAME.minutes": "0",
     "data.corpora.NAME.seed": "0",
-    "data.corpora.NAME.codec": "0",
+    "data.corpora.NAME.codec": "0, 1",
     "data.corpora.NAME.holdout_every": "1",
+    "data.corpora.NAME.splits": "0, 1, 9-11",
+    "data.corpora.NAME.train": "0, 1",
+    "data.corpora.NAME.dev": "0, 1, 9-11",
+    "data.corpora.NAME.test": "0, 1, 9-11",
     "data.vocab_size": "2",
-    "data.features": "3, 6",
-    "data.features.speeds": "3",
+    "data.features": "3",
     "data.features.jobs": "1, 3",
-    "data.min_seconds": "1",
-    "data.max_seconds": "1, 6",
+    "data.min_seconds": "1, 4",
+    "data.max_seconds": "1, 4, 6",
     "transfer": "5",
     "transfer.parts": "5, 6",
-    "transfer.adapters": "6",
+    "transfer.adapters": "5, 6",
     "train": "6",
-    "train.max_steps": "6, 7",
+    "train.max_steps": "6, 7, 11",
+    "train.chunk_sizes": "5, 6",
+    "train.left_context_frames": "5, 6",
     "train.average_fraction": "6, 7",
     "export": "8",
     "remedy": "10",
     "decode.splits": "9-11",
-    "decode.engines": "9, 10",
+    "decode.engines": "9-11",
     "decode.precisions": "8-11",
     "decode.chunk_sizes": "8-11",
     "decode.left_context_frames": "8-11",
@@ -123,7 +131,7 @@ def type_name(annotation: Any) -> str:
 def value_text(value: Any) -> str:
     """A value as YAML has it on one line."""
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -166,12 +174,15 @@ def markdown(section: type[BaseModel]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal(rows: Iterable[Key]) -> Iterator[str]:
+def terminal(rows: Iterable[Key], width: int) -> Iterator[str]:
     """The reference as lines of text: the key and its default, then its line, type and stages."""
     for row in rows:
         yield f"{row.name} = {row.default}"
-        yield f"    {row.text}"
-        yield f"    {row.type}; stages {row.stages}"
+        for text in (row.text, f"{row.type}; stages {row.stages}"):
+            indent = " " * 4
+            yield from textwrap.wrap(
+                text, max(width, 40), initial_indent=indent, subsequent_indent=indent
+            )
 
 
 def set_keys(
@@ -179,6 +190,7 @@ def set_keys(
 ) -> Iterator[str]:
     """What a tree sets, one line each: "train.lr = 0.02  (conf/public.yaml)".
 
+    A key that nobody set and that has not its default had another one when the tree was made.
     Without origins, what differs from the defaults.
 
     Args:
@@ -186,18 +198,8 @@ def set_keys(
         defaults: the values of the keys that have one, dotted.
         origins: where keys came from, dotted; None where that was not recorded.
     """
+    otherwise = "not recorded" if origins is None else "an earlier default"
     for key, value in leaves(tree):
-        origin = "not recorded" if origins is None else _origin(key, origins)
-        unchanged = key in defaults and defaults[key] == value
-        if unchanged if origins is None else origin == "default":
-            continue
-        yield f"{key} = {value_text(value)}  ({origin})"
-
-
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """The origin of a key or of the mapping that it stands in."""
-    while key:
-        if key in origins:
-            return origins[key]
-        key = key.rpartition(".")[0]
-    return "default"
+        origin = (origins or {}).get(key)
+        if origin or key not in defaults or defaults[key] != value:
+            yield f"{key} = {value_text(value)}  ({origin or otherwise})"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer.config import ORIGINS, Config, known_keys, load_config
+from icetransfer.config import ORIGINS, Config, known_keys, load_config, origins
 from icetransfer.experiment import create_experiment
 from icetransfer.settings import reference
 
@@ -53,7 +53,7 @@ def test_the_page_is_current() -> None:
         ("train.lr_scale", "text: number", "{}"),
         ("train.precision", "auto or fp32 or bf16 or fp16", "auto"),
         ("train.noise.snr", "list of number", "[10, 20]"),
-        ("hours", "hours", "none"),
+        ("hours", "hours", "null"),
         ("language", "text", "required"),
         ("transfer.base_models", "en or ml: text", "{en: tiny-en, ml: tiny-ml}"),
         ("decode.latency", "true or false", "false"),
@@ -64,16 +64,33 @@ def test_types_and_defaults(name: str, kind: str, default: str) -> None:
     assert (key.type, key.default) == (kind, default)
 
 
+def test_a_default_can_be_typed_as_it_is_shown() -> None:
+    optional = [key for key in KEYS if key.default != "required" and ".NAME." not in key.name]
+    words = [f"{key.name}={key.default}" for key in optional]
+    required = ["language=nl", "data.corpora.slots.kind=synthetic"]
+    assert load_config([], [*required, *words]) == load_config([], required)
+
+
 def test_part_of_the_reference() -> None:
     done = run("train.mix")
     assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == [
-        "train.mix.data = none",
+        "train.mix.data = null",
         "train.mix.share = 0.2",
         "train.mix.unknown = characters",
     ]
     wrong = run("train.mixx")
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == "error: no config key begins with train.mixx; did you mean train.mix?\n"
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+def test_the_reference_is_as_wide_as_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run().stdout.splitlines()
+    texts = [line for line in lines if line.startswith(" ")]
+    assert columns - 10 < max(map(len, texts)) <= columns
 
 
 def test_what_an_experiment_sets_and_where_it_came_from(tmp_path: Path) -> None:
@@ -96,6 +113,31 @@ def test_what_an_experiment_sets_and_where_it_came_from(tmp_path: Path) -> None:
         "train.lr = 0.03  (the command line)",
         "train.freeze.encoder = 5  (the command line)",
     ]
+    part = run("train.freeze", "--exp", tmp_path / "exp").stdout
+    assert part == "train.freeze.encoder = 5  (the command line)\n"
+    wrong = run("train.freze", "--exp", tmp_path / "exp")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.endswith("train.freze; did you mean train.freeze?\n")
+
+
+def test_what_a_later_file_reset_is_not_set(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("train: {schedule: {warmup_steps: 20}, freeze: {encoder: 5}}\n")
+    second.write_text("train: {schedule: null, freeze: null}\n")
+    assert origins([first, second]) == {}
+    second.write_text("train: {schedule: null, freeze: {joiner: 2}}\n")
+    assert origins([first, second]) == {
+        "train.freeze.encoder": str(first),
+        "train.freeze.joiner": str(second),
+    }
+
+
+def test_a_default_that_has_changed_since_is_shown(tmp_path: Path) -> None:
+    tree = ["language=nl", "data.corpora={slots: {kind: synthetic}}", "train.prune_range=7"]
+    resolved = load_config([], [*tree, f"data.dir={tmp_path / 'data'}"])
+    create_experiment(tmp_path / "exp", resolved, {"language": "conf/default.yaml"})
+    said = run("--exp", tmp_path / "exp").stdout.splitlines()
+    assert "train.prune_range = 7  (an earlier default)" in said
 
 
 def test_an_experiment_of_an_earlier_version_has_no_origins(tmp_path: Path) -> None:
@@ -104,7 +146,8 @@ def test_an_experiment_of_an_earlier_version_has_no_origins(tmp_path: Path) -> N
     assert not (tmp_path / "exp" / ORIGINS).exists()
     said = run("--exp", tmp_path / "exp").stdout.splitlines()
     assert "train.lr = 0.03  (not recorded)" in said
-    assert not any(line.startswith("train.max_steps") for line in said)
+    assert "data.corpora.slots.kind = synthetic  (not recorded)" in said
+    assert len(said) == 4, "language, data.dir, kind and lr: no key that has its default"
 
 
 def test_origins_do_not_keep_an_experiment_from_going_on(tmp_path: Path) -> None:
