@@ -190,7 +190,7 @@ def set_keys(
 ) -> Iterator[str]:
     """What a tree sets, one line each: "train.lr = 0.02  (conf/public.yaml)".
 
-    A key that nobody set and that has not its default had another one when the tree was made.
+    A key that nobody set and whose value is not the default had another default at the time.
     Without origins, what differs from the defaults.
 
     Args:
