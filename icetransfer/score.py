@@ -29,7 +29,7 @@ from rich.table import Table
 
 from icetransfer.analysis import significance
 from icetransfer.config import Config, chunk_label, tier_folder
-from icetransfer.data.text.normalizer import Normalizer, raw
+from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
 
@@ -220,45 +220,6 @@ def _aligned_lines(pairs: list[tuple[str, str]]) -> list[str]:
 def read_rows(path: Path) -> list[Row]:
     """Reads recogs.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def score_files(reference: Path, hypothesis: Path, language: str) -> tuple[Counts, Counts]:
-    """Scores two text files with "utterance-id words" lines, as Kaldi's `text`.
-
-    Args:
-        reference: what was said.
-        hypothesis: what was recognised; an utterance that it lacks counts as deleted.
-        language: whose normaliser goes over both.
-
-    Returns:
-        The errors in words and in characters.
-
-    Raises:
-        ValueError: a file is missing, an id stands twice, or the hypothesis has an unknown one.
-    """
-    refs, hyps = _read_text(reference), _read_text(hypothesis)
-    unknown = sorted(hyps.keys() - refs.keys())
-    if unknown:
-        raise ValueError(
-            f"{hypothesis}: {len(unknown)} utterances, {unknown[0]!r} the first, are not in "
-            f"{reference}; the two files are not of the same test set"
-        )
-    normalize = Normalizer(language)
-    pairs = [(normalize(ref), normalize(hyps.get(key, ""))) for key, ref in refs.items()]
-    return count_errors((ref.split(), hyp.split()) for ref, hyp in pairs), count_errors(pairs)
-
-
-def _read_text(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    texts: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        key, _, text = line.strip().partition(" ")
-        if not key or key in texts:
-            reason = f"utterance {key!r} stands twice" if key else "an empty line"
-            raise ValueError(f'{path}:{number}: {reason}; expected "utterance-id words"')
-        texts[key] = text
-    return texts
 
 
 def results_table(experiment: Experiment) -> tuple[Table, int]:

@@ -15,9 +15,6 @@ SETTING = (
 POINTS = ((100.0, 4.21), (2500.0, 0.20))  # hours, WER(en) - WER(ml) in points
 LATENCY = "The gap is about the same at every latency (160, 560, 1120 ms and offline)."
 FOUR_BIT = "4-bit weights of the encoder at 560 ms: about 3 times smaller, about +0.5 WER points."
-CHUNK_MS = 160
-FOUR_BIT_CHANGE = 0.5  # WER points
-FOUR_BIT_RATIO = 3.0  # times smaller
 
 
 def law() -> PowerLaw:

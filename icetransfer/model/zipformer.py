@@ -471,11 +471,6 @@ class Zipformer(nn.Module):
         )
         self.downsample_output = Downsample(2)
 
-    @property
-    def out_dim(self) -> int:
-        """Channels of the output."""
-        return max(dims.encoder_dim for dims in self.stacks)
-
     def forward(
         self, x: Tensor, lengths: Tensor, chunk_size: int, left_context_frames: int
     ) -> tuple[Tensor, Tensor]:
@@ -488,7 +483,7 @@ class Zipformer(nn.Module):
             left_context_frames: in 50 Hz frames, below zero for everything before.
 
         Returns:
-            (N, T4, out_dim) and lengths (N,).
+            (N, T4, C) and lengths (N,).
         """
         frames = torch.arange(x.size(1), device=x.device)
         padding = frames >= lengths.unsqueeze(1)
@@ -513,7 +508,7 @@ class Zipformer(nn.Module):
             processed_lens: (N,) embeddings seen before.
 
         Returns:
-            (N, c // 2, out_dim), the next states and the next processed_lens.
+            (N, c // 2, C), the next states and the next processed_lens.
         """
         chunk, left = x.size(1), states[0].key.size(0) * self.stacks[0].downsampling_factor
         back = torch.arange(left, 0, -1, device=x.device)  # distance of a cached frame from now

@@ -60,21 +60,6 @@ def test_errors_text_shows_failures_and_alignments() -> None:
     assert "  ref: een TWEE drie *\n  hyp: een *    drie VIER" in text
 
 
-def test_score_files(tmp_path: Path) -> None:
-    ref, hyp = tmp_path / "ref", tmp_path / "hyp"
-    ref.write_text("a Eén, twee!\nb drie vier\n")
-    hyp.write_text("a eén twee\n")
-    words, characters = score.score_files(ref, hyp, "nl")
-    assert (words.errors, words.length) == (2, 4)
-    assert characters.deletions == len("drie vier")
-    hyp.write_text("z wat\n")
-    with pytest.raises(ValueError, match="'z' the first, are not in"):
-        score.score_files(ref, hyp, "nl")
-    ref.write_text("a x\na y\n")
-    with pytest.raises(ValueError, match="ref:2: utterance 'a' stands twice"):
-        score.score_files(ref, hyp, "nl")
-
-
 def experiment(tmp_path: Path) -> Experiment:
     tree = {
         "language": "nl",
