@@ -46,7 +46,13 @@ from icetransfer.model.transducer import StreamingState, TransducerModel
 from icetransfer.onnx.graph import name_layers, shorten_names, simplify
 from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.stage import atomic
-from icetransfer.streaming.exported import Exported, check_vocabulary, file_facts, read_tokens
+from icetransfer.streaming.exported import (
+    Exported,
+    check_vocabulary,
+    file_facts,
+    read_tokens,
+    write_tokens,
+)
 from icetransfer.streaming.onnx_model import OnnxTransducer
 
 OPSET = 13  # what sherpa-onnx's oldest runtimes read, and what icefall's exports use
@@ -399,7 +405,7 @@ def export_tier(
     else:
         for part in ("decoder", "joiner"):
             same_file(heads.model(part, "fp32"), exported.model(part, "fp32"))
-    atomic.write_text(exported.tokens, source.tokens.read_text(encoding="utf-8"))
+    write_tokens(read_tokens(source.tokens), exported.tokens)
     difference = verify_export(source.model, exported, chunk_size)
     for precision in wanted:
         if precision != "fp32":

@@ -6,6 +6,7 @@ checked here: a runtime would end the process, or recognise nonsense without a w
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from icetransfer.experiment import sha256
+from icetransfer.experiment import log, sha256
+from icetransfer.stage import atomic
 
 PARTS = ("encoder", "decoder", "joiner")
 
@@ -168,6 +170,9 @@ def _read_graph(path: Path) -> _Graph:
 def read_tokens(path: Path) -> list[str]:
     """Reads `tokens.txt`: a line for each token, "token id", ids 0, 1, 2, ... and blank first.
 
+    icefall's lang folders end theirs with disambiguation symbols, `#0` and `#1`, which only its
+    decoding graphs have and no model: they are left out.  A token may be white space of any kind.
+
     Returns:
         The tokens in the order of their ids.
 
@@ -177,14 +182,32 @@ def read_tokens(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected the tokens.txt of the model")
     tokens = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        token, _, text = line.rstrip().rpartition(" ")
-        if not token.strip() or text != str(number):
+    # Not splitlines() or strip(): U+0085, U+2028 and U+3000 are tokens of some models.
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+        found = re.fullmatch(r"([^\n]+?)[ \t]+(\d+)[ \t]*", line)
+        if not found or found[2] != str(number):
             raise ValueError(f'{path}:{number + 1}: expected "token {number}", got {line!r}')
-        tokens.append(token)
+        tokens.append(found[1])
     if not tokens or tokens[0] not in ("<blk>", "<blank>", "<eps>"):
         raise ValueError(f'{path}:1: the first token must be blank, "<blk> 0"')
-    return tokens
+    symbols = len(tokens) - len(_without_disambiguation(tokens))
+    if symbols:
+        log.info("%s: the last %d, from #0 on, are no tokens of the model", path, symbols)
+    return _without_disambiguation(tokens)
+
+
+def _without_disambiguation(tokens: list[str]) -> list[str]:
+    """Leaves out #0, #1, ... at the end of a list."""
+    if "#0" not in tokens:
+        return tokens
+    start = tokens.index("#0")
+    expected = [f"#{number}" for number in range(len(tokens) - start)]
+    return tokens[:start] if tokens[start:] == expected else tokens
+
+
+def write_tokens(tokens: list[str], path: Path) -> None:
+    """Writes what `read_tokens` reads and sherpa-onnx loads."""
+    atomic.write_text(path, "".join(f"{token} {number}\n" for number, token in enumerate(tokens)))
 
 
 def check_vocabulary(tokens: list[str], path: Path, vocab_size: int, model: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
-from icetransfer.streaming.exported import Exported, Facts
+from icetransfer.streaming.exported import Exported, Facts, read_tokens, write_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.sherpa import SherpaRecognizer
 
@@ -107,3 +107,25 @@ def test_how_a_precision_was_made(bundle) -> None:
         ),
         "tokens.txt",
     }
+
+
+def test_token_lists_of_icefall_end_with_symbols_that_are_no_tokens(tmp_path, caplog) -> None:
+    path = tmp_path / "tokens.txt"
+    path.write_text("<blk> 0\na 1\n#2 2\n#0 3\n#1 4\n")
+    with caplog.at_level("INFO", logger="icetransfer"):
+        assert read_tokens(path) == ["<blk>", "a", "#2"]
+    assert "the last 2, from #0 on, are no tokens of the model" in caplog.text
+    path.write_text("<blk> 0\n#0 1\nb 2\n")  # in the middle it is a token
+    assert read_tokens(path) == ["<blk>", "#0", "b"]
+
+
+SPACES = ["<blk>", " ", "\u00a0", "\u3000", "\u0085", "\u2028", "<0xE8>", "\u2581"]
+
+
+def test_tokens_that_are_white_space(tmp_path) -> None:
+    path = tmp_path / "tokens.txt"
+    write_tokens(SPACES, path)
+    assert read_tokens(path) == SPACES
+    path.write_text("<blk> 0\n 1\n")
+    with pytest.raises(ValueError, match=r'tokens.txt:2: expected "token 1"'):
+        read_tokens(path)
