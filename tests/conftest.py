@@ -5,6 +5,7 @@ small copies of published corpora, in their publishers' layout, of synthesised s
 import functools
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import torch
 
 from icetransfer.data.synthetic.espeak import Espeak
 from icetransfer.experiment import log
+
+# Kernels are decided on when they are imported: interpreted, where no GPU runs them.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"

@@ -139,6 +139,18 @@ def fetch_archive(url: str, folder: Path, md5: str | None = None) -> None:
     archive.unlink()
 
 
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Extracts all files; with Python before 3.11.4, which has no filters, only plain ones."""
+    if hasattr(tarfile, "data_filter"):
+        packed.extractall(folder, filter="data")
+        return
+    for member in packed:
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is outside of the folder, or no plain file")
+        packed.extract(member, folder)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a .tar.gz; names that would leave the folder are refused.
 
@@ -149,7 +161,7 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with gzip.open(archive) as plain:
             with tarfile.open(fileobj=plain, mode="r|") as packed:
-                packed.extractall(folder, filter="data")
+                _extract(packed, folder)
             while plain.read(BLOCK):  # to the checksum, which stands at the end
                 pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model import cpu
+from icetransfer.model import cpu, gpu
 from icetransfer.model.exporting import is_exporting
 from icetransfer.model.swoosh import SWOOSH_L, SWOOSH_R, SWOOSH_SLOPE
 from icetransfer.model.swoosh import swoosh_and_slope as plain_swoosh_and_slope
@@ -67,6 +67,8 @@ def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """Swoosh activation, log(1 + exp(x - shift)) - 0.08 x - offset (paper, eq. 4 and 5)."""
     if is_exporting():
         return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
+    if gpu.takes_kernels(x):
+        return gpu.kernels().swoosh(x, shift, offset)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Swoosh.apply(x, shift, offset)
     return swoosh_and_slope(x, shift, offset, with_slope=False)[0]
@@ -157,6 +159,8 @@ class BiasNorm(nn.Module):
         if is_exporting():
             mean_square = (x - self.bias).square().mean(dim=-1, keepdim=True)
             return x * (mean_square.rsqrt() * log_scale.exp())
+        if gpu.takes_kernels(x):
+            return gpu.kernels().bias_norm(x, self.bias, log_scale)
         return _BiasNorm.apply(x, self.bias, log_scale)
 
 

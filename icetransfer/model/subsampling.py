@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icetransfer.model import gpu
 from icetransfer.model.cpu import is_plain_float32, wide_swoosh
 from icetransfer.model.exporting import is_exporting
 from icetransfer.model.linear import Linear, linear
@@ -85,7 +86,10 @@ class ConvNeXt(nn.Module):
         # The depthwise bias joins that of the next layer: its gradient alone would cost as much as
         # all the rest of the depthwise convolution.
         bias = first.bias + first.weight.flatten(1) @ depthwise.bias
-        x = F.conv2d(x, depthwise.weight, padding=padding, groups=depthwise.groups)
+        if gpu.takes_kernels(x) and padding == (CONVNEXT_SIDE, CONVNEXT_SIDE):
+            x = gpu.kernels().depthwise_conv2d(x, depthwise.weight)
+        else:
+            x = F.conv2d(x, depthwise.weight, padding=padding, groups=depthwise.groups)
         if is_plain_float32(x):
             balancer = self.hidden_balancer if self.hidden_balancer.acts_on(x) else None
             rows = x.permute(0, 2, 3, 1)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icetransfer.model import gpu
 from icetransfer.model.attention import (
     AttentionWeights,
     CompactRelPositionalEncoding,
@@ -150,6 +151,15 @@ class ChunkCausalDepthwiseConv(nn.Module):
             (N, T, C).
         """
         frames = x.size(1)
+        if gpu.takes_kernels(x):
+            causal, chunkwise = self.causal_conv, self.chunkwise_conv
+            return gpu.kernels().chunk_causal_conv(
+                x,
+                (causal.weight, causal.bias),
+                (chunkwise.weight, chunkwise.bias),
+                self.chunkwise_conv_scale,
+                frames if chunk_size < 0 else min(chunk_size, frames),
+            )
         causal = self._causal(F.pad(x, (0, 0, self.left, 0)))
         if chunk_size < 0 or chunk_size >= frames:
             return causal + self._chunkwise(x.unsqueeze(1)).squeeze(1)
@@ -229,7 +239,10 @@ class ConvolutionModule(nn.Module):
         return self._finish(x), cache
 
     def _gate(self, x: Tensor, padding: Tensor) -> Tensor:
-        value, gate = self.in_proj(x).chunk(2, dim=-1)
+        x = self.in_proj(x)
+        value, gate = x.chunk(2, dim=-1)
+        if gpu.takes_kernels(x) and not self.gate_balancer.acts_on(gate):
+            return gpu.kernels().glu(x, padding)
         value = value * torch.sigmoid(self.gate_balancer(gate))
         return value.masked_fill(padding.unsqueeze(-1), 0.0)
 

@@ -16,12 +16,15 @@ a frame emits blank or one symbol, and both arcs go to frame t+1.
 sequence n. None means that every sequence fills it.
 """
 
+import importlib
 import warnings
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from icetransfer.model import gpu
 
 RnntType = Literal["regular", "modified"]
 Reduction = Literal["none", "mean", "sum"]
@@ -223,7 +226,10 @@ def rnnt_loss_pruned(
     # Position S has no symbol to emit; the blank stands in and is cut off below.
     padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
     targets = padded.unsqueeze(1).expand(-1, logits.shape[1], -1).gather(2, ranges)
-    symbol, blank = _PickLogProbs.apply(full_precision(logits), targets, termination_symbol)
+    if gpu.takes_kernels(logits):
+        symbol, blank = _kernels().pick_log_probs(logits, targets, termination_symbol)
+    else:
+        symbol, blank = _PickLogProbs.apply(full_precision(logits), targets, termination_symbol)
 
     outside = symbol.new_full((*symbol.shape[:2], S + 1), NEG_INF)
     px = outside.scatter(2, ranges, symbol)[:, :, :S].transpose(1, 2)
@@ -288,8 +294,10 @@ class _LatticeScore(torch.autograd.Function):
             scores (N,), and with `return_grad` the occupation probabilities of the arcs as
             `rnnt_loss_smoothed` returns them, else None.
         """
-        N, S, T = px.shape
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if regular and gpu.takes_kernels(px):
+            return _score_by_kernels(ctx, px, py, boundary, needs_grad, return_grad)
+        N, S, T = px.shape
         emitted, frames = boundary[:, 2], boundary[:, 3]
         # No symbol after the last frame: there the regular lattice has only its end.
         over = torch.arange(T, device=px.device) >= frames.view(N, 1, 1)
@@ -320,6 +328,29 @@ class _LatticeScore(torch.autograd.Function):
         px_grad, py_grad = ctx.saved_tensors
         scale = grad_scores.view(-1, 1, 1)
         return px_grad * scale, py_grad * scale, None, None, None
+
+
+def _score_by_kernels(
+    ctx: Any, px: Tensor, py: Tensor, boundary: Tensor, needs_grad: bool, return_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`_LatticeScore.forward` of the regular lattice in two kernels."""
+    kernels = _kernels()
+    scores, alpha = kernels.lattice_scores(px, py, boundary)
+    if not (needs_grad or return_grad):
+        return scores.to(px.dtype), None, None
+    px_grad, py_grad = kernels.lattice_occupations(px, py, boundary, scores, alpha)
+    if needs_grad:
+        ctx.save_for_backward(px_grad[:, :, :-1], py_grad)
+    if not return_grad:
+        return scores.to(px.dtype), None, None
+    px_grad, py_grad = px_grad.clone(), py_grad.clone()
+    ctx.mark_non_differentiable(px_grad, py_grad)
+    return scores.to(px.dtype), px_grad, py_grad
+
+
+def _kernels() -> Any:
+    """The module of the loss's kernels, which cannot be imported where Triton is not."""
+    return importlib.import_module("icetransfer.training.kernels")
 
 
 def _steps(arcs: Tensor, S: int, shift: int, regular: bool) -> tuple[Tensor, Tensor]:

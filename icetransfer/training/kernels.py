@@ -1,0 +1,235 @@
+"""Kernels of the transducer loss in Triton, each with the function of torch tensors that runs it.
+
+Imported only where Triton is; see `model/gpu.py`.  The lattice is walked by one program a sequence,
+frame by frame; within a frame, where a symbol's place depends on the one before it, by a scan of
+log2(S) steps.  Forward variables are float64, as in the plain form: a long utterance's score has
+thousands of nats, while its arcs' probabilities come from differences of scores.  Their exponentials
+and logarithms, of differences, are float32.
+
+Shapes: N batch, T frames, S symbols, R pruning range, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from icetransfer.model.gpu import launch
+
+NEVER = tl.constexpr(-1.0e30)  # the log-probability of what cannot be; sums of it stay finite
+UNREACHABLE = tl.constexpr(-1.0e29)
+
+
+@triton.jit
+def _log_step(move1, node1, move2, node2):
+    """Two neighbouring stretches of the recurrence node[s] = log(e^node[s] + e^(node[s-1]+move))."""
+    through = node1 + move2
+    high = tl.maximum(through, node2)
+    low = tl.minimum(through, node2)
+    return move1 + move2, high + tl.log(1.0 + tl.exp((low - high).to(tl.float32))).to(tl.float64)
+
+
+@triton.jit
+def _step(factor1, value1, factor2, value2):
+    """Two neighbouring stretches of the recurrence value[s] += factor[s] value[s-1]."""
+    return factor1 * factor2, value1 * factor2 + value2
+
+
+@triton.jit(do_not_specialize=["T", "S", "px0", "px1", "px2", "py0", "py1", "py2"])
+def _forward_kernel(
+    px_ptr, py_ptr, boundary_ptr, alpha_ptr, score_ptr, T, S, px0, px1, px2, py0, py1, py2,
+    B: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0).to(tl.int64)
+    symbols = tl.load(boundary_ptr + 4 * n + 2)
+    frames = tl.load(boundary_ptr + 4 * n + 3)
+    s = tl.arange(0, B)
+    arrives = (s >= 1) & (s <= S)
+    px = px_ptr + n * px0 + (s - 1) * px1
+    py = py_ptr + n * py0 + s * py1
+    alpha = alpha_ptr + n * T * (S + 1) + s
+    entered = tl.where(s == 0, 0.0, NEVER).to(tl.float64)
+    for t in range(0, frames):
+        move = tl.load(px + t * px2, mask=arrives, other=NEVER)
+        move = tl.maximum(move, NEVER).to(tl.float64)
+        _, node = tl.associative_scan((move, entered), 0, _log_step)
+        tl.store(alpha + t * (S + 1), node, mask=s <= S)
+        stay = tl.load(py + t * py2, mask=s <= S, other=NEVER)
+        entered = node + tl.maximum(stay, NEVER).to(tl.float64)
+    score = tl.sum(tl.where(s == symbols, entered, 0.0), axis=0)
+    tl.store(score_ptr + n, tl.where(score > UNREACHABLE, score, float("-inf")))
+
+
+@triton.jit(do_not_specialize=["T", "S", "px0", "px1", "px2", "py0", "py1", "py2"])
+def _occupation_kernel(
+    px_ptr, py_ptr, boundary_ptr, alpha_ptr, score_ptr, px_grad_ptr, py_grad_ptr, T, S,
+    px0, px1, px2, py0, py1, py2, B: tl.constexpr,
+):  # fmt: skip
+    """The probabilities that a path takes each arc: px_grad (N, T + 1, S), py_grad (N, T, S + 1)."""
+    n = tl.program_id(0).to(tl.int64)
+    symbols = tl.load(boundary_ptr + 4 * n + 2)
+    frames = tl.load(boundary_ptr + 4 * n + 3)
+    possible = tl.load(score_ptr + n) > UNREACHABLE
+    s = tl.arange(0, B)
+    leaves = s < symbols
+    arrives = (s >= 1) & (s <= symbols)
+    px = px_ptr + n * px0 + s * px1
+    py = py_ptr + n * py0 + s * py1
+    alpha = alpha_ptr + n * T * (S + 1) + s
+    px_grad = px_grad_ptr + n * (T + 1) * S + s - 1
+    py_grad = py_grad_ptr + n * T * (S + 1) + s
+    zeros = tl.zeros([B], tl.float32)
+    for t in range(frames, T + 1):
+        tl.store(px_grad + t * S, zeros, mask=(s >= 1) & (s <= S))
+        tl.store(py_grad + t * (S + 1), zeros, mask=s <= tl.where(t < T, S, -1))
+    after = tl.where(
+        s == symbols, tl.where(possible, 1.0, 0.0), 0.0
+    )  # the occupation of the frame after
+    later = tl.zeros([B], tl.float64)  # its forward variables
+    for back in range(0, frames):
+        t = frames - 1 - back
+        row = alpha + t * (S + 1)
+        node = tl.load(row, mask=s <= S, other=NEVER)
+        stay = tl.load(py + t * py2, mask=s <= S, other=NEVER)
+        stay = tl.maximum(stay, NEVER).to(tl.float64)
+        # The only arc into the end of the lattice is the last blank.
+        stay = tl.where(back == 0, 0.0, node + stay - later).to(tl.float32)
+        stayed = after * tl.exp(tl.minimum(stay, 0.0))
+        tl.store(py_grad + t * (S + 1), stayed, mask=s <= S)
+        move = tl.maximum(tl.load(px + t * px2, mask=leaves, other=NEVER), NEVER).to(tl.float64)
+        to = tl.load(row + 1, mask=leaves, other=0.0)
+        leaving = tl.exp(tl.minimum((node + move - to).to(tl.float32), 0.0))
+        leaving = tl.where(leaves, leaving, 0.0)
+        _, after = tl.associative_scan((leaving, stayed), 0, _step, reverse=True)
+        # The arc into each place, once more: it lies where its source is.
+        source = tl.load(row - 1, mask=arrives, other=0.0)
+        move = tl.load(px + t * px2 - px1, mask=arrives, other=NEVER)
+        move = tl.maximum(move, NEVER).to(tl.float64)
+        entering = tl.exp(tl.minimum((source + move - node).to(tl.float32), 0.0))
+        moved = tl.where(arrives, entering * after, 0.0)
+        tl.store(px_grad + t * S, moved, mask=(s >= 1) & (s <= S))
+        later = node
+
+
+def lattice_scores(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of all paths through the regular lattice.
+
+    Args:
+        px: (N, S, T) float32 log-probabilities of the symbols.
+        py: (N, S+1, T) of the blanks.
+        boundary: (N, 4), see `rnnt`.
+
+    Returns:
+        Scores (N,) float64, and the forward variables (N, T, S+1) for `lattice_occupations`.
+    """
+    N, S, T = px.shape
+    alpha = torch.empty(N, T, S + 1, dtype=torch.float64, device=px.device)
+    scores = torch.empty(N, dtype=torch.float64, device=px.device)
+    launch(
+        _forward_kernel, (N,), px, py, boundary.contiguous(), alpha, scores, T, S,
+        *px.stride(), *py.stride(), **_settings(S),
+    )  # fmt: skip
+    return scores, alpha
+
+
+def lattice_occupations(
+    px: Tensor, py: Tensor, boundary: Tensor, scores: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The probabilities that a path takes each arc, from what `lattice_scores` has given.
+
+    Returns:
+        (N, S, T+1) and (N, S+1, T) float32.
+    """
+    N, S, T = px.shape
+    px_grad = torch.empty(N, T + 1, S, dtype=torch.float32, device=px.device)
+    py_grad = torch.empty(N, T, S + 1, dtype=torch.float32, device=px.device)
+    launch(
+        _occupation_kernel, (N,), px, py, boundary.contiguous(), alpha, scores, px_grad, py_grad,
+        T, S, *px.stride(), *py.stride(), **_settings(S),
+    )  # fmt: skip
+    return px_grad.transpose(1, 2), py_grad.transpose(1, 2)
+
+
+def _settings(S: int) -> dict[str, int]:
+    block = triton.next_power_of_2(S + 1)
+    return {"B": block, "num_warps": 1 if block <= 128 else 4}
+
+
+@triton.jit
+def _pick_kernel(
+    logits_ptr, targets_ptr, picked_ptr, blanks_ptr, normaliser_ptr, V, BLANK: tl.constexpr,
+    B: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    v = tl.arange(0, B)
+    logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    largest = tl.max(logits, axis=0)
+    normaliser = largest + tl.log(tl.sum(tl.exp(logits - largest), axis=0))
+    target = tl.load(targets_ptr + row)
+    picked = tl.load(logits_ptr + row * V + target).to(tl.float32)
+    blank = tl.load(logits_ptr + row * V + BLANK).to(tl.float32)
+    tl.store(picked_ptr + row, picked - normaliser)
+    tl.store(blanks_ptr + row, blank - normaliser)
+    tl.store(normaliser_ptr + row, normaliser)
+
+
+@triton.jit
+def _pick_grad_kernel(
+    logits_ptr, targets_ptr, normaliser_ptr, of_picked_ptr, of_blanks_ptr, out_ptr, V,
+    BLANK: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    v = tl.arange(0, B)
+    logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    target = tl.load(targets_ptr + row)
+    of_picked = tl.load(of_picked_ptr + row)
+    of_blank = tl.load(of_blanks_ptr + row)
+    grad = -(of_picked + of_blank) * tl.exp(logits - tl.load(normaliser_ptr + row))
+    grad += tl.where(v == target, of_picked, 0.0) + tl.where(v == BLANK, of_blank, 0.0)
+    tl.store(out_ptr + row * V + v, grad, mask=v < V)
+
+
+def pick_log_probs(logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    """log softmax(logits) at one target and at the blank.
+
+    Args:
+        logits: (N, T, R, V), of any precision.
+        targets: (N, T, R).
+        blank: its number.
+
+    Returns:
+        Two (N, T, R) float32.
+    """
+    return _PickLogProbs.apply(logits, targets, blank)
+
+
+class _PickLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+        logits, targets = logits.contiguous(), targets.contiguous()
+        picked, blanks, normaliser = torch.empty(
+            3, *targets.shape, dtype=torch.float32, device=logits.device
+        ).unbind(0)
+        ctx.settings = {"BLANK": blank, "B": triton.next_power_of_2(logits.size(-1))}
+        launch(
+            _pick_kernel, (targets.numel(),), logits, targets, picked, blanks, normaliser,
+            logits.size(-1), **ctx.settings,
+        )  # fmt: skip
+        ctx.save_for_backward(logits, targets, normaliser)
+        return picked, blanks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_picked: Tensor, of_blanks: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, normaliser = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        launch(
+            _pick_grad_kernel, (targets.numel(),), logits, targets, normaliser,
+            of_picked.contiguous(), of_blanks.contiguous(), out, logits.size(-1), **ctx.settings,
+        )  # fmt: skip
+        return out, None, None
