@@ -26,7 +26,7 @@ WARM_UP = 4
 
 def draw_batch(seconds: float, draw: random.Random, vocab_size: int) -> Batch:
     """Features, their lengths, tokens and theirs, of utterances of 4 to 16 s, 3 tokens a second."""
-    lengths = []
+    lengths: list[int] = []
     while sum(lengths) < 100 * seconds:
         lengths.append(draw.randint(400, 1600))
     lens = torch.tensor(lengths)
@@ -68,7 +68,7 @@ def launches(model: TransducerModel, optimizer: ScaledAdam, batch: Batch) -> tup
         step(model, optimizer, batch)
         torch.cuda.synchronize()
     events = profiled.events()
-    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
     waits = sum(e.name in ("cudaStreamSynchronize", "cudaMemcpy") for e in events)
     return len(kernels), sum(e.device_time_total for e in kernels) / 1e6, waits
 
@@ -104,7 +104,8 @@ def main() -> None:
     form = "plain" if args.plain else "kernels"
     print(
         f"{torch.cuda.get_device_name()}, {args.size}, {args.seconds:g} s, bf16, {form}: "
-        f"new shapes {new:.3f} s = {args.seconds / new:.0f} x real time, the same again {fixed:.3f} s; "
+        f"new shapes {new:.3f} s = {args.seconds / new:.0f} x real time, "
+        f"the same again {fixed:.3f} s; "
         f"{count} launches, busy {busy:.3f} s, {waits} waits; peak {peak:.1f} GiB; "
         f"the first {WARM_UP} steps {warm_up:.1f} s",
         flush=True,

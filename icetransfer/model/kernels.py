@@ -601,7 +601,11 @@ def _conv2d_kernel(
         df = k % K - K // 2
         there = (t + dt >= 0) & (t + dt < T) & (f + df >= 0) & (f + df < F)
         x = tl.load(x_ptr + at + (dt * F + df) * C, mask=there[:, None] & inside, other=0.0)
-        weight = tl.load(weight_ptr + channel * (K * K) + (K * K - 1 - k if FLIP else k), mask=has_channel, other=0.0)
+        weight = tl.load(
+            weight_ptr + channel * (K * K) + (K * K - 1 - k if FLIP else k),
+            mask=has_channel,
+            other=0.0,
+        )
         total += x.to(tl.float32) * weight.to(tl.float32)[None, :]
     tl.store(out_ptr + at, total, mask=inside)
 

@@ -3,8 +3,8 @@
 Imported only where Triton is; see `model/gpu.py`.  The lattice is walked by one program a sequence,
 frame by frame; within a frame, where a symbol's place depends on the one before it, by a scan of
 log2(S) steps.  Forward variables are float64, as in the plain form: a long utterance's score has
-thousands of nats, while its arcs' probabilities come from differences of scores.  Their exponentials
-and logarithms, of differences, are float32.
+thousands of nats, while its arcs' probabilities come from differences of scores.  Exponentials and
+logarithms, of differences, are float32.
 
 Shapes: N batch, T frames, S symbols, R pruning range, V vocabulary.
 """
@@ -27,7 +27,7 @@ UNREACHABLE = tl.constexpr(-1.0e29)
 
 @triton.jit
 def _log_step(move1, node1, move2, node2):
-    """Two neighbouring stretches of the recurrence node[s] = log(e^node[s] + e^(node[s-1]+move))."""
+    """Joins two stretches of the recurrence node[s] = log(e^node[s] + e^(node[s-1] + move))."""
     through = node1 + move2
     high = tl.maximum(through, node2)
     low = tl.minimum(through, node2)
@@ -36,7 +36,7 @@ def _log_step(move1, node1, move2, node2):
 
 @triton.jit
 def _step(factor1, value1, factor2, value2):
-    """Two neighbouring stretches of the recurrence value[s] += factor[s] value[s-1]."""
+    """Joins two stretches of the recurrence value[s] += factor[s] value[s-1]."""
     return factor1 * factor2, value1 * factor2 + value2
 
 
@@ -70,7 +70,7 @@ def _occupation_kernel(
     px_ptr, py_ptr, boundary_ptr, alpha_ptr, score_ptr, px_grad_ptr, py_grad_ptr, T, S,
     px0, px1, px2, py0, py1, py2, B: tl.constexpr,
 ):  # fmt: skip
-    """The probabilities that a path takes each arc: px_grad (N, T + 1, S), py_grad (N, T, S + 1)."""
+    """Probabilities that a path takes each arc: px_grad (N, T + 1, S), py_grad (N, T, S + 1)."""
     n = tl.program_id(0).to(tl.int64)
     symbols = tl.load(boundary_ptr + 4 * n + 2)
     frames = tl.load(boundary_ptr + 4 * n + 3)
@@ -195,7 +195,7 @@ def _pick_grad_kernel(
 
 
 def pick_log_probs(logits: Tensor, targets: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-    """log softmax(logits) at one target and at the blank.
+    """Log softmax of logits at one target and at the blank.
 
     Args:
         logits: (N, T, R, V), of any precision.
