@@ -27,8 +27,10 @@ def error(given: Tensor, expected: Tensor) -> float:
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded(monkeypatch):
     torch.manual_seed(0)
+    if DEVICE.type == "cpu":  # the interpreter takes a millisecond for each program
+        monkeypatch.setattr(kernels, "SPLITS", 3)
     with poisoned():
         yield
 
@@ -86,7 +88,7 @@ def test_bias_norm(dtype, shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize(("queries", "left"), [(1, 0), (13, 0), (70, 0), (8, 16)])
+@pytest.mark.parametrize(("queries", "left"), [(1, 0), (13, 0), (33, 0), (8, 16)])
 def test_capped_softmax(dtype, queries, left) -> None:
     keys = queries + left
     content = draw(2, 3, queries, keys, dtype=dtype, scale=3.0)
