@@ -31,9 +31,9 @@ def takes_kernels(x: Tensor) -> bool:
     return HAS_TRITON and x.is_cuda and x.dtype in DTYPES
 
 
-def kernels() -> Any:
-    """The module of the model's kernels, which cannot be imported where Triton is not."""
-    return importlib.import_module("icetransfer.model.kernels")
+def kernels(room: str = "model") -> Any:
+    """The module of a room's kernels, which cannot be imported where Triton is not."""
+    return importlib.import_module(f"icetransfer.{room}.kernels")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:

@@ -353,6 +353,16 @@ class _CappedSoftmax(torch.autograd.Function):
 
 
 @triton.jit
+def _tile(T, C, BT: tl.constexpr, BC: tl.constexpr):
+    """A program's frames and channels, where its sequence starts, and which of them are there."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    start = tl.program_id(2).to(tl.int64) * T * C
+    has_channel = channel < C
+    return t, channel, start, has_channel, (t < T)[:, None] & has_channel[None, :]
+
+
+@triton.jit
 def _edges(scale_ptr, position, channel, inside, frames, C, K: tl.constexpr):
     """The scale of frames near both edges of a chunk, (positions, channels)."""
     before = inside & (position < K)[:, None]
@@ -367,11 +377,7 @@ def _chunk_conv_kernel(
     x_ptr, causal_ptr, causal_bias_ptr, chunk_ptr, chunk_bias_ptr, scale_ptr, out_ptr, T, frames, C,
     K: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0) * BT + tl.arange(0, BT)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    start = tl.program_id(2).to(tl.int64) * T * C
-    has_channel = channel < C
-    inside = (t < T)[:, None] & has_channel[None, :]
+    t, channel, start, has_channel, inside = _tile(T, C, BT, BC)
     chunk = t // frames
     left: tl.constexpr = K // 2
     causal = tl.zeros([BT, BC], tl.float32)
@@ -400,11 +406,7 @@ def _chunk_conv_edge_grad_kernel(
     K: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The gradient times the edges' scale, and times what the edges scale."""
-    t = tl.program_id(0) * BT + tl.arange(0, BT)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    start = tl.program_id(2).to(tl.int64) * T * C
-    has_channel = channel < C
-    inside = (t < T)[:, None] & has_channel[None, :]
+    t, channel, start, has_channel, inside = _tile(T, C, BT, BC)
     chunk = t // frames
     left: tl.constexpr = K // 2
     chunkwise = tl.zeros([BT, BC], tl.float32)
@@ -428,11 +430,7 @@ def _chunk_conv_grad_kernel(
     grad_ptr, scaled_ptr, causal_ptr, chunk_ptr, out_ptr, T, frames, C,
     K: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0) * BT + tl.arange(0, BT)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    start = tl.program_id(2).to(tl.int64) * T * C
-    has_channel = channel < C
-    inside = (t < T)[:, None] & has_channel[None, :]
+    t, channel, start, has_channel, inside = _tile(T, C, BT, BC)
     chunk = t // frames
     left: tl.constexpr = K // 2
     total = tl.zeros([BT, BC], tl.float32)

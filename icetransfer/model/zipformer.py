@@ -241,9 +241,11 @@ class ConvolutionModule(nn.Module):
     def _gate(self, x: Tensor, padding: Tensor) -> Tensor:
         x = self.in_proj(x)
         value, gate = x.chunk(2, dim=-1)
-        if gpu.takes_kernels(x) and not self.gate_balancer.acts_on(gate):
+        if self.gate_balancer.acts_on(gate):
+            gate = self.gate_balancer.attach(gate)
+        elif gpu.takes_kernels(x):
             return gpu.kernels().glu(x, padding)
-        value = value * torch.sigmoid(self.gate_balancer(gate))
+        value = value * torch.sigmoid(gate)
         return value.masked_fill(padding.unsqueeze(-1), 0.0)
 
     def _finish(self, x: Tensor) -> Tensor:

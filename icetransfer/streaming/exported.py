@@ -190,10 +190,10 @@ def read_tokens(path: Path) -> list[str]:
         tokens.append(found[1])
     if not tokens or tokens[0] not in ("<blk>", "<blank>", "<eps>"):
         raise ValueError(f'{path}:1: the first token must be blank, "<blk> 0"')
-    symbols = len(tokens) - len(_without_disambiguation(tokens))
-    if symbols:
+    of_model = _without_disambiguation(tokens)
+    if symbols := len(tokens) - len(of_model):
         log.info("%s: the last %d, from #0 on, are no tokens of the model", path, symbols)
-    return _without_disambiguation(tokens)
+    return of_model
 
 
 def _without_disambiguation(tokens: list[str]) -> list[str]:

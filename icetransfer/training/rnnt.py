@@ -16,7 +16,6 @@ a frame emits blank or one symbol, and both arcs go to frame t+1.
 sequence n. None means that every sequence fills it.
 """
 
-import importlib
 import warnings
 from typing import Any, Literal
 
@@ -227,7 +226,7 @@ def rnnt_loss_pruned(
     padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
     targets = padded.unsqueeze(1).expand(-1, logits.shape[1], -1).gather(2, ranges)
     if gpu.takes_kernels(logits):
-        symbol, blank = _kernels().pick_log_probs(logits, targets, termination_symbol)
+        symbol, blank = gpu.kernels("training").pick_log_probs(logits, targets, termination_symbol)
     else:
         symbol, blank = _PickLogProbs.apply(full_precision(logits), targets, termination_symbol)
 
@@ -334,7 +333,7 @@ def _score_by_kernels(
     ctx: Any, px: Tensor, py: Tensor, boundary: Tensor, needs_grad: bool, return_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`_LatticeScore.forward` of the regular lattice in two kernels."""
-    kernels = _kernels()
+    kernels = gpu.kernels("training")
     scores, alpha = kernels.lattice_scores(px, py, boundary)
     if not (needs_grad or return_grad):
         return scores.to(px.dtype), None, None
@@ -346,11 +345,6 @@ def _score_by_kernels(
     px_grad, py_grad = px_grad.clone(), py_grad.clone()
     ctx.mark_non_differentiable(px_grad, py_grad)
     return scores.to(px.dtype), px_grad, py_grad
-
-
-def _kernels() -> Any:
-    """The module of the loss's kernels, which cannot be imported where Triton is not."""
-    return importlib.import_module("icetransfer.training.kernels")
 
 
 def _steps(arcs: Tensor, S: int, shift: int, regular: bool) -> tuple[Tensor, Tensor]:
