@@ -2,8 +2,8 @@
 
     python benchmarks/bench_data.py [manifest] [fbank] [loader]
 
-manifest    stage 4 and a pass over what it chose, on made-up manifests of many cuts
-fbank       hours of audio per CPU hour of stage 3's extraction, beside lhotse's default extractor
+manifest    stage 3 and a pass over what it chose, on made-up manifests of many cuts
+fbank       hours of audio per CPU hour of stage 2's extraction, beside lhotse's default extractor
 loader      batches per second, stored features and on the fly, and memory at two sizes of corpus
 
 Everything is made up in a temporary folder (--folder chooses its place) and removed.  A manifest of
@@ -61,7 +61,7 @@ def _measured(section: Callable[..., str], arguments: tuple[Any, ...]) -> tuple[
 
 
 def made_up_rows(corpus: str, split: str, cuts: int) -> Iterator[tuple[str, str]]:
-    """JSON of cuts as stage 1 and stage 3 (at one speed) write them."""
+    """JSON of cuts as stage 1 and stage 2 (at one speed) write them."""
     rng = random.Random(f"{corpus} {split}")
     recording = Recording("ID", [AudioSource("file", [0], "PATH")], 16000, -1, 1.0)
     said = SupervisionSegment(
@@ -150,13 +150,13 @@ def subset_and_open(folder: Path, cuts: int) -> str:
     millions = cuts / 1e6
     return (
         f"{cuts} cuts; {found} taken, {hours:g} h\n"
-        f"stage 4: {chosen:.0f} s of CPU, {chosen / millions:.1f} s per million cuts\n"
+        f"stage 3: {chosen:.0f} s of CPU, {chosen / millions:.1f} s per million cuts\n"
         f"opening and one pass: {opened:.0f} s of CPU, {opened / millions:.1f} s per million cuts"
     )
 
 
 def bench_manifest(folder: Path, args: argparse.Namespace) -> None:
-    """Prints what stage 4 and opening cost."""
+    """Prints what stage 3 and opening cost."""
     write_manifests(folder / "manifests", args.cuts)
     disk = sum(path.stat().st_size for path in folder.rglob("*.gz")) / 1e9
     print(f"manifest: {disk:.2f} GB on disk", flush=True)

@@ -3,10 +3,10 @@
     python benchmarks/bench_finetune.py run --work DIR [--worker 0/2] [GRID ...]
     python benchmarks/bench_finetune.py table
 
-`run` trains and decodes every cell of the named grids (default: all of them, in their order) and adds
-a line to `benchmarks/finetune.jsonl` for each; a cell that has its line is skipped and one that was
-killed goes on from its last checkpoint, so it can be stopped and started at any time.  With
-`--worker 0/3`, 1/3 and 2/3 three processes side by side share the cells.  DIR takes the data
+`run` trains and decodes every cell of the named grids (default: all of them, in their order) and
+adds a line to `benchmarks/finetune.jsonl` for each.  A cell that has its line is skipped and one
+that was killed goes on from its last checkpoint, so it can be stopped and started at any time.
+With `--worker 0/3`, 1/3 and 2/3 three processes side by side share the cells.  DIR takes the data
 and the experiments, some hundred megabytes.  `table` prints the lines as Markdown, the mean over
 seeds with the number of them.
 
@@ -129,9 +129,7 @@ def _length(seed: int = 1) -> Iterator[Cell]:
 def _batch() -> Iterator[Cell]:
     """public.yaml's batch of 400 s, by accumulation."""
     for loaded, new, steps in itertools.product((0.1, 0.3, 1), (1, 3), (220, 600)):
-        yield Cell(
-            "nl", "slots", "30min", "ml", steps, 16, loaded, 0, new=new, accumulate=25
-        )
+        yield Cell("nl", "slots", "30min", "ml", steps, 16, loaded, 0, new=new, accumulate=25)
 
 
 def _real(recipe: str, data: str) -> Iterator[Cell]:
@@ -182,8 +180,8 @@ def run_cell(cell: Cell, work: Path) -> dict[str, object]:
     with (work / "data.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for stage in (
-            *(download.download, corpora.prepare, tokenizer.make_tokenizer),
-            *(features.compute_features, subset.make_subset),
+            *(download.download, corpora.prepare, features.compute_features),
+            *(subset.make_subset, tokenizer.make_tokenizer),
         ):
             stage(exp)
     for stage in (transfer.make_start, train.train, average_run, decode.decode_all):
@@ -191,7 +189,9 @@ def run_cell(cell: Cell, work: Path) -> dict[str, object]:
     seconds = time.monotonic() - began
     metrics = (exp.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     dev = [row for row in map(json.loads, metrics) if row["kind"] == "dev"][-1]
-    (result,) = [json.loads(p.read_text(encoding="utf-8")) for p in exp.decode_dir.rglob("wer.json")]
+    (result,) = [
+        json.loads(p.read_text(encoding="utf-8")) for p in exp.decode_dir.rglob("wer.json")
+    ]
     for path in exp.checkpoints_dir.glob("*.pt"):
         path.unlink()
     exp.averaged_checkpoint.unlink()
@@ -199,7 +199,11 @@ def run_cell(cell: Cell, work: Path) -> dict[str, object]:
     return vars(cell) | {
         "dev_loss": round(dev["loss"], 4),
         "dev_ctc": round(dev["ctc_loss"], 4),
-        **{key: result[key] for key in ("wer", "cer", "words", "insertions", "deletions") if key in result},
+        **{
+            key: result[key]
+            for key in ("wer", "cer", "words", "insertions", "deletions")
+            if key in result
+        },
         "seconds": round(seconds),
     }
 
@@ -208,7 +212,9 @@ def run(names: list[str], work: Path, worker: int, workers: int) -> None:
     """Does what is not done of the named grids."""
     cells = list(dict.fromkeys(cell for name in names for cell in GRIDS[name]()))
     for number, cell in enumerate(cells):
-        done = {_key(Cell(**{k: v for k, v in line.items() if k in vars(cell)})) for line in _lines()}
+        done = {
+            _key(Cell(**{k: v for k, v in line.items() if k in vars(cell)})) for line in _lines()
+        }
         if number % workers != worker or _key(cell) in done:
             continue
         print(f"{number + 1}/{len(cells)} {cell}", flush=True)
@@ -227,7 +233,10 @@ def table() -> None:
     print("| " + " | ".join([*keys, "seeds", "dev loss", "dev CTC", "WER"]) + " |")
     print("|---" * (len(keys) + 4) + "|")
     for setting, lines in sorted(rows.items(), key=lambda item: tuple(map(str, item[0]))):
-        means = [statistics.fmean(float(str(x[k])) for x in lines) for k in ("dev_loss", "dev_ctc", "wer")]
+        means = [
+            statistics.fmean(float(str(x[k])) for x in lines)
+            for k in ("dev_loss", "dev_ctc", "wer")
+        ]
         figures = [f"{means[0]:.3f}", f"{means[1]:.3f}", f"{means[2]:.1f}"]
         print("| " + " | ".join([*map(str, setting), str(len(lines)), *figures]) + " |")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 STAGES = (
-    *("data.download", "data.corpora", "data.tokenizer", "data.features", "data.subset"),
+    *("data.download", "data.corpora", "data.features", "data.subset", "data.tokenizer"),
     *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (

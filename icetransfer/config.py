@@ -97,6 +97,8 @@ class Data(Section):
     corpora: dict[str, Corpus] = Field(min_length=1)
     vocab_size: int = Field(500, ge=8)
     """Tokens (BPE pieces), blank and unknown included."""
+    tokenizer_text: tuple[Path, ...] = ()
+    """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
     features: Features = Features()
     min_seconds: float = Field(0.5, gt=0)
     """Shorter training and dev recordings are left out."""
@@ -192,7 +194,7 @@ class Mix(Section):
     """Training data of another recipe, such as that of the base model: against forgetting it."""
 
     data: Path | None = None
-    """The other recipe's data folder, after its stage 3; null: nothing is mixed in."""
+    """The other recipe's data folder, after its stage 2; null: nothing is mixed in."""
     share: float = Field(0.2, gt=0, lt=1)
     """Of the audio of each batch."""
     unknown: Literal["characters", "cuts"] = "characters"

@@ -56,8 +56,11 @@ class Experiment:
 
     @property
     def lang_dir(self) -> Path:
-        """bpe.model and tokens.txt."""
-        return self.data_dir / "lang"
+        """bpe.model and tokens.txt, shared by the experiments of the same hours."""
+        of_all = self.data_dir / "lang"
+        if (of_all / "bpe.model").is_file():  # of an earlier version: all hours had the same tokens
+            return of_all
+        return of_all / config.hours_label(self.config.hours)
 
     @property
     def init_checkpoint(self) -> Path:

@@ -9,9 +9,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
 stage 0 "make or find the corpora -> $data/corpus" py data.download
 stage 1 "manifests, normalised text -> $data/manifests" py data.corpora
-stage 2 "tokens -> $data/lang" py data.tokenizer
-stage 3 "filter banks -> $data/fbank" py data.features
-stage 4 "the hours to train on -> $data/manifests" py data.subset
+stage 2 "filter banks -> $data/fbank" py data.features
+stage 3 "the hours to train on -> $data/manifests" py data.subset
+stage 4 "tokens of their text -> $data/lang" py data.tokenizer
 stage 5 "what training starts from -> $exp/init.pt" py transfer
 stage 6 "fine-tune -> $exp/checkpoints" py train
 stage 7 "average -> $exp/averaged.pt" py average

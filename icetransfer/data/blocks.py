@@ -224,7 +224,7 @@ def mixed_data(experiment: Experiment) -> Origin | None:
     suffix = "_train_fbank.jsonl.gz"
     found = sorted((mix.data / "manifests").glob(f"*{suffix}"))
     if not found:
-        raise ValueError(f"train.mix.data={mix.data}: no features there: run its recipe's stage 3")
+        raise ValueError(f"train.mix.data={mix.data}: no features there: run its recipe's stage 2")
     manifests = {path.name.removesuffix(suffix): path for path in found}
     tokens = experiment.lang_dir / "bpe.model"
     folder = experiment.dir / "mixed_data"

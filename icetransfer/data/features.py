@@ -1,4 +1,4 @@
-"""Stage 3: 80-bin log-mel filter banks of every corpus and split, once per recipe.
+"""Stage 2: 80-bin log-mel filter banks of every corpus and split, once per recipe.
 
 `fbank` is the one place where audio becomes features, for training and decoding alike; its
 settings are those of sherpa-onnx's streaming recogniser, so that a deployed model sees what it was

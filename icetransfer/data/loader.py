@@ -131,12 +131,12 @@ def load_features(cut: Cut) -> NDArray[np.float32]:
         raise ValueError(
             f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
             f"Bring the file back, or remove the split's *_fbank.jsonl.gz in the manifests and "
-            f"run stage 3 again; training then goes on from its last checkpoint"
+            f"run stage 2 again; training then goes on from its last checkpoint"
         ) from error
     if features.shape[0] != cut.num_frames:
         raise ValueError(
             f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
-            f"its manifest says {cut.num_frames}: run stage 3 again"
+            f"its manifest says {cut.num_frames}: run stage 2 again"
         )
     return features
 

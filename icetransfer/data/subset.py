@@ -1,4 +1,4 @@
-"""Stage 4: the experiment's hours of training data, nested inside those of every larger one.
+"""Stage 3: the experiment's hours of training data, nested inside those of every larger one.
 
 The cuts of a corpus are put in an order that depends on their names alone, and taken from its start
 until the hours are reached: 2 minutes lie inside 8, and 8 inside 30.  Of several corpora each gives
@@ -179,9 +179,30 @@ def read_subset(path: Path) -> set[tuple[str, str]]:
         ValueError: the file does not exist.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: run stage 4, which makes it")
+        raise ValueError(f"{path} does not exist: run stage 3, which makes it")
     lines = path.read_text(encoding="utf-8").splitlines()
     return {(corpus, cut_id) for corpus, _, cut_id in (line.partition(" ") for line in lines)}
+
+
+def training_texts(experiment: Experiment) -> Iterator[str]:
+    """The transcripts of the experiment's training cuts.
+
+    Raises:
+        ValueError: the subset or a manifest does not exist.
+    """
+    path = subset_path(experiment)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run stage 3, which makes it")
+    keys = bytearray()
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            corpus, _, cut_id = line.rstrip("\n").partition(" ")
+            keys += order_key(corpus, cut_id)[:8]
+    taken = np.unique(np.frombuffer(keys, np.uint64))
+    for corpus in experiment.config.data.corpora:
+        cuts = read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz")
+        for cut, _ in _those_among(cuts, corpus, taken):
+            yield _text(cut)
 
 
 def _identities(cut: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -215,7 +236,7 @@ def _candidates(experiment: Experiment, held_out: HeldOut) -> Candidates:
     for corpus in data.corpora:
         computed = _computed(experiment.manifests_dir / f"{corpus}_train_fbank.jsonl.gz", corpus)
         cuts = read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz")
-        for cut, key in _those_computed(cuts, corpus, computed):
+        for cut, key in _those_among(cuts, corpus, computed):
             if not data.min_seconds <= cut["duration"] <= data.max_seconds:
                 continue
             if not held_out.recordings.isdisjoint(_identities(cut)):
@@ -238,15 +259,15 @@ def _computed(manifest: Path, corpus: str) -> NDArray[np.uint64]:
     return np.unique(np.frombuffer(found, np.uint64))
 
 
-def _those_computed(
-    cuts: Iterator[dict[str, Any]], corpus: str, computed: NDArray[np.uint64]
+def _those_among(
+    cuts: Iterator[dict[str, Any]], corpus: str, known: NDArray[np.uint64]
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yields each cut that has features, with its key."""
-    while len(computed) and (block := list(itertools.islice(cuts, _BLOCK))):
+    """Yields each cut whose key begins with one of `known`, which are sorted, and its key."""
+    while len(known) and (block := list(itertools.islice(cuts, _BLOCK))):
         keys = [order_key(corpus, cut["id"]) for cut in block]
         wanted = np.frombuffer(b"".join(key[:8] for key in keys), np.uint64)
-        places = np.searchsorted(computed, wanted)
-        there = computed[np.minimum(places, len(computed) - 1)] == wanted
+        places = np.searchsorted(known, wanted)
+        there = known[np.minimum(places, len(known) - 1)] == wanted
         yield from itertools.compress(zip(block, keys, strict=True), there)
 
 

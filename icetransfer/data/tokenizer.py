@@ -1,16 +1,20 @@
-"""Stage 2: sentencepiece BPE over the training text of every corpus -> lang/bpe.model, tokens.txt.
+"""Stage 4: sentencepiece BPE over the text of the hours to train on -> lang/bpe.model, tokens.txt.
 
+Tokens are of the experiment's own hours, not of all the recipe has: whoever has two minutes of
+speech has the text of two minutes.  Text of the user's (`data.tokenizer_text`) is added to it.
 The first ids are icefall's and sherpa-onnx's convention: `<blk>` 0, `<sos/eos>` 1, `<unk>` 2.
 """
 
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 
+from icetransfer.data.subset import training_texts
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
 
@@ -34,7 +38,7 @@ class Tokenizer:
         where = "bytes"
         if isinstance(model, Path):
             if not model.is_file():
-                raise ValueError(f"{model} does not exist: run stage 2, which trains the tokenizer")
+                raise ValueError(f"{model} does not exist: run stage 4, which trains the tokenizer")
             where, model = str(model), model.read_bytes()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         first = [self._processor.id_to_piece(i) for i in range(UNK_ID)]
@@ -138,24 +142,52 @@ def write_tokens(tokenizer: Tokenizer, path: Path) -> None:
     atomic.write_text(path, "\n".join(lines) + "\n")
 
 
-def make_tokenizer(experiment: Experiment) -> None:
-    """Trains the tokenizer of the recipe, unless it is there."""
-    from lhotse import CutSet
+def given_texts(experiment: Experiment) -> Iterator[str]:
+    """The lines of `data.tokenizer_text`, normalised as transcripts are.
 
+    A line with letters that the language does not have is left out, as such a transcript is.
+
+    Raises:
+        ValueError: a file is missing, or not text in UTF-8.
+    """
+    paths = experiment.config.data.tokenizer_text
+    normalizer = Normalizer(experiment.config.language) if paths else None
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"data.tokenizer_text: {path} does not exist; name files of plain text"
+            )
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"data.tokenizer_text: {path} is not text in UTF-8: {error}") from None
+        assert normalizer is not None
+        texts = [text for line in lines if (text := normalizer(line))]
+        taken = [text for text in texts if not normalizer.check(text)]
+        if not taken:
+            raise ValueError(
+                f"data.tokenizer_text: {path} has no line of {normalizer.name}: is it another file?"
+            )
+        log.info(
+            "%s: %d lines, %d with foreign letters left out",
+            path,
+            len(taken),
+            len(texts) - len(taken),
+        )
+        yield from taken
+
+
+def make_tokenizer(experiment: Experiment) -> None:
+    """Trains the tokenizer of the experiment's hours, unless it is there.
+
+    Raises:
+        ValueError: the subset or a file of text is missing or not text, or there is too little.
+    """
     model_path, tokens_path = experiment.lang_dir / "bpe.model", experiment.lang_dir / "tokens.txt"
     if model_path.is_file() and tokens_path.is_file():
         log.info("skip: %s is complete", experiment.lang_dir)
         return
-    texts: list[str] = []
-    for corpus in experiment.config.data.corpora:
-        manifest = experiment.manifests_dir / f"{corpus}_train.jsonl.gz"
-        if not manifest.is_file():
-            raise ValueError(f"{manifest} does not exist: run stage 1, which makes it")
-        texts += [
-            supervision.text or ""
-            for cut in CutSet.from_jsonl_lazy(manifest)
-            for supervision in cut.supervisions
-        ]
+    texts = [*training_texts(experiment), *given_texts(experiment)]
     model = train_tokenizer(texts, experiment.config.data.vocab_size)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)

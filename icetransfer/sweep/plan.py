@@ -22,7 +22,7 @@ from icetransfer.sweep.jobs import Job, is_complete, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESETS = REPOSITORY / "egs" / "presets"
-LAST_DATA_STAGE = 3  # stages 0 to 3 are shared by the cells of a language
+LAST_DATA_STAGE = 2  # stages 0 to 2 are shared by the cells of a language
 LAST_CELL_STAGE = 10  # stage 11 packs what is handed over: for the cell that is chosen in the end
 LAST_BASE_STAGE = 7  # a base model is done when its checkpoints are averaged
 BASE_CHECKPOINT = "exp/random-all-seed1/averaged.pt"

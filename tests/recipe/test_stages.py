@@ -23,9 +23,9 @@ decode: {chunk_sizes: [16, -1]}
 STAGES = (
     "data.download",
     "data.corpora",
-    "data.tokenizer",
     "data.features",
     "data.subset",
+    "data.tokenizer",
     "transfer",
     "train",
     "average",

@@ -11,8 +11,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icetransfer import transfer
 from icetransfer.config import load_config
-from icetransfer.data import features, tokenizer
-from icetransfer.data.subset import make_subset
+from icetransfer.data import features, subset, tokenizer
 from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
@@ -74,18 +73,19 @@ def tone_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tone_recipe(tone_data: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeExperiment:
-    """Makes experiments on the tones, whose tokenizer and features are there.
+    """Makes experiments on the tones, whose features and tokens are there.
 
     The fixture's value is called with the experiment's name and config overrides.
     """
 
     def make(name: str, *overrides: str) -> Experiment:
         folder = tmp_path_factory.mktemp(name)
-        return create_experiment(folder, load_config([], [*base_overrides(tone_data), *overrides]))
+        config = load_config([], [*base_overrides(tone_data), *overrides])
+        experiment = create_experiment(folder, config)
+        for stage in (features.compute_features, subset.make_subset, tokenizer.make_tokenizer):
+            stage(experiment)
+        return experiment
 
-    prepared = make("prepare")
-    tokenizer.make_tokenizer(prepared)
-    features.compute_features(prepared)
     return make
 
 
@@ -138,7 +138,7 @@ def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
     def make(name: str, *overrides: str) -> Experiment:
         base = f"transfer.base_models={{en: {base_path}, ml: {base_path}}}"
         experiment = tone_recipe(name, base, *SHORT, *overrides)
-        make_subset(experiment)
+        subset.make_subset(experiment)
         transfer.make_start(experiment)
         return experiment
 

@@ -16,9 +16,9 @@ from icetransfer.experiment import Experiment, open_experiment
 
 STAGES = (
     corpora.prepare,
-    tokenizer.make_tokenizer,
     features.compute_features,
     subset.make_subset,
+    tokenizer.make_tokenizer,
 )
 MOST_KILLS = 100  # more, and the stages make no headway
 

@@ -171,7 +171,7 @@ def of_another_store(experiment, folder, **features):
 
 
 def test_kaldifeat_gets_what_it_expects_and_gives_the_same(tone_recipe, tmp_path, monkeypatch):
-    # A stand-in, which the processes of stage 3 import too.
+    # A stand-in, which the processes of stage 2 import too.
     (tmp_path / "kaldifeat.py").write_text(KALDIFEAT)
     monkeypatch.syspath_prepend(tmp_path)
     experiment = tone_recipe("kaldifeat")

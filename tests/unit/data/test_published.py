@@ -40,9 +40,9 @@ def run_stages(tmp_path: Path, language: str, corpus: dict[str, Any]) -> Experim
     experiment = create_experiment(tmp_path / "exp", load_config([], settings))
     download.download(experiment)
     corpora.prepare(experiment)
-    tokenizer.make_tokenizer(experiment)
     features.compute_features(experiment)
     subset.make_subset(experiment)
+    tokenizer.make_tokenizer(experiment)
     return experiment
 
 

@@ -1,6 +1,8 @@
 import pytest
 
-from icetransfer.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
+from icetransfer.data.subset import subset_path, training_texts
+from icetransfer.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer, write_tokens
+from icetransfer.experiment import Experiment
 
 SENTENCES = [f"de {a} zat bij het {b}" for a in ("kat", "hond", "muis") for b in ("raam", "vuur")]
 
@@ -77,3 +79,62 @@ def test_a_model_of_another_convention_is_refused(tmp_path):
         Tokenizer(other.getvalue())
     with pytest.raises(ValueError, match="does not exist"):
         Tokenizer(tmp_path / "bpe.model")
+
+
+def test_tokens_are_of_the_experiments_own_hours(tone_recipe):
+    short, long = tone_recipe("short", "hours=0.1min"), tone_recipe("long", "hours=0.5min")
+    assert short.lang_dir != long.lang_dir
+    assert set(training_texts(short)) < set(training_texts(long))
+    few = Tokenizer(short.lang_dir / "bpe.model")
+    expected = train_tokenizer([*training_texts(short)], short.config.data.vocab_size)
+    assert few.tokens == Tokenizer(expected).tokens
+    many = Tokenizer(long.lang_dir / "bpe.model")
+    assert few.tokens != many.tokens, "its two sentences do not hold what half a minute does"
+    lines = subset_path(short).read_text().splitlines()
+    assert len([*training_texts(short)]) == len(lines)
+
+
+def test_the_other_init_and_seed_have_the_same_tokens(tone_recipe):
+    one = tone_recipe("one", "hours=0.5min", "init=en", "seed=1")
+    written = (one.lang_dir / "bpe.model").read_bytes()
+    (one.lang_dir / "bpe.model").unlink()
+    other = tone_recipe("other", "hours=0.5min", "init=ml", "seed=2")
+    assert (other.lang_dir / "bpe.model").read_bytes() == written
+
+
+def with_text(experiment, *paths):
+    """The experiment with text of the user's, and no tokens yet."""
+    config = experiment.config
+    data = config.data.model_copy(update={"tokenizer_text": paths})
+    for path in experiment.lang_dir.iterdir():
+        path.unlink()
+    return Experiment(experiment.dir, config.model_copy(update={"data": data}))
+
+
+def test_text_of_the_users_is_added(tone_recipe, tmp_path, caplog):
+    text = tmp_path / "text.txt"
+    text.write_text("\ufeffZebra's, zwaluwen!\n\nводка\n zwaan zwam zwart\n", encoding="utf-8")
+    experiment = with_text(tone_recipe("text", "hours=0.7min"), text)
+    with caplog.at_level("INFO", logger="icetransfer"):
+        make_tokenizer(experiment)
+    assert "2 lines, 1 with foreign letters left out" in caplog.text
+    tokens = Tokenizer(experiment.lang_dir / "bpe.model")
+    assert tokens.unknown_characters("zebras zwaluwen") == ""
+    assert tokens.unknown_characters("водка") == "водка"
+
+
+def test_text_that_cannot_be_read_is_named(tone_recipe, tmp_path):
+    experiment = tone_recipe("bad", "hours=0.6min")
+    for name, content, message in (
+        ("missing.txt", None, "does not exist"),
+        ("audio.txt", b"RIFF\xff\xfe\x00", "not text in UTF-8"),
+        ("russian.txt", "водка\n".encode(), "no line of Dutch"),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} .*{message}|{message}.*{name}"):
+            make_tokenizer(with_text(experiment, path))
+    subset_path(experiment).unlink()
+    with pytest.raises(ValueError, match="run stage 3"):
+        make_tokenizer(with_text(experiment))

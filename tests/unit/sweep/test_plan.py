@@ -102,7 +102,7 @@ def test_dry_run_says_commands_audio_and_disk(
     (root / "egs" / "base_models" / "en.pt").write_bytes(bytes(1_000_000))
     estimate.print_plan(made, plan.make_plan(made))
     out = capsys.readouterr().out
-    assert "egs/nl/run.sh --stage 4 --stop-stage 10 --init en --hours 30min" in out
+    assert "egs/nl/run.sh --stage 3 --stop-stage 10 --init en --hours 30min" in out
     assert """'data.dir=a '"'"'b'"'"' $(c)'""" in out
     assert "1.87 h of audio, 0.028 GB of disk" in out  # 420 steps of 16 s; 2 + 5 x 4 + 1.5 x 4
     assert "1.87 h of audio, an unknown amount of disk" in out  # there is no ml.pt

@@ -25,7 +25,7 @@ STAND_IN = """#!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 printf '%s\\n' "$*" >>calls
-[[ "$*" != *"--stop-stage 3"* ]] || exit 0
+[[ "$*" != *"--stop-stage 2"* ]] || exit 0
 [[ "$*" != *"--init ${BREAK:-none} "* ]] || { echo "error: broken on purpose" >&2; exit 2; }
 sleep "${SLEEP:-0}"
 while [ "$1" != --exp ]; do shift; done
@@ -168,8 +168,8 @@ def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.Capture
     made = make(root)
     assert run_all(made)
     first = calls(root)
-    assert len([call for call in first if "--stop-stage 3" in call]) == 2
-    assert len([call for call in first if "--stage 4" in call]) == 2 * 2 * 2 + 2
+    assert len([call for call in first if "--stop-stage 2" in call]) == 2
+    assert len([call for call in first if "--stage 3" in call]) == 2 * 2 * 2 + 2
     out = capfd.readouterr().out
     assert "+5.00" in out
     assert f"report: {made.results / 'report.md'}" in out.replace("\n", "")
@@ -257,7 +257,7 @@ def test_killed_and_continued(root: Path) -> None:
         [sys.executable, "-c", code, str(root)], env=environment, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not any("--stage 4" in call for call in calls(root)):
+    while not any("--stage 3" in call for call in calls(root)):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -329,10 +329,10 @@ def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
 def test_stopped_by_a_signal_is_run_again(root: Path) -> None:
     made = make(root, languages="nl", hours="2min", inits="en", random_hours=())
     script = root / "egs" / "nl" / "run.sh"
-    again = '[[ "$*" == *"--stop-stage 3"* ]] || mkdir again 2>/dev/null && exit 75\n'
+    again = '[[ "$*" == *"--stop-stage 2"* ]] || mkdir again 2>/dev/null && exit 75\n'
     script.write_text(script.read_text().replace("sleep ", f"{again}sleep "))
     assert run_all(made)
-    assert sum("--stage 4" in call for call in calls(root)) == 2
+    assert sum("--stage 3" in call for call in calls(root)) == 2
 
 
 def test_a_stale_cell_is_put_aside(root: Path) -> None:
