@@ -19,7 +19,7 @@ it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds ar
 import argparse
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +60,7 @@ from icetransfer.analysis.sweep_results import (
     collect_gaps,
     language_gaps,
     read_results,
+    without_collapsed,
 )
 from icetransfer.config import hours_label
 
@@ -431,6 +432,22 @@ def conclusions(results: Sequence[Result], gaps: Gaps, resampling: Resampling) -
     return said + _holes(gaps, languages)
 
 
+def _collapsed_text(left_out: Sequence[Result]) -> list[str]:
+    """Names the results that are in no mean, a cell at a time."""
+    if not left_out:
+        return []
+    cells = Counter((r.language, r.init, r.point.hours) for r in left_out)
+    named = [
+        f"{language} {init} {hours_label(hours)} ({count})"
+        for (language, init, hours), count in sorted(cells.items())
+    ]
+    return [
+        f"{len(left_out)} results are in no mean, because their models say next to nothing (WER "
+        f"over 90 %, mostly deletions): {', '.join(named)}. Such a training has collapsed or not "
+        f"begun to recognise; of its start it says nothing."
+    ]
+
+
 def _holes(gaps: Gaps, languages: list[str]) -> list[str]:
     lacking: dict[str, list[Point]] = defaultdict(list)
     for point, by_language in gaps.items():
@@ -468,6 +485,7 @@ def analyse(
     Raises:
         ValueError: no measurement has both an EN and an ML result.
     """
+    results, left_out = without_collapsed(results)
     resampling = Resampling((result.language for result in results), resamples)
     wers = collect(results, resampling, utterances)
     gaps = collect_gaps(wers)
@@ -484,7 +502,12 @@ def analyse(
         "noise": noise_rows(wers),
         "wer_curve": curves,
         "hours_saved": savings,
-        "cannot_conclude": conclusions(results, gaps, resampling),
+        "left_out": [
+            {"language": r.language, "init": r.init, "seed": r.seed, "wer": r.wer}
+            | r.point._asdict()
+            for r in left_out
+        ],
+        "cannot_conclude": _collapsed_text(left_out) + conclusions(results, gaps, resampling),
         "method": {
             "gap": "WER(en) - WER(ml), points; mean over languages",
             "languages": resampling.languages,

@@ -30,7 +30,14 @@ from icetransfer.analysis import laws, study
 from icetransfer.analysis.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.analysis.gap_report import tier_label
 from icetransfer.analysis.significance import Array
-from icetransfer.analysis.sweep_results import COMPARED, FULL, collect, collect_gaps, read_results
+from icetransfer.analysis.sweep_results import (
+    COMPARED,
+    FULL,
+    collect,
+    collect_gaps,
+    read_results,
+    without_collapsed,
+)
 from icetransfer.config import hours_label
 from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
@@ -127,7 +134,8 @@ def read_evidence(path: Path, chunk_ms: int | None) -> Evidence:
     Raises:
         ValueError: it has no gap in fp32 at this latency.
     """
-    results = [r for r in read_results(path) if r.point.precision == FULL]
+    results, _ = without_collapsed(read_results(path))
+    results = [result for result in results if result.point.precision == FULL]
     tiers = sorted({r.point.chunk_ms for r in results})
     if chunk_ms is not None:
         results = [r for r in results if r.point.chunk_ms == chunk_ms]

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer.analysis import significance
+from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.config import Config, chunk_label, tier_folder
 from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
@@ -315,6 +316,20 @@ def costs_above_margin(experiment: Experiment) -> list[str]:
     return lines
 
 
+def collapsed_results(experiment: Experiment) -> list[str]:
+    """The results of a model that says next to nothing, named as the table names them."""
+    found = []
+    for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
+        path = run.folder(experiment.decode_dir) / "wer.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if has_collapsed(result["wer"], result.get("errors"), result.get("deletions")):
+                found.append(
+                    f"{run.test_set}, {run.engine}, {run.precision}, {chunk_label(run.chunk_size)}"
+                )
+    return found
+
+
 def _decoding_of(result: dict[str, Any]) -> Decoding:
     return Decoding(**{key: result[key] for key in Decoding.__dataclass_fields__})
 
@@ -351,6 +366,12 @@ def _run(experiment: Experiment) -> None:
         console.print(line, soft_wrap=True, markup=False)
     for line in costs_above_margin(experiment):
         log.warning("%s", line)
+    if silent := collapsed_results(experiment):
+        log.warning(
+            "%s: WER over 90 %%, mostly deletions: the model says next to nothing; "
+            "%s/train.log says what is wrong, docs/troubleshooting.md what to change",
+            ", ".join(silent), experiment.dir / "log",
+        )  # fmt: skip
     if missing:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)
 

@@ -36,6 +36,7 @@ from icetransfer.experiment import (
 from icetransfer.model.averaging import update_averaged_model
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
+from icetransfer.training.diagnosis import diagnose, moments, spread, token_entropy
 from icetransfer.training.distributed import World, join_world
 from icetransfer.training.faults import BAD_RUN, BadRun, StopSignals, naming_lost_workers
 from icetransfer.training.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
@@ -172,17 +173,17 @@ def forward_backward(
         if batch.ids:
             batch = replace(batch, features=augment(transform, batch.features, share.feature_lens))
         for part in batch.split(pieces):
-            losses, frames = compute_losses(run, part, part.features, *tier)
+            losses, _, out_lens = compute_losses(run, part, part.features, *tier)
             total = losses.total(simple, pruned, settings.ctc_loss_scale)
             run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            sums[number] += loss_sums(total, losses, frames)
+            sums[number] += loss_sums(total, losses, out_lens.sum())
     return sums.sum(0)
 
 
 def compute_losses(
     run: Run, batch: Batch, features: Tensor, chunk_size: int, left: int
-) -> tuple[TransducerLosses, Tensor]:
-    """Losses of a batch at a tier, and its encoder frames."""
+) -> tuple[TransducerLosses, Tensor, Tensor]:
+    """Losses of a batch at a tier, its encoder output (N, T4, C) and the lengths of that (N,)."""
     with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
         out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
         losses = transducer_loss(
@@ -194,7 +195,7 @@ def compute_losses(
             prune_range=run.settings.prune_range,
             backend=run.settings.loss_backend,
         )
-    return losses, out_lens.sum()
+    return losses, out, out_lens
 
 
 def loss_sums(total: Tensor, losses: TransducerLosses, frames: Tensor) -> Tensor:
@@ -252,6 +253,8 @@ def report(run: Run, meter: Meter, reporter: Reporter | None) -> None:
             numbers |= dev_wer(run.model, run.dev, run.tokenizer, settings, run.world)
         run.dev_scores[step] = numbers.get("wer", numbers["loss"])
         _write_numbers(run, reporter, numbers, "dev")
+        if 2 * step >= settings.max_steps and (found := diagnose(numbers)):
+            log.warning("after step %d of %d: %s", step, settings.max_steps, found)
 
 
 def _write_numbers(
@@ -278,17 +281,31 @@ def _rates(run: Run) -> dict[str, float]:
 
 @torch.no_grad()
 def dev_loss(run: Run, dev: list[Batch]) -> dict[str, float]:
-    """Mean losses for each encoder frame of all processes' dev batches, at one tier."""
+    """Of all processes' dev batches at one tier: mean losses for each encoder frame.
+
+    Beside them `spread` and `deaf_loss`, which `training/diagnosis.py` explains.
+    """
     settings = run.settings
     run.model.eval()
     sums = [torch.zeros(len(LOSSES) + 1, device=run.device)]
+    heard = [torch.zeros(run.model.dims.encoder_out_dim + 1, device=run.device)]
     for batch in dev:
         on_device = batch.to(run.device)
-        losses, frames = compute_losses(run, on_device, on_device.features, *dev_tier(settings))
+        losses, out, out_lens = compute_losses(
+            run, on_device, on_device.features, *dev_tier(settings)
+        )
         total = losses.total(settings.simple_loss_scale, 1.0, settings.ctc_loss_scale)
-        sums.append(loss_sums(total, losses, frames))
+        sums.append(loss_sums(total, losses, out_lens.sum()))
+        heard.append(moments(out, out_lens))
     run.model.train()
-    return per_frame(run.world.sum(torch.stack(sums).sum(dim=0)).tolist())
+    own = [torch.stack(sums).sum(0), torch.stack(heard).sum(0)]
+    numbers = run.world.sum(torch.cat([*own, own[0].new_tensor([token_entropy(dev)])])).cpu()
+    losses_and_frames, entropy = numbers[: len(LOSSES) + 1].tolist(), float(numbers[-1])
+    frames = losses_and_frames[-1]
+    return per_frame(losses_and_frames) | {
+        "spread": spread(numbers[len(LOSSES) + 1 : -1], frames),
+        "deaf_loss": entropy / max(frames, 1),
+    }
 
 
 def _step_seed(seed: int, step: int, share: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from icetransfer.analysis.bootstrap import Resampling
+from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.significance import Array, Utterances, read_utterances
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
@@ -51,6 +52,13 @@ class Result:
     engine: str = ""
     model_bytes: int | None = None
     recogs: Path | None = None
+    errors: int | None = None
+    deletions: int | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether it measures a model that says next to nothing, and so no gap."""
+        return has_collapsed(self.wer, self.errors, self.deletions)
 
 
 def read_results(path: Path) -> list[Result]:
@@ -112,6 +120,8 @@ def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
             engine=line.get("engine") or "",
             model_bytes=int(line["model_bytes"]) if line.get("model_bytes") else None,
             recogs=folder / line["recogs"] if line.get("recogs") else None,
+            errors=_count(line.get("errors")),
+            deletions=_count(line.get("deletions")),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}; expected numbers in hours, chunk_ms, wer") from None
@@ -120,6 +130,26 @@ def _parse(line: dict[str, str], where: str, folder: Path) -> Result:
     if result.engine not in ENGINES:
         raise ValueError(f"{where}: engine {result.engine!r} is none of {', '.join(ENGINES[:3])}")
     return result
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text else None
+
+
+def without_collapsed(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """The results that measure something, and those that are of a collapsed training.
+
+    Raises:
+        ValueError: all of them are.
+    """
+    kept = [result for result in results if not result.collapsed]
+    left_out = [result for result in results if result.collapsed]
+    if results and not kept:
+        raise ValueError(
+            f"all {len(results)} results are of models that say next to nothing (WER over 90 %, "
+            f"mostly deletions): nothing was measured; see docs/troubleshooting.md"
+        )
+    return kept, left_out
 
 
 Wers = dict[Point, dict[str, dict[tuple[str, int], Array]]]  # init -> (language, seed) -> WER

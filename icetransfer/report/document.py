@@ -35,8 +35,10 @@ from icetransfer.report.page import (
     Text,
 )
 from icetransfer.report.tables import (
+    COLLAPSED,
     INITS,
     TIE,
+    collapsed,
     cost_table,
     error_tables,
     latency_table,
@@ -77,7 +79,13 @@ def document(tree: Row, folder: str) -> Document:
         Text(
             f"**Bold**: the lowest WER of a language, amount of data and latency; {TIE}: EN and ML "
             f"cannot be told apart (the 95 % interval of their difference on the same utterances "
-            f"holds zero); ±: half of the 95 % interval of a WER."
+            f"holds zero); ±: half of the 95 % interval of a WER"
+            + (
+                f"; {COLLAPSED}: the model says next to nothing (WER over 90 %, mostly deletions) "
+                f"and stands in no mean."
+                if any(map(collapsed, tree["results"]))
+                else "."
+            )
         )
     )
     parts += [Heading("Size and speed"), TablePart(*size_table(tree["results"]))]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.gap_report import TableData, latency_order, tier_label
 from icetransfer.analysis.sweep_results import COMPARED, ENGINES, FULL
 from icetransfer.config import hours_label
@@ -12,10 +13,12 @@ from icetransfer.score import count_differing_tokens
 
 COLUMNS = (
     *("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer", "cer"),
-    *("engine", "seed", "words", "errors", "utterances", "failed", "rtf", "model_bytes", "recogs"),
+    *("engine", "seed", "words", "errors", "deletions", "utterances", "failed", "rtf"),
+    *("model_bytes", "recogs"),
 )
 INITS = ("en", "ml", "random")
 TIE = "≈"  # marks results that cannot be told apart
+COLLAPSED = "†"  # marks results of a model that says next to nothing
 
 Row = dict[str, Any]
 
@@ -26,6 +29,11 @@ def shipped(rows: Sequence[Row]) -> list[Row]:
     for row in sorted(rows, key=lambda r: ENGINES.index(r["engine"]), reverse=True):
         best[_measurement(row)] = row
     return list(best.values())
+
+
+def collapsed(row: Row) -> bool:
+    """Whether a result is of a model that says next to nothing, and stands in no mean."""
+    return has_collapsed(row["wer"], row.get("errors"), row.get("deletions"))
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
@@ -100,6 +108,8 @@ def _error_cell(
         half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2
         text += f" ± {half:.1f}"
     text += f" / {mean(repeats, 'cer'):.1f}"
+    if any(map(collapsed, repeats)):
+        text += f" {COLLAPSED}"
     return text + (f" {TIE}" if key in tied and repeats[0]["init"] in COMPARED else "")
 
 
@@ -233,8 +243,11 @@ def _agreement(rows: Sequence[Row], results: Path) -> str:
 def _control(rows: Sequence[Row]) -> str:
     """How far either seed is from random initialisation, fp32, mean over tiers and languages."""
     wers: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    silent = set()
     for row in shipped(rows):
-        if row["precision"] == FULL:
+        if collapsed(row):
+            silent |= {hours_label(row["hours"])} if row["init"] == "random" else set()
+        elif row["precision"] == FULL:
             wers[row["hours"], row["language"], row["test_set"]][row["init"]].append(row["wer"])
     margins: dict[tuple[float, str], list[float]] = defaultdict(list)
     for (hours, _, _), by_init in wers.items():
@@ -246,6 +259,14 @@ def _control(rows: Sequence[Row]) -> str:
         f"{init} by {sum(found) / len(found):+.1f} points at {hours_label(hours)}"
         for (hours, init), found in sorted(margins.items())
     ]
-    if not texts:
-        return ""
-    return f"Better than random initialisation (fp32, mean over latencies): {', '.join(texts)}."
+    said = []
+    if texts:
+        said.append(
+            f"Better than random initialisation (fp32, mean over latencies): {', '.join(texts)}."
+        )
+    if silent:
+        said.append(
+            f"Random initialisation has not begun to recognise anything at "
+            f"{', '.join(sorted(silent))} (WER over 90 %, mostly deletions): no margin is given."
+        )
+    return " ".join(said)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from icetransfer import config
+from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.experiment import Experiment
 from icetransfer.report import PLAN
 from icetransfer.score import planned_runs
@@ -92,9 +93,11 @@ def _wer(sweep: Sweep, cell: Cell) -> str:
     first = planned_runs(target.config)[0]
     result = jobs.read_json(first.folder(target.decode_dir) / "wer.json") or {}
     tier = config.chunk_label(first.chunk_size).partition(" (")[0]
-    return (
-        f"WER {result.get('wer', float('nan')):.2f} % ({first.test_set}, {tier}, {first.precision})"
-    )
+    wer = result.get("wer", float("nan"))
+    text = f"WER {wer:.2f} % ({first.test_set}, {tier}, {first.precision})"
+    if has_collapsed(wer, result.get("errors"), result.get("deletions")):
+        text += "; collapsed: it says next to nothing, and stands in no mean"
+    return text
 
 
 def _progress(experiment: Path, train: config.Train) -> str:

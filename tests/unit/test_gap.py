@@ -332,3 +332,21 @@ def test_a_folder_of_wer_json_is_the_same_as_results_csv(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no results"):
         read_results(tmp_path / "empty")
+
+
+def test_a_collapsed_training_is_in_no_mean(tmp_path: Path) -> None:
+    silent, wordy = {"errors": 97, "deletions": 80}, {"errors": 97, "deletions": 20}
+    rows = pair(30, 26, errors=30, deletions=5) + pair(33, 31, language="it")
+    rows += [pair(97, 40, language="pl", **silent)[0], pair(97, 40, language="pl")[1]]
+    rows += pair(97, 95, language="ro", **wordy)  # wrong, and not silent: it is a result
+    analysis = analyse(tmp_path, rows)
+    (row,) = analysis["mean_gap"]
+    assert row["gap"] == pytest.approx((4 + 2 + 2) / 3) and row["n_languages"] == 3
+    (left_out,) = analysis["left_out"]
+    assert (left_out["language"], left_out["init"], left_out["wer"]) == ("pl", "en", 97)
+    assert "1 results are in no mean" in analysis["cannot_conclude"][0]
+    assert "pl en 1h (1)" in analysis["cannot_conclude"][0]
+    assert gap_report.markdown(analysis, {}).count("pl en 1h") == 1
+    assert analyse(tmp_path, pair(30, 26))["left_out"] == []
+    with pytest.raises(ValueError, match="all 2 results are of models that say next to nothing"):
+        analyse(tmp_path, pair(97, 98, **silent))

@@ -133,6 +133,27 @@ def test_a_precision_that_costs_too_much_is_told_with_its_numbers(tmp_path: Path
     assert "(10.31 against 10.00, 500 words), more than 0.3; python -m icetransfer.remedy" in line
 
 
+def test_a_model_that_says_next_to_nothing_is_named(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    counts = {  # wer, errors, deletions
+        "fp32": {
+            16: (96.7, 578, 454),
+            -1: (96.7, 578, 200),
+        },  # mostly others: it speaks, if wrongly
+        "int8": {16: (90.0, 538, 500), -1: (3.3, 20, 19)},
+    }
+    for run in score.planned_runs(toy.config):
+        folder = run.folder(toy.decode_dir)
+        folder.mkdir(parents=True)
+        values = counts[run.precision][run.chunk_size]
+        result = dict(zip(("wer", "errors", "deletions"), values, strict=True))
+        (folder / "wer.json").write_text(json.dumps(result))
+    assert score.collapsed_results(toy) == [
+        "toy, sherpa, fp32, 320 ms (+130 ms look-ahead)",
+        "toy, torch, fp32, 320 ms (+130 ms look-ahead)",
+    ]
+
+
 def test_scoring_starts_without_torch() -> None:
     code = "import sys, icetransfer.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -253,6 +253,18 @@ def test_best_is_bold_and_ties_are_marked() -> None:
     assert table[1][0][-1] == "30.0 / 15.0", "nothing to be better than"
 
 
+def test_a_collapsed_result_is_marked_and_gives_no_control() -> None:
+    silent = {"errors": 97, "deletions": 90, "words": 100, "failed": 0}
+    rows = [result("ml", 30.0, failed=0), result("random", 97.0, **silent)]
+    (table,) = tables.error_tables(rows, None, bold=False).values()
+    assert [line[-1] for line in table[1]] == ["30.0 / 15.0", "97.0 / 48.5 †"]
+    (said,) = tables.remarks(rows, Path())
+    assert said.startswith("Random initialisation has not begun to recognise anything at 1h ")
+    rows[1] |= {"wer": 80.0}
+    (said,) = tables.remarks(rows, Path())
+    assert "ml by +50.0 points at 1h" in said
+
+
 def test_intervals_and_cost_are_reported(full: Path) -> None:
     tree = json.loads((full / "report.json").read_text())
     for row in tree["results"]:
