@@ -118,6 +118,15 @@ def _rates(hours: str, steps: int, seed: int = 1) -> Iterator[Cell]:
         yield Cell("nl", "slots", hours, init, steps, 16, loaded, frozen, seed=seed)
 
 
+def _short(hours: str, steps: int, seed: int = 1) -> Iterator[Cell]:
+    """Few steps, as the mini preset has: how fast, and whether what is new needs a faster rate."""
+    for (loaded, share), new, decoder in itertools.product(
+        ((0.1, 0), (0.3, 0), (0.3, 0.35), (1, 0)), (6, 12, 3, 1), (1, 0.1)
+    ):
+        frozen = int(share * steps)
+        yield Cell("nl", "slots", hours, "ml", steps, 16, loaded, frozen, new, decoder, seed=seed)
+
+
 def _length(seed: int = 1) -> Iterator[Cell]:
     """How many steps are enough at each amount, and whether short runs need faster projections."""
     for hours, steps, new in itertools.product(
@@ -139,13 +148,15 @@ def _real(recipe: str, data: str) -> Iterator[Cell]:
 
 
 GRIDS = {
+    "short-8min": lambda: _short("8min", 420),
     "rates-30min": lambda: _rates("30min", 2500),
-    "rates-2min": lambda: _rates("2min", 1000),
     "length": _length,
+    "rates-2min": lambda: _rates("2min", 1000),
     "real-nl": lambda: _real("nl", "nl_nathalie"),
     "rates-10h": lambda: _rates("10h", 8000),
     "batch": _batch,
     "real-it": lambda: _real("it", "it_asterisk_carlo"),
+    "short-8min-seed2": lambda: _short("8min", 420, seed=2),
     "rates-30min-seed2": lambda: _rates("30min", 2500, seed=2),
     "rates-2min-seed2": lambda: _rates("2min", 1000, seed=2),
     "length-seed2": lambda: _length(seed=2),

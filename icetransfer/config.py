@@ -206,8 +206,8 @@ class Schedule(Section):
 
     kind: Literal["cooldown", "eden"] = "cooldown"
     """Constant with a cool-down at the end, or icefall's Eden."""
-    warmup_steps: int = Field(100, ge=0)
-    """Steps in which the rate rises from half to its full value."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps in which the rate rises from half to its full value; null: a share of the run."""
     cooldown_fraction: float = Field(0.5, ge=0, le=1)
     """Share of the run, at its end, in which the rate falls to 5 %."""
     eden_batches: float = 7500
@@ -219,10 +219,12 @@ class Schedule(Section):
 class Train(Section):
     """Multi-latency fine-tuning."""
 
-    max_steps: int = Field(1000, ge=1)
-    """Steps (updates of the weights) of the whole run."""
-    batch_seconds: float = Field(60, gt=0)
-    """Audio of a batch, padding included."""
+    max_steps: int | None = Field(None, ge=1)
+    """Steps (updates of the weights) of the whole run; null: by the hours of data."""
+    epochs: float | None = Field(None, gt=0)
+    """The length in passes over the data at all speeds, as icefall counts; null: `max_steps`."""
+    batch_seconds: float | None = Field(None, gt=0)
+    """Audio of a batch, padding included; null: by the hours of data, and what memory holds."""
     accumulate: int = Field(1, ge=1)
     """Batches whose gradients are summed for a step, in each process."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -233,7 +235,7 @@ class Train(Section):
     """ScaledAdam's learning rate."""
     schedule: Schedule = Schedule()
     lr_scale: dict[Part, Annotated[float, Field(gt=0)]] = Field({})
-    """Factor on the learning rate, part by part."""
+    """Factor on the learning rate, part by part; other parts have what the scheme gives them."""
     freeze: dict[Part, Annotated[int, Field(ge=-1)]] = Field({})
     """Steps that a part stays as it was loaded; -1: all."""
     clipping_scale: float = 2.0
@@ -246,8 +248,8 @@ class Train(Section):
     """Symbols a frame that the pruned transducer loss looks at."""
     simple_loss_scale: float = 0.5
     """Weight of the simple loss after the warm-up of the losses."""
-    loss_warmup_steps: int = 60
-    """Steps until the pruned loss has its full weight."""
+    loss_warmup_steps: int | None = Field(None, ge=0)
+    """Steps until the pruned loss has its full weight; null: a share of the run."""
     ctc_loss_scale: float = 0.5
     """Weight of the CTC loss."""
     loss_backend: Literal["auto", "k2", "torch"] = "auto"
@@ -261,10 +263,10 @@ class Train(Section):
     """Folder or address of the training features as a lhotse Shar; null: read where they lie."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of training losses."""
-    valid_every: int = Field(200, ge=1)
-    """Steps between dev losses."""
-    checkpoint_every: int = Field(200, ge=1)
-    """Steps between checkpoints."""
+    valid_every: int | None = Field(None, ge=1)
+    """Steps between dev losses; null: ten in a run, or every 1000 steps."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; null: ten in a run, or every 1000 steps."""
     keep_checkpoints: int = Field(3, ge=1)
     """How many of the last checkpoints are kept."""
     keep_best: int = Field(0, ge=0)
@@ -275,10 +277,20 @@ class Train(Section):
     """Stop after so many dev WERs that were no better; 0: never."""
     average_period: int = Field(20, ge=1)
     """Steps between updates of the running average of the weights."""
-    average_fraction: float = Field(0.3, gt=0, le=1)
+    average_fraction: float = Field(0.2, gt=0, le=1)
     """Share of the run, at its end, whose weights are averaged for decoding."""
     threads: int = Field(1, ge=1)
     """CPU threads of each process."""
+    branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Lengths, in steps, of shorter runs that `train --branch` can make out of this one."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "Train":
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("epochs and max_steps both say how long to train: set one of them")
+        if self.branches and self.schedule.kind != "cooldown":
+            raise ValueError("branches need schedule.kind=cooldown: Eden's rate is never constant")
+        return self
 
     @model_validator(mode="after")
     def _check_early_stop(self) -> "Train":

@@ -73,6 +73,11 @@ class Experiment:
         return self.dir / "checkpoints"
 
     @property
+    def scheme_path(self) -> Path:
+        """What the training has decided where the config does not say: see `training/scheme.py`."""
+        return self.dir / "scheme.json"
+
+    @property
     def stopped_early_path(self) -> Path:
         """Holds the last step of a run that stopped before the config's."""
         return self.checkpoints_dir / "stopped-early"
@@ -82,7 +87,12 @@ class Experiment:
         """The step at which training ends or, after an early stop, has ended."""
         if self.stopped_early_path.is_file():
             return int(self.stopped_early_path.read_text(encoding="utf-8"))
-        return self.config.train.max_steps
+        if self.config.train.max_steps is not None:
+            return self.config.train.max_steps
+        if not self.scheme_path.is_file():
+            raise ValueError(f"{self.scheme_path} does not exist: run stage 6, which makes it")
+        decided = json.loads(self.scheme_path.read_text(encoding="utf-8"))["values"]
+        return int(decided["max_steps"])
 
     @property
     def averaged_checkpoint(self) -> Path:
@@ -226,12 +236,21 @@ def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
         doc: the module's docstring, for `--help`.
         stage: what the stage does.
     """
+    run_logged(stage_parser(doc).parse_args().exp, stage)
+
+
+def stage_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a stage: `--exp`, to which it may add options of its own."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
-    args = parser.parse_args()
-    main(lambda: _run_logged(open_experiment(args.exp), stage))
+    return parser
+
+
+def run_logged(directory: Path, stage: Callable[[Experiment], None]) -> None:
+    """Runs a stage on an experiment, with a log file and its cost, as `run_stage` does."""
+    main(lambda: _run_logged(open_experiment(directory), stage))
 
 
 def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:

@@ -24,6 +24,7 @@ from icetransfer.score import planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
 from icetransfer.streaming.exported import Exported
+from icetransfer.training.scheme import settle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN = Path("exp/random-all-seed1")
@@ -120,7 +121,7 @@ def _facts(name: str, run: Experiment) -> dict[str, str | int]:
         "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
         "command": f"`egs/{BASE_RECIPES[name]}/run.sh`",
         "commit": stages["transfer"]["git_commit"],
-        "steps": f"{config.train.max_steps} of {config.train.batch_seconds:g} s",
+        "steps": f"{run.final_step} of {settle(run).config.train.batch_seconds:g} s",
         "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",
         "parameters": sum(value.numel() for value in weights.values()),
         "tokens": dims.vocab_size,
@@ -169,7 +170,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
             f"{name}: {found['hours']:.4g} h, {found['speakers']} speakers"
             for name, found in subset.get("corpora", {}).items()
         ),
-        "training": f"{config.train.max_steps} steps, seed {config.seed}",
+        "training": f"{experiment.final_step} steps, seed {config.seed}",
         "search": config.decode.search,
         "checkpoint's sha256": f"`{exported['made_of']['sha256']}`",
         "commit of the export": f"`{exported['provenance']['git_commit']}`",

@@ -28,20 +28,23 @@ from icetransfer.experiment import (
     RUN_AGAIN,
     Experiment,
     log,
-    run_stage,
+    run_logged,
     seed_everything,
     sha256,
+    stage_parser,
     write_provenance,
 )
 from icetransfer.model.averaging import update_averaged_model
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
+from icetransfer.training.branch import make_branch
 from icetransfer.training.diagnosis import diagnose, moments, spread, token_entropy
 from icetransfer.training.distributed import World, join_world
 from icetransfer.training.faults import BAD_RUN, BadRun, StopSignals, naming_lost_workers
 from icetransfer.training.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
 from icetransfer.training.memory import until_it_fits
 from icetransfer.training.monitor import LOSSES, Meter, Reporter, per_frame
+from icetransfer.training.preflight import begin_settled
 from icetransfer.training.resume import (
     Run,
     agree_on_newest,
@@ -54,6 +57,7 @@ from icetransfer.training.resume import (
     set_frozen,
     start_run,
 )
+from icetransfer.training.scheme import Settled
 from icetransfer.training.validate import dev_wer
 
 # The regularisers' schedules count batches of full-size training.  A run from scratch, however
@@ -77,7 +81,7 @@ def dev_tier(settings: Train) -> tuple[int, int]:
     return chunk_size, -1 if chunk_size == -1 else max(settings.left_context_frames)
 
 
-def schedule_count(settings: Train, step: int, from_scratch: bool) -> float:
+def schedule_count(settings: Settled, step: int, from_scratch: bool) -> float:
     """Where the regularisers' schedules are at a step."""
     if not from_scratch:
         return TRAINED_BATCHES
@@ -321,9 +325,11 @@ def begin(experiment: Experiment, world: World) -> Run | None:
     if newest and newest[0] == experiment.final_step:
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return None
-    settings = experiment.config.train
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(experiment.config.train.threads)
+    if newest is None:
+        experiment = begin_settled(experiment, world, forward_backward)
     run = start_run(experiment, newest, world)
+    settings = run.settings
     _ = run.dev  # read now, so that what is wrong with it is not found after hours
     if run.step:
         log.info("going on from step %d", run.step)
@@ -430,5 +436,19 @@ def write_train_provenance(run: Run, first: int, seconds: float) -> None:
     )
 
 
+def _run() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument(
+        "--branch", type=int, metavar="STEPS",
+        help="train a shorter run from where it would leave this one, in DIR-<STEPS>steps",
+    )  # fmt: skip
+    args = parser.parse_args()
+
+    def stage(experiment: Experiment) -> None:
+        train(experiment if args.branch is None else make_branch(experiment, args.branch))
+
+    run_logged(args.exp, stage)
+
+
 if __name__ == "__main__":
-    run_stage(__doc__, train)
+    _run()

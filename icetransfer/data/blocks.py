@@ -66,6 +66,8 @@ class Screen:
         left_out: cuts, by reason.
         examples: the first cut of each reason.
         unknown: characters outside the vocabulary.
+        longest: feature frames and tokens of the longest cut that passed.
+        fullest: those of the one with most tokens for its frames.
     """
 
     tokenizer: Tokenizer
@@ -73,6 +75,8 @@ class Screen:
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
+    longest: tuple[int, int] = (0, 0)
+    fullest: tuple[int, int] = (1, 0)
 
     def text(self, cut_id: str, text: str, num_frames: int) -> str | None:
         """What a cut is trained on; None where that is nothing or does not fit its length."""
@@ -89,6 +93,9 @@ class Screen:
         elif len(tokens) > encoder_frames(num_frames):
             reason = "more tokens than encoder frames"
         else:
+            size = num_frames, len(tokens)
+            self.longest = max(self.longest, size)
+            self.fullest = max(self.fullest, size, key=lambda found: found[1] / found[0])
             return text
         self.left_out[reason] += 1
         self.examples.setdefault(reason, cut_id)
@@ -319,6 +326,7 @@ def _make_blocks(origin: Origin, folder: Path, sources: dict[str, str], size: in
     index = {
         "blocks": blocks, "cuts": cuts, "seconds": seconds, "sources": sources,
         "messages": screen.messages(),
+        "longest": screen.longest, "fullest": screen.fullest,
     }  # fmt: skip
     atomic.write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
 

@@ -426,6 +426,7 @@ def train_loader(
 ) -> TrainLoader:
     """The loader of an experiment's blocks, as its config wants it."""
     settings = experiment.config.train
+    assert settings.batch_seconds is not None, "settled when the run begins"
     noise = None if settings.noise.path is None else Noise(settings.noise, experiment.config.seed)
     origins = [(training_data(experiment), settings.shar, 1.0)]
     if mixed := mixed_data(experiment):

@@ -23,6 +23,7 @@ from icetransfer.settings.tree import YAML_LOADER
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours
 from icetransfer.sweep.slurm import plain
+from icetransfer.training import scheme
 
 MODELS = Path(__file__).parents[1] / "base_models.yaml"
 AUDIO_BYTES = 16_000 * 2 * 3600  # of an hour, as 16-bit samples
@@ -42,7 +43,7 @@ class Needs:
 
 def cell_needs(wanted: config.Config, root: Path) -> Needs:
     """The audio that a cell trains on, as full as its batches may be, and its disk."""
-    train = wanted.train
+    train = _settled(wanted)
     audio = train.max_steps * train.batch_seconds * train.accumulate / 3600
     model = _model_bytes(wanted, root)
     if model is None:
@@ -50,6 +51,14 @@ def cell_needs(wanted: config.Config, root: Path) -> Needs:
     kept = train.keep_checkpoints + train.keep_best + 1
     models = 2 + CHECKPOINT_MODELS * kept + BUNDLE_MODELS * len(wanted.decode.chunk_sizes)
     return Needs(audio, model * models)
+
+
+def _settled(wanted: config.Config) -> scheme.Settled:
+    """The settings of a cell's training; those that its hours decide too."""
+    assert wanted.hours is not None, "a cell's hours are said"
+    train = scheme.merge(wanted, scheme.decide(wanted, 3600 * wanted.hours).values).train
+    assert isinstance(train, scheme.Settled)
+    return train
 
 
 def _model_bytes(wanted: config.Config, root: Path) -> float | None:
@@ -176,7 +185,7 @@ def probe(sweep: Sweep, cell: Cell) -> Pace:
         ValueError: it failed.
     """
     wanted = sweep.config(cell)
-    steps = min(PROBE_STEPS, wanted.train.max_steps)
+    steps = min(PROBE_STEPS, _settled(wanted).max_steps)
     arguments = sweep.arguments(cell)
     name = f"exp/{sweep.name}/probe-{plain(os.uname().nodename)}-{os.getpid()}"
     arguments[arguments.index("--exp") + 1] = name

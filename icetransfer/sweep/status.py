@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -23,6 +22,7 @@ from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan
 from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
+from icetransfer.training.scheme import Settled, settle
 
 TAIL = 20_000  # bytes of a metrics.jsonl that surely hold its last line about the training
 
@@ -53,7 +53,7 @@ def collect(sweep: Sweep) -> list[Row]:
             rows.append(Row(cell.name, jobs.SKIPPED, plan.skipped[cell]))
         else:
             wanted = sweep.config(cell)
-            progress = _progress(sweep.experiment(cell), wanted.train)
+            progress = _progress(Experiment(sweep.experiment(cell), wanted))
             rows.append(_job_row(runs[cell.name], queued, progress))
     return rows
 
@@ -100,9 +100,9 @@ def _wer(sweep: Sweep, cell: Cell) -> str:
     return text
 
 
-def _progress(experiment: Path, train: config.Train) -> str:
+def _progress(experiment: Experiment) -> str:
     """The step of a training, and the time left at the pace of its last steps."""
-    path = experiment / "metrics.jsonl"
+    path = experiment.dir / "metrics.jsonl"
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL), os.SEEK_SET)
@@ -117,7 +117,8 @@ def _progress(experiment: Path, train: config.Train) -> str:
                 last = numbers if numbers.get("kind") == "train" else last
     if last is None:
         return ""
-    step = last["step"]
+    step, train = last["step"], settle(experiment).config.train
+    assert isinstance(train, Settled)
     text = f"step {step}/{train.max_steps}"
     if step < train.max_steps and last.get("audio_per_second"):
         # The last steps' pace.  A batch is as full as batches are allowed to be.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from icetransfer.config import Config, Train
+from icetransfer.config import Config
 from icetransfer.data.blocks import hold_blocks
 from icetransfer.data.loader import (
     Batch,
@@ -46,6 +46,7 @@ from icetransfer.training.faults import (
     write_returns,
 )
 from icetransfer.training.optim import Cooldown, Eden, ScaledAdam
+from icetransfer.training.scheme import Settled, settle
 
 DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 
@@ -87,9 +88,11 @@ class Run:
     dev_scores: dict[int, float] = field(default_factory=dict)
 
     @property
-    def settings(self) -> Train:
-        """The config's train section."""
-        return self.experiment.config.train
+    def settings(self) -> Settled:
+        """The config's train section, with nothing open."""
+        settings = self.experiment.config.train
+        assert isinstance(settings, Settled)
+        return settings
 
     @property
     def device(self) -> torch.device:
@@ -109,22 +112,41 @@ class Run:
         return batches[self.world.rank :: self.world.size]
 
 
-def average_period(settings: Train) -> int:
+def average_period(settings: Settled) -> int:
     """Steps between updates of the running average; a very short run still has ten of them."""
     return min(settings.average_period, max(1, settings.max_steps // 10))
 
 
-def average_start(settings: Train) -> int:
-    """The step after which the final average begins, on an update of the running average."""
+def average_start(settings: Settled, steps: int | None = None) -> int:
+    """The step after which the final average begins, on an update of the running average.
+
+    Args:
+        settings: of the run.
+        steps: the length of a branch of it; None for the run itself.
+    """
     period = average_period(settings)
-    return int(settings.max_steps * (1 - settings.average_fraction)) // period * period
+    length = settings.max_steps if steps is None else steps
+    return int(length * (1 - settings.average_fraction)) // period * period
 
 
-def is_regular(settings: Train, step: int) -> bool:
+def branch_point(settings: Settled, steps: int) -> int:
+    """The last step that a run of so many steps has in common with a longer one."""
+    constant = int(steps * (1 - settings.schedule.cooldown_fraction))
+    return min(constant, average_start(settings, steps))
+
+
+def needed_later(settings: Settled) -> set[int]:
+    """The steps whose checkpoints are used when the run is over, besides its last ones."""
+    branches = {branch_point(settings, steps) for steps in settings.branches}
+    return {average_start(settings)} | branches
+
+
+def is_regular(settings: Settled, step: int) -> bool:
     """Whether an undisturbed run has a checkpoint of this step."""
-    return step % settings.checkpoint_every == 0 or step in (
-        settings.max_steps,
-        average_start(settings),
+    return (
+        step % settings.checkpoint_every == 0
+        or step == settings.max_steps
+        or step in needed_later(settings)
     )
 
 
@@ -196,6 +218,7 @@ def start_run(
         ValueError: init.pt is missing or does not fit the tokens, or the data are others than
             those the run began with.
     """
+    experiment = settle(experiment)
     init = experiment.init_checkpoint
     if newest is None and not init.is_file():
         raise ValueError(f"{init} does not exist: run stage 5, which makes it")
@@ -214,6 +237,7 @@ def start_run(
             f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
         )
     settings = experiment.config.train
+    assert isinstance(settings, Settled)
     world.as_writer(lambda: hold_blocks(experiment))
     optimizer = make_optimizer(model, experiment.config)
     precision = choose_precision(settings.precision, world.device)
@@ -310,7 +334,7 @@ def set_frozen(optimizer: ScaledAdam, step: int) -> None:
                 parameter.requires_grad_(0 <= until < step)
 
 
-def _make_scheduler(optimizer: ScaledAdam, settings: Train) -> Cooldown | Eden:
+def _make_scheduler(optimizer: ScaledAdam, settings: Settled) -> Cooldown | Eden:
     schedule = settings.schedule
     if schedule.kind == "eden":
         return Eden(
@@ -366,6 +390,7 @@ def _delete_surplus(run: Run) -> None:
     scores = run.dev_scores
     measured = sorted(set(regular) & scores.keys(), key=lambda step: (scores[step], step))
     best = measured[: settings.keep_best]
+    best += sorted(needed_later(settings) & set(regular))
     if run.bad.in_a_row:  # where training would go back to
         best += [s for s in regular if s < run.bad.since][-1:]
     for step in passing + surplus(
@@ -420,6 +445,7 @@ def go_back(experiment: Experiment, bad: BadRun) -> None:
     if len(returns) == MAX_RETURNS:
         raise ValueError(describe_end(path, returns, bad))
     settings = experiment.config.train
+    assert isinstance(settings, Settled)
     steps = saved_steps(experiment)
     target = max((s for s in steps if s < bad.since and is_regular(settings, s)), default=0)
     # First these: a process that is killed between the two will come here once more.

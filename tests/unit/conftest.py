@@ -26,6 +26,7 @@ SHORT = (  # a run of seconds, with a checkpoint at steps 3, 5 (where the averag
     "train.checkpoint_every=3",
     "train.keep_checkpoints=2",
     "train.average_period=2",
+    "train.average_fraction=0.3",
     "train.log_every=2",
     "train.valid_every=4",
     "train.loss_backend=torch",

@@ -28,6 +28,8 @@ def make_run(root: Path, name: str, languages: list[str], dims: TransducerDims) 
         "init=random",
         f"data.dir={root / 'data' / name}",
         f"data.corpora={json.dumps(corpora)}",
+        "train.max_steps=20000",
+        "train.batch_seconds=20",
         "decode.splits=[dev, test]",
         "decode.engines=[torch]",
         "decode.chunk_sizes=[8, 16]",
@@ -37,6 +39,9 @@ def make_run(root: Path, name: str, languages: list[str], dims: TransducerDims) 
     save_checkpoint(run.averaged_checkpoint, build_transducer(dims, seed=len(languages)))
     stages = {"transfer": {"git_commit": "abc"}, "train": {"seconds": 600.0}}
     (run.dir / "provenance.json").write_text(json.dumps(stages))
+    run.manifests_dir.mkdir(parents=True)
+    subset = {"corpora": {corpus: {"hours": 1.5} for corpus in corpora}}
+    (run.manifests_dir / "subset-all.json").write_text(json.dumps(subset))
     for planned in planned_runs(run.config):
         percent = planned.chunk_size / (2 if planned.test_set.endswith("-dev") else 1)
         result: dict[str, Any] = {

@@ -171,7 +171,8 @@ def test_from_the_loop_to_the_losses_are_four_calls(prepare, monkeypatch):
 
     monkeypatch.setattr(train, "compute_losses", spy)
     train.train(prepare("chain", "train.max_steps=1", "train.valid_every=9"))
-    assert chains == {("train", "train_step", "forward_backward", "compute_losses")}
+    step, preflight = ("train", "train_step"), ("train", "begin")
+    assert chains == {(*way, "forward_backward", "compute_losses") for way in (step, preflight)}
 
 
 class HostReads(TorchDispatchMode):
@@ -243,7 +244,8 @@ def test_parts_freeze_and_have_their_own_rates(prepare, monkeypatch):
     assert not moved(8, "encoder.encoders.0.") and moved(1, "encoder.encoders.1.")
     assert moved(1, "joiner.")
     (first, *_) = (record for record in metrics(experiment) if record["kind"] == "train")
-    assert first["lr_joiner"] == 2 * first["lr"] == 4 * first["lr_encoder"]
+    assert first["lr_joiner"] == 4 * first["lr_encoder"]
+    assert first["lr_joiner"] == pytest.approx(20 * first["lr_encoder_embed"]), "the scheme's"
 
 
 def test_what_was_not_loaded_is_neither_frozen_nor_slowed(prepare):
@@ -372,5 +374,7 @@ def test_the_start_of_the_average_and_the_best_are_not_deleted(steps, keep, star
 
 def test_the_average_begins_on_an_update():
     assert resume.average_start(Train(max_steps=1000, average_fraction=0.3)) == 700
-    assert resume.average_start(Train(max_steps=1010, average_period=20)) == 700
+    assert (
+        resume.average_start(Train(max_steps=1010, average_period=20, average_fraction=0.3)) == 700
+    )
     assert resume.average_start(Train(max_steps=1000, average_fraction=1)) == 0

@@ -19,7 +19,7 @@ def test_defaults_files_and_command_line_in_that_order(minimal, tmp_path):
     over = tmp_path / "over.yaml"
     over.write_text("train: {max_steps: 7, lr: 0.01}\n")
     tree = config.load_config([minimal, over], ["train.lr=0.02"])
-    assert (tree.train.max_steps, tree.train.lr, tree.train.batch_seconds) == (7, 0.02, 60)
+    assert (tree.train.max_steps, tree.train.lr, tree.train.threads) == (7, 0.02, 1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,12 @@ from icetransfer.training.distributed import World
 
 REPO = Path(train.__file__).parent.parent
 # Two processes with 4 s, or one with 8 s, see the same steps.
-SETTINGS = ("train.max_steps=20", "train.checkpoint_every=20", "train.spec_augment.enabled=false")
+SETTINGS = (
+    *("train.max_steps=20", "train.checkpoint_every=20", "train.spec_augment.enabled=false"),
+    "train.lr_scale={encoder_embed: 1, encoder: 1, joiner: 1, simple_am_proj: 1, "
+    "simple_lm_proj: 1, ctc_output: 1}",
+    *("train.schedule.warmup_steps=100", "train.loss_warmup_steps=60"),
+)
 
 
 def free_port() -> str:
