@@ -15,10 +15,11 @@ import re
 import sys
 from pathlib import Path
 
-from icetransfer.experiment import Experiment, log, main, run_stage, sha256, write_provenance
+from icetransfer.experiment import Experiment, log, main, run_stage, write_provenance
 from icetransfer.model.averaging import average_models, average_range
 from icetransfer.model.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import TransducerModel
+from icetransfer.stage.stamp import Stamp, digests, sha256
 
 
 def average_run(experiment: Experiment) -> None:
@@ -28,10 +29,13 @@ def average_run(experiment: Experiment) -> None:
         ValueError: training is not finished.
     """
     target = experiment.averaged_checkpoint
-    if target.is_file():
+    last = experiment.final_step
+    final = experiment.checkpoints_dir / f"checkpoint-{last}.pt"
+    fraction = experiment.config.train.average_fraction
+    stamp = Stamp(target.with_suffix(".stamp.json"), digests([final]) | {"last": f"{fraction:g}"})
+    if stamp.is_current(target):
         log.info("skip: %s is complete", target)
         return
-    last = experiment.final_step
     paths = {
         int(path.stem.partition("-")[2]): path
         for path in experiment.checkpoints_dir.glob("checkpoint-*.pt")
@@ -40,7 +44,7 @@ def average_run(experiment: Experiment) -> None:
         raise ValueError(
             f"{experiment.checkpoints_dir} has no checkpoint of step {last}: run stage 6 to its end"
         )
-    wanted = last * (1 - experiment.config.train.average_fraction)
+    wanted = last * (1 - fraction)
     dims, _, end = read_checkpoint(paths.pop(last))
     if paths:
         start_step = min(sorted(paths), key=lambda step: abs(step - wanted))
@@ -50,6 +54,7 @@ def average_run(experiment: Experiment) -> None:
     model = TransducerModel(dims)
     model.load_state_dict(weights)
     save_checkpoint(target, model, averaged_steps=[start_step, last])
+    stamp.write()
     write_provenance(experiment, "average", averaged_sha256=sha256(target))
     log.info("steps %d to %d -> %s", start_step, last, target)
 

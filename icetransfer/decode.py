@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -34,10 +34,11 @@ from icetransfer.data.features import PADDING, fbank, read_manifest
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
-from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256, write_provenance
+from icetransfer.experiment import Experiment, log, provenance, run_stage, write_provenance
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import progress_bar
+from icetransfer.stage.stamp import sha256
 from icetransfer.streaming import latency
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
 from icetransfer.streaming.exported import Exported
@@ -354,11 +355,11 @@ def decode_run(
     experiment: Experiment,
     run: score.Decoding,
     cuts: list[Cut],
-    checkpoint_sha256: str,
+    made_from: Mapping[str, str | int],
     normalize: Normalizer,
     references: References | None = None,
 ) -> None:
-    """Decodes one test set in one way, unless that is done for this checkpoint.
+    """Decodes one test set in one way, unless that is done for what there is now.
 
     The latency is measured where `references` are given and the tier is a streaming one.
 
@@ -371,15 +372,18 @@ def decode_run(
     quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
         found = json.loads(target.read_text(encoding="utf-8"))
-        made = found["checkpoint_sha256"], found.get("quantisation", {})
-        if made == (checkpoint_sha256, quantisation):
+        made = {key: found[key] for key in made_from if key in found}
+        changed = [key for key in made if made[key] != made_from[key]]
+        if found.get("quantisation", {}) != quantisation:
+            changed.append("quantisation")
+        if not changed:
             log.info("skip: %s is complete", target)
             return
-        log.info("%s is of another checkpoint or export: decoding again", target)
+        log.info("%s is of another %s: decoding again", target, " and ".join(changed))
     if run.engine == "torch":
         model_bytes = experiment.averaged_checkpoint.stat().st_size
     else:
-        model_bytes = _check_export(experiment, run, checkpoint_sha256)
+        model_bytes = _check_export(experiment, run, str(made_from["checkpoint_sha256"]))
     load = os.getloadavg()[0]
     title = f"{run.test_set} {run.engine} {run.precision} {chunk_label(run.chunk_size)}"
     found, problems, seconds = recognise(make_engine(experiment, run), cuts, title)
@@ -392,8 +396,7 @@ def decode_run(
         "host_load": load,
         "model_bytes": model_bytes,
         "quantisation": quantisation,
-        "checkpoint_sha256": checkpoint_sha256,
-        "normalizer": normalize.version,
+        **made_from,
         "provenance": provenance(),
     }
     if references and run.chunk_size != -1:
@@ -453,9 +456,16 @@ def decode_all(experiment: Experiment) -> None:
         normalize = Normalizer(language)
         aligned = cache(partial(align_references, experiment, cuts, normalize))
         references = aligned if experiment.config.decode.latency else None
+        made_from: dict[str, str | int] = {
+            "checkpoint_sha256": checkpoint_sha256,
+            "test_set_sha256": sha256(experiment.manifests_dir / manifest),
+            "normalizer": normalize.version,
+        }
+        if experiment.config.decode.search == "modified_beam_search":
+            made_from["beam"] = experiment.config.decode.beam
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
-                decode_run(experiment, run, cuts, checkpoint_sha256, normalize, references)
+                decode_run(experiment, run, cuts, made_from, normalize, references)
     write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
 
 

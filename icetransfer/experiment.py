@@ -7,7 +7,6 @@ what is saved there.  Paths in a config are relative to the recipe's folder, whe
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -56,7 +55,13 @@ class Experiment:
 
     @property
     def lang_dir(self) -> Path:
-        """bpe.model and tokens.txt, shared by the experiments of the same hours."""
+        """bpe.model and tokens.txt: the experiment's own from stage 5 on, as the recipe's were."""
+        own = self.dir / "lang"
+        return own if (own / "bpe.model").is_file() else self.recipe_lang_dir
+
+    @property
+    def recipe_lang_dir(self) -> Path:
+        """bpe.model and tokens.txt of the recipe, shared by the experiments of the same hours."""
         of_all = self.data_dir / "lang"
         if (of_all / "bpe.model").is_file():  # of an earlier version: all hours had the same tokens
             return of_all
@@ -208,15 +213,6 @@ def write_provenance(experiment: Experiment, stage: str, **more: Any) -> None:
     stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stages[stage] = provenance(seed=experiment.config.seed, **more)
     atomic.write_text(path, json.dumps(stages, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def seed_everything(seed: int) -> None:

@@ -31,21 +31,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from icetransfer.config import Export, Precision, load_section, tier_folder
-from icetransfer.experiment import (
-    Experiment,
-    log,
-    main,
-    provenance,
-    run_stage,
-    sha256,
-    write_provenance,
-)
+from icetransfer.experiment import Experiment, log, main, provenance, run_stage, write_provenance
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.subsampling import FEATURE_DIM, WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState, TransducerModel
 from icetransfer.onnx.graph import name_layers, shorten_names, simplify
 from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import (
     Exported,
     check_vocabulary,

@@ -18,11 +18,12 @@ from icetransfer import experiment
 from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
-from icetransfer.experiment import Experiment, open_experiment, provenance, sha256
+from icetransfer.experiment import Experiment, open_experiment, provenance
 from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import Exported
 from icetransfer.training.scheme import settle
 

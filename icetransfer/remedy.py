@@ -39,12 +39,13 @@ from icetransfer.decode import (
     batches,
     make_rows,
 )
-from icetransfer.experiment import Experiment, log, provenance, run_stage, sha256
+from icetransfer.experiment import Experiment, log, provenance, run_stage
 from icetransfer.export import export_tiers
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.onnx.quantize import layer_names, quantize_encoder, same_file
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import progress_bar
+from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import PARTS, Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import Hypothesis

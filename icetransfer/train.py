@@ -23,6 +23,7 @@ from torch import Tensor
 
 from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
+from icetransfer.data.blocks import hold_blocks
 from icetransfer.data.loader import Batch
 from icetransfer.experiment import (
     RUN_AGAIN,
@@ -30,13 +31,13 @@ from icetransfer.experiment import (
     log,
     run_logged,
     seed_everything,
-    sha256,
     stage_parser,
     write_provenance,
 )
 from icetransfer.model.averaging import update_averaged_model
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 from icetransfer.training.branch import make_branch
 from icetransfer.training.diagnosis import diagnose, moments, spread, token_entropy
 from icetransfer.training.distributed import World, join_world
@@ -323,6 +324,7 @@ def begin(experiment: Experiment, world: World) -> Run | None:
     newest = agree_on_newest(experiment, world)
     world.as_writer(lambda: run_again_path(experiment).unlink(missing_ok=True))
     if newest and newest[0] == experiment.final_step:
+        world.as_writer(lambda: hold_blocks(experiment))  # refuses other data than it has learned
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return None
     torch.set_num_threads(experiment.config.train.threads)

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from icetransfer.config import Config
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.parts import is_in, require_matches
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import Stamp, digests, sha256
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_MODELS = Path(__file__).with_name("base_models.yaml")
@@ -41,14 +42,11 @@ class BaseModel:
     facts: dict[str, Any]
 
 
-def find_base_model(config: Config, key: str) -> BaseModel:
+def named_base_model(config: Config, key: str) -> BaseModel:
     """The checkpoint that the config names for "en" or "ml": an entry of the list, or a .pt file.
 
-    An entry that is not there yet is downloaded, if the list says from where.
-
     Raises:
-        ValueError: nothing is named, the name is unknown, the file is not there and cannot be
-            downloaded, or it is not the one that was downloaded.
+        ValueError: nothing is named, or the name is unknown.
     """
     where = f"transfer.base_models.{key}"
     name = dict(config.transfer.base_models).get(key)  # type: ignore[call-overload]
@@ -56,15 +54,26 @@ def find_base_model(config: Config, key: str) -> BaseModel:
         raise ValueError(f"{where} is not set: name a base model or a path to a .pt file")
     known: dict[str, dict[str, Any]] = yaml.safe_load(BASE_MODELS.read_text(encoding="utf-8"))
     if name in known:
-        base = BaseModel(name, REPOSITORY / known[name]["path"], known[name])
-    elif name.endswith(".pt"):
-        base = BaseModel(Path(name).stem, Path(name), {})
-    else:
-        raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
+        return BaseModel(name, REPOSITORY / known[name]["path"], known[name])
+    if name.endswith(".pt"):
+        return BaseModel(Path(name).stem, Path(name), {})
+    raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
+
+
+def find_base_model(config: Config, key: str) -> BaseModel:
+    """The `named_base_model`, downloaded if it is not there yet and the list says from where.
+
+    Raises:
+        ValueError: there is none of this name, it is not there and cannot be downloaded, or it is
+            not the one that was downloaded.
+    """
+    base = named_base_model(config, key)
     if not base.path.is_file():
         if "huggingface" not in base.facts:
             get = f"; get it from {base.facts['get']}" if "get" in base.facts else ""
-            raise ValueError(f"{where}={name}: {base.path} does not exist{get}")
+            raise ValueError(
+                f"transfer.base_models.{key}={base.name}: {base.path} does not exist{get}"
+            )
         download(base)
     hold_checksum(base)
     return base
@@ -241,16 +250,44 @@ def _adapted(dims: TransducerDims, config: Config, vocab_size: int) -> Transduce
     )
 
 
+def _stamp(experiment: Experiment, tokens: Path) -> Stamp:
+    """What init.pt is made from."""
+    config = experiment.config
+    inputs = digests([tokens]) | {"init": config.init, "seed": str(config.seed)}
+    inputs |= {"transfer": config.transfer.model_dump_json()}
+    if config.init != "random" or config.transfer.size is None:
+        base = named_base_model(config, "en" if config.init == "random" else config.init)
+        inputs |= {"base model": sha256(base.path) if base.path.is_file() else None}
+    return Stamp(experiment.dir / "transfer.stamp.json", inputs)
+
+
 def make_start(experiment: Experiment) -> None:
-    """Writes init.pt and transfer.json, unless they are there."""
+    """Writes init.pt, transfer.json and the experiment's tokens, unless they are still right.
+
+    Raises:
+        ValueError: the base model is not there or does not fit; or training has begun, and would
+            begin from something else now.
+    """
     report_path = experiment.dir / "transfer.json"
-    if experiment.init_checkpoint.is_file() and report_path.is_file():
+    tokens = experiment.recipe_lang_dir / "bpe.model"
+    tokenizer = Tokenizer(tokens)
+    stamp = _stamp(experiment, tokens)
+    if stamp.is_current(experiment.init_checkpoint, report_path):
         log.info("skip: %s is complete", experiment.init_checkpoint)
         return
-    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    if any(experiment.checkpoints_dir.glob("checkpoint-*.pt")):
+        raise ValueError(
+            f"{experiment.dir}: training has begun from another init.pt, tokens or base model than "
+            f"there are now; bring those back, or give the new ones an --exp of their own"
+        )
     model, report = make_init(experiment.config, tokenizer.vocab_size)
+    own = experiment.dir / "lang"
+    for path in (tokens, tokens.with_name("tokens.txt")):
+        with atomic.atomic_path(own / path.name) as temporary:
+            shutil.copyfile(path, temporary)
     save_checkpoint(experiment.init_checkpoint, model)
     atomic.write_text(report_path, json.dumps(report, indent=1) + "\n")
+    stamp.write()
     write_provenance(experiment, "transfer", init_sha256=sha256(experiment.init_checkpoint))
     for group, fates in report["groups"].items():
         for fate, totals in fates.items():

@@ -36,9 +36,10 @@ from numpy.typing import NDArray
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import UNK_ID, Tokenizer
-from icetransfer.experiment import Experiment, log, sha256
+from icetransfer.experiment import Experiment, log
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 
 BLOCK_CUTS = 20_000  # 50 MB in memory
 SHAR_BLOCK_CUTS = 2_000  # with their features, 0.7 GB of 12-second cuts

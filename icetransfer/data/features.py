@@ -38,9 +38,10 @@ from numpy.typing import NDArray
 from icetransfer import config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
-from icetransfer.experiment import Experiment, log, run_stage, sha256, write_provenance
+from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import minutes_of, progress_bar
+from icetransfer.stage.stamp import sha256
 
 NUM_BINS = 80
 FRAME_SHIFT = 0.01  # seconds

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 from icetransfer.config import hours_label
 from icetransfer.data.jsonl import read_jsonl_gz
+from icetransfer.data.utterances import SPLITS
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import Stamp, digests
 
 ORDER_SEED = "icetransfer subset 1"
 _KEY_BYTES = 32
@@ -297,10 +299,23 @@ def _summary(candidates: Candidates, taken: Rows, corpora: Iterable[str]) -> dic
     }
 
 
+def _stamp(experiment: Experiment, path: Path) -> Stamp:
+    """What a subset is made from: all manifests, and the rule that chooses."""
+    data, folder = experiment.config.data, experiment.manifests_dir
+    manifests = [folder / f"{c}_{split}.jsonl.gz" for c in data.corpora for split in SPLITS]
+    manifests += [folder / f"{corpus}_train_fbank.jsonl.gz" for corpus in data.corpora]
+    inputs = digests(manifests) | {
+        "rule": ORDER_SEED,
+        "seconds": f"{data.min_seconds:g} to {data.max_seconds:g}",
+    }
+    return Stamp(path.with_suffix(".stamp.json"), inputs)
+
+
 def make_subset(experiment: Experiment) -> None:
-    """Writes the list of the experiment's training cuts, unless it is there."""
+    """Writes the list of the experiment's training cuts, unless it is there and still right."""
     path = subset_path(experiment)
-    if path.is_file():
+    stamp = _stamp(experiment, path)
+    if stamp.is_current(path, path.with_suffix(".json")):
         log.info("skip: %s is complete", path)
         return
     candidates = _candidates(experiment, _held_out(experiment))
@@ -322,6 +337,7 @@ def make_subset(experiment: Experiment) -> None:
         for row in taken:
             corpus, cut_id = candidates.name(row)
             lines.write(f"{corpus} {cut_id}\n")
+    stamp.write()
     minutes = math.fsum(candidates.seconds[taken]) / 60
     log.info("%d recordings, %.2f minutes -> %s", len(taken), minutes, path)
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import sentencepiece
 
-from icetransfer.data.subset import training_texts
+from icetransfer.data.subset import subset_path, training_texts
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import Stamp, digests
 
 BLANK_ID = 0
 UNK_ID = 2
@@ -183,16 +184,26 @@ def make_tokenizer(experiment: Experiment) -> None:
     Raises:
         ValueError: the subset or a file of text is missing or not text, or there is too little.
     """
-    model_path, tokens_path = experiment.lang_dir / "bpe.model", experiment.lang_dir / "tokens.txt"
-    if model_path.is_file() and tokens_path.is_file():
-        log.info("skip: %s is complete", experiment.lang_dir)
+    folder = experiment.recipe_lang_dir
+    model_path, tokens_path = folder / "bpe.model", folder / "tokens.txt"
+    subset = subset_path(experiment)
+    data = experiment.config.data
+    manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
+    inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
+    inputs |= {
+        str(path): value for path in data.tokenizer_text for value in digests([path]).values()
+    }
+    stamp = Stamp(folder / "stamp.json", inputs)
+    if stamp.is_current(model_path, tokens_path):
+        log.info("skip: %s is complete", folder)
         return
     texts = [*training_texts(experiment), *given_texts(experiment)]
-    model = train_tokenizer(texts, experiment.config.data.vocab_size)
+    model = train_tokenizer(texts, data.vocab_size)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)
     write_tokens(tokenizer, tokens_path)
+    stamp.write()
     write_provenance(experiment, "tokenizer", vocab_size=tokenizer.vocab_size)
     log.info("%d tokens from %d sentences -> %s", tokenizer.vocab_size, len(texts), tokens_path)
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from icetransfer.experiment import log, sha256
+from icetransfer.experiment import log
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 
 PARTS = ("encoder", "decoder", "joiner")
 

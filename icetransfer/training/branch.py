@@ -11,8 +11,9 @@ import os
 import shutil
 
 from icetransfer.config import dump_config
-from icetransfer.experiment import Experiment, log, sha256, write_provenance
+from icetransfer.experiment import Experiment, log, write_provenance
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 from icetransfer.training.resume import average_period, branch_point, checkpoint_path
 from icetransfer.training.scheme import Scheme, Settled, save, settle
 

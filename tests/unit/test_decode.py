@@ -80,7 +80,9 @@ def test_complete_runs_are_skipped_and_stale_bundles_refused(decoded, tmp_path) 
     assert target.stat().st_mtime_ns == before
     sherpa = next(r for r in score.planned_runs(decoded.config) if r.engine == "sherpa")
     with pytest.raises(ValueError, match=r"was not exported from .* as it is now: run stage 8"):
-        decode.decode_run(decoded, sherpa, [], "another sha256", Normalizer("nl"))
+        decode.decode_run(
+            decoded, sherpa, [], {"checkpoint_sha256": "another sha256"}, Normalizer("nl")
+        )
 
 
 def test_one_bad_recording_costs_only_itself(decoded, tmp_path) -> None:

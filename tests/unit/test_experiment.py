@@ -5,6 +5,7 @@ import pytest
 
 from icetransfer import config, experiment
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import sha256
 
 CORPUS = "data.corpora.slots.kind=synthetic"
 
@@ -55,7 +56,7 @@ def test_provenance_of_two_stages_stands_side_by_side(tmp_path):
 
 def test_sha256_of_a_file(tmp_path):
     (tmp_path / "f").write_bytes(b"x" * 3_000_000)
-    assert experiment.sha256(tmp_path / "f") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+    assert sha256(tmp_path / "f") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

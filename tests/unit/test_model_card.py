@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from icetransfer.config import BASE_RECIPES, load_config
-from icetransfer.experiment import create_experiment, sha256
+from icetransfer.experiment import create_experiment
 from icetransfer.model.checkpoint import load_transducer, save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
 from icetransfer.model_card import RUN, publish
 from icetransfer.score import planned_runs
+from icetransfer.stage.stamp import sha256
 
 WORDS = 200
 CHARACTERS = 1000

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from icetransfer import transfer
-from icetransfer.experiment import sha256
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import SIZES, build_transducer
+from icetransfer.stage.stamp import sha256
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""Whether a stage's output was made from what is there now.
+
+A stamp is a file beside an output.  It holds what the stage has read, by name: digests of files,
+values of settings, the version of the stage's own format.  A stage whose stamp says the same is
+done; else it names what has changed and runs again, and the stages after it follow, because
+their stamps hold digests of its output.  An output without a stamp is of an earlier version, and is
+taken as it is.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from icetransfer.stage import atomic
+
+log = logging.getLogger("icetransfer")
+
+_SHOWN = 5
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str | None]:
+    """The SHA-256 of files by name; None for one that is not there, which says nothing."""
+    return {path.name: sha256(path) if path.is_file() else None for path in paths}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What an output is made from.
+
+    Attributes:
+        path: of the stamp.
+        inputs: digests and values, by name; None for what is not at hand any more, which is not
+            held against an output that is.
+    """
+
+    path: Path
+    inputs: Mapping[str, str | None]
+
+    def is_current(self, *outputs: Path) -> bool:
+        """Whether all outputs are there and were made from these inputs; says what has changed."""
+        if not all(output.is_file() for output in outputs):
+            return False
+        if not self.path.is_file():
+            return True
+        before: dict[str, str | None] = json.loads(self.path.read_text(encoding="utf-8"))
+        changed = [
+            name
+            for name in sorted({*before, *self.inputs})
+            if self.inputs.get(name, "") is not None
+            and before.get(name, "") is not None
+            and before.get(name) != self.inputs.get(name)
+        ]
+        if changed:
+            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            log.info(
+                "%s was made from something else: changed since: %s%s; making it again",
+                outputs[0], ", ".join(changed[:_SHOWN]), more,
+            )  # fmt: skip
+        return not changed
+
+    def write(self) -> None:
+        """Says that the outputs, which are written, were made from these inputs."""
+        atomic.write_text(self.path, json.dumps(dict(self.inputs), indent=1) + "\n")
