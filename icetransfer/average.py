@@ -44,6 +44,7 @@ def average_run(experiment: Experiment) -> None:
         raise ValueError(
             f"{experiment.checkpoints_dir} has no checkpoint of step {last}: run stage 6 to its end"
         )
+    stamp.renew(target)
     wanted = last * (1 - fraction)
     dims, _, end = read_checkpoint(paths.pop(last))
     if paths:
@@ -54,7 +55,6 @@ def average_run(experiment: Experiment) -> None:
     model = TransducerModel(dims)
     model.load_state_dict(weights)
     save_checkpoint(target, model, averaged_steps=[start_step, last])
-    stamp.write()
     write_provenance(experiment, "average", averaged_sha256=sha256(target))
     log.info("steps %d to %d -> %s", start_step, last, target)
 

@@ -270,16 +270,18 @@ def make_start(experiment: Experiment) -> None:
     """
     report_path = experiment.dir / "transfer.json"
     tokens = experiment.recipe_lang_dir / "bpe.model"
-    tokenizer = Tokenizer(tokens)
     stamp = _stamp(experiment, tokens)
     if stamp.is_current(experiment.init_checkpoint, report_path):
         log.info("skip: %s is complete", experiment.init_checkpoint)
         return
-    if any(experiment.checkpoints_dir.glob("checkpoint-*.pt")):
+    changed = stamp.changed()
+    if changed and any(experiment.checkpoints_dir.glob("checkpoint-*.pt")):
         raise ValueError(
-            f"{experiment.dir}: training has begun from another init.pt, tokens or base model than "
-            f"there are now; bring those back, or give the new ones an --exp of their own"
+            f"{experiment.dir}: training has begun from other things than there are now (changed: "
+            f"{', '.join(changed)}); bring those back, or give the new ones an --exp of their own"
         )
+    tokenizer = Tokenizer(tokens)
+    stamp.renew(experiment.init_checkpoint, report_path)
     model, report = make_init(experiment.config, tokenizer.vocab_size)
     own = experiment.dir / "lang"
     for path in (tokens, tokens.with_name("tokens.txt")):
@@ -287,7 +289,6 @@ def make_start(experiment: Experiment) -> None:
             shutil.copyfile(path, temporary)
     save_checkpoint(experiment.init_checkpoint, model)
     atomic.write_text(report_path, json.dumps(report, indent=1) + "\n")
-    stamp.write()
     write_provenance(experiment, "transfer", init_sha256=sha256(experiment.init_checkpoint))
     for group, fates in report["groups"].items():
         for fate, totals in fates.items():

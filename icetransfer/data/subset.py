@@ -318,6 +318,7 @@ def make_subset(experiment: Experiment) -> None:
     if stamp.is_current(path, path.with_suffix(".json")):
         log.info("skip: %s is complete", path)
         return
+    stamp.renew(path, path.with_suffix(".json"))
     candidates = _candidates(experiment, _held_out(experiment))
     if candidates.excluded:
         log.warning(
@@ -337,7 +338,6 @@ def make_subset(experiment: Experiment) -> None:
         for row in taken:
             corpus, cut_id = candidates.name(row)
             lines.write(f"{corpus} {cut_id}\n")
-    stamp.write()
     minutes = math.fsum(candidates.seconds[taken]) / 60
     log.info("%d recordings, %.2f minutes -> %s", len(taken), minutes, path)
 

@@ -197,13 +197,13 @@ def make_tokenizer(experiment: Experiment) -> None:
     if stamp.is_current(model_path, tokens_path):
         log.info("skip: %s is complete", folder)
         return
+    stamp.renew(model_path, tokens_path)
     texts = [*training_texts(experiment), *given_texts(experiment)]
     model = train_tokenizer(texts, data.vocab_size)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)
     write_tokens(tokenizer, tokens_path)
-    stamp.write()
     write_provenance(experiment, "tokenizer", vocab_size=tokenizer.vocab_size)
     log.info("%d tokens from %d sentences -> %s", tokenizer.vocab_size, len(texts), tokens_path)
 

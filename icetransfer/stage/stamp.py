@@ -48,20 +48,24 @@ class Stamp:
     path: Path
     inputs: Mapping[str, str | None]
 
+    def changed(self) -> list[str]:
+        """The inputs that are others than those the output was made from; none without a stamp."""
+        if not self.path.is_file():
+            return []
+        before: dict[str, str | None] = json.loads(self.path.read_text(encoding="utf-8"))
+        values = {name: (before.get(name, ""), self.inputs.get(name, "")) for name in self.inputs}
+        values |= {name: (value, "") for name, value in before.items() if name not in values}
+        return [
+            name
+            for name, (old, new) in sorted(values.items())
+            if None not in (old, new) and old != new
+        ]
+
     def is_current(self, *outputs: Path) -> bool:
         """Whether all outputs are there and were made from these inputs; says what has changed."""
         if not all(output.is_file() for output in outputs):
             return False
-        if not self.path.is_file():
-            return True
-        before: dict[str, str | None] = json.loads(self.path.read_text(encoding="utf-8"))
-        changed = [
-            name
-            for name in sorted({*before, *self.inputs})
-            if self.inputs.get(name, "") is not None
-            and before.get(name, "") is not None
-            and before.get(name) != self.inputs.get(name)
-        ]
+        changed = self.changed()
         if changed:
             more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
             log.info(
@@ -70,6 +74,12 @@ class Stamp:
             )  # fmt: skip
         return not changed
 
-    def write(self) -> None:
-        """Says that the outputs, which are written, were made from these inputs."""
+    def renew(self, *outputs: Path) -> None:
+        """Removes outputs that were made from something else; the stage writes them next.
+
+        In this order, a stage that is killed at any moment leaves no output with a wrong stamp, and
+        none without.
+        """
+        for output in outputs:
+            output.unlink(missing_ok=True)
         atomic.write_text(self.path, json.dumps(dict(self.inputs), indent=1) + "\n")

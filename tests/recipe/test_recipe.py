@@ -190,7 +190,7 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(copy: Path) -> None:
     assert [line.split()[2] for line in commands[:3]] == [
         "icetransfer.data.download",
         "icetransfer.data.corpora",
-        "icetransfer.data.tokenizer",
+        "icetransfer.data.features",
     ]
     assert len(commands) == 12
     assert "--nproc-per-node 2" in commands[6] and "icetransfer.train" in commands[6]

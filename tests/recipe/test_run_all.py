@@ -73,14 +73,15 @@ def test_smoke() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = REPO / "results" / "smoke"
     assert f"report: {results / 'report.md'}" in done.stdout
-    assert "Gap" in done.stdout
+    # after eight steps no model says anything, and the report knows
+    assert "models that say next to nothing (WER over 90 %, mostly deletions)" in done.stdout
     report = json.loads((results / "report.json").read_text())
     assert not report["missing"]
     assert not report["failures"]
     assert {row["init"] for row in report["results"]} == {"en", "ml", "random"}
     assert {row["chunk_ms"] for row in report["results"]} == {160, 320, 640, -1}
     assert {row["precision"] for row in report["results"]} == {"fp32", "int8"}
-    assert (results / "gap.json").is_file()
+    assert report["gap"] is None
     again = run_all("--smoke")
     assert again.returncode == 0
     assert "3 cells, 3 done already" in again.stdout
