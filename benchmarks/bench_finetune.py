@@ -127,6 +127,17 @@ def _short(hours: str, steps: int, seed: int = 1) -> Iterator[Cell]:
         yield Cell("nl", "slots", hours, "ml", steps, 16, loaded, frozen, new, decoder, seed=seed)
 
 
+def _freeze(hours: str, steps: int, new: float, seed: int = 1) -> Iterator[Cell]:
+    """What freezing first allows: a faster rate afterwards, for longer."""
+    for loaded, share, init in (
+        *((0.1, 0.35, "ml"), (0.3, 0.35, "ml"), (1, 0.35, "ml"), (0.3, 0.2, "ml")),
+        *((0.3, 0.5, "ml"), (0.1, 0, "ml"), (0.3, 0.35, "en"), (0.1, 0, "en")),
+    ):
+        yield Cell(
+            "nl", "slots", hours, init, steps, 16, loaded, int(share * steps), new, seed=seed
+        )
+
+
 def _length(seed: int = 1) -> Iterator[Cell]:
     """How many steps are enough at each amount, and whether short runs need faster projections."""
     for hours, steps, new in itertools.product(
@@ -148,6 +159,9 @@ def _real(recipe: str, data: str) -> Iterator[Cell]:
 
 
 GRIDS = {
+    "freeze-8min": lambda: _freeze("8min", 420, 6),
+    "freeze-30min": lambda: _freeze("30min", 2500, 1),
+    "freeze-2min": lambda: _freeze("2min", 1000, 2.5),
     "short-8min": lambda: _short("8min", 420),
     "rates-30min": lambda: _rates("30min", 2500),
     "length": _length,
