@@ -26,6 +26,7 @@ import yaml
 from pydantic import ValidationError
 
 from icetransfer import config
+from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
@@ -33,6 +34,7 @@ from icetransfer.stage import atomic, cost
 log = logging.getLogger("icetransfer")
 
 USER_ERROR = 2  # exit code of a mistake that the message explains
+SCHEME = "scheme.json"  # in an experiment folder: see `training/scheme.py`
 RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 
 
@@ -80,7 +82,7 @@ class Experiment:
     @property
     def scheme_path(self) -> Path:
         """What the training has decided where the config does not say: see `training/scheme.py`."""
-        return self.dir / "scheme.json"
+        return self.dir / SCHEME
 
     @property
     def stopped_early_path(self) -> Path:
@@ -138,9 +140,12 @@ def open_experiment(directory: Path) -> Experiment:
 
 
 def create_experiment(
-    directory: Path, resolved: config.Config, origins: Mapping[str, str] | None = None
+    directory: Path,
+    resolved: config.Config,
+    origins: Mapping[str, str] | None = None,
+    change: bool = False,
 ) -> Experiment:
-    """Saves the resolved config in the folder, or checks that the one saved there is the same.
+    """Saves the resolved config in the folder; where one is saved, changes it as far as may be.
 
     The recipe's data folder is held to the config it was made with in the same way, because all
     experiments of a recipe share it.
@@ -149,45 +154,101 @@ def create_experiment(
         directory: the experiment's.
         resolved: its config.
         origins: where the keys that are set came from, for `python -m icetransfer.config --exp`.
+        change: whether the course of a training that has begun may change.
 
     Raises:
         ValueError: the experiment or the data folder was made with another config.
     """
-    check_experiment(directory, resolved)
-    if origins is not None and not (directory / "config.yaml").is_file():
+    changed = check_experiment(directory, resolved, change)
+    saved = directory / "config.yaml"
+    if origins is not None and (changed or not saved.is_file()):
         atomic.write_text(directory / config.ORIGINS, json.dumps(origins, indent=1) + "\n")
-    for folder, tree in ((directory, resolved), (resolved.data.dir, resolved.data)):
-        saved = folder / "config.yaml"
-        if not saved.is_file():
-            atomic.write_text(saved, config.dump_config(tree))
+    if changed:
+        _record_change(directory, changed)
+        if any(effect_of(_key(line)) == "course" for line in changed):
+            (directory / SCHEME).unlink(missing_ok=True)  # decided again
+    if changed or not saved.is_file():
+        atomic.write_text(saved, config.dump_config(resolved))
+    own = resolved.data.dir / "config.yaml"
+    if not own.is_file():
+        atomic.write_text(own, config.dump_config(resolved.data))
     return Experiment(directory, resolved)
 
 
-def check_experiment(directory: Path, resolved: config.Config) -> None:
-    """Checks that what is saved of an experiment and its data, if anything, has this config.
+def check_experiment(directory: Path, resolved: config.Config, change: bool = False) -> list[str]:
+    """Checks that what is saved of an experiment and its data, if anything, may have this config.
+
+    Returns:
+        The keys that change in the experiment, a line each.
 
     Raises:
         ValueError: the experiment or the data folder was made with another config.
     """
-    _check_saved(directory, resolved, "this experiment", "another --exp")
-    _check_saved(resolved.data.dir, resolved.data, "this data folder", "another data.dir=D")
+    data = resolved.data.dir
+    fixed = [line for line in _changes(data, resolved.data, "data.") if _effect(line) == "meaning"]
+    if fixed:
+        raise ValueError(
+            f"{data / 'config.yaml'}: this data folder was made with other settings:"
+            f"{_listed(fixed)}\nuse another data.dir=D, or remove {data} to make it again"
+        )
+    changed = _changes(directory, resolved)
+    fixed = [line for line in changed if _effect(line) == "meaning"]
+    if fixed:
+        raise ValueError(
+            f"{directory / 'config.yaml'}: this experiment was made with other settings:"
+            f"{_listed(fixed)}\nwith these it is another experiment: add --exp {directory}-2, or "
+            f"remove {directory} to start again"
+        )
+    course = [line for line in changed if _effect(line) == "course"]
+    step = _last_step(directory)
+    if course and step and not change:
+        raise ValueError(
+            f"{directory / 'config.yaml'}: its training is at step {step}, and these change its "
+            f"course:{_listed(course)}\nadd --change to go on with them, which is recorded in "
+            f"{directory / 'provenance.json'}, or --exp {directory}-2 for a run of its own"
+        )
+    return changed
 
 
-def _check_saved(folder: Path, tree: Section, what: str, instead: str) -> None:
+def _changes(folder: Path, tree: Section, prefix: str = "") -> list[str]:
+    """The keys in which a folder's saved config differs from another, "train.lr: 0.045 -> 0.02"."""
     saved = folder / "config.yaml"
     if not saved.is_file():
-        return
+        return []
     old = yaml.safe_load(saved.read_text(encoding="utf-8"))
     with contextlib.suppress(ValidationError):  # what does not fit is shown as a difference
         # A key that came with a later version had its default.
         old = type(tree).model_validate(old).model_dump(mode="json")
-    lines = differences(old, tree.model_dump(mode="json"))
-    if lines:
-        raise ValueError(
-            f"{saved}: {what} was made with other settings:\n  "
-            + "\n  ".join(lines)
-            + f"\nuse {instead}, or remove {folder} to start it anew"
-        )
+    return differences(old, tree.model_dump(mode="json"), prefix)
+
+
+def _key(line: str) -> str:
+    return line.partition(":")[0]
+
+
+def _effect(line: str) -> Effect:
+    return effect_of(_key(line))
+
+
+def _listed(lines: list[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _last_step(directory: Path) -> int:
+    """The step of an experiment's last checkpoint, 0 where there is none."""
+    names = (path.stem for path in (directory / "checkpoints").glob("checkpoint-*.pt"))
+    return max((int(number) for name in names if (number := name[11:]).isdigit()), default=0)
+
+
+def _record_change(directory: Path, changed: list[str]) -> None:
+    """Says in the log and in provenance.json what changes in an experiment's config, and when."""
+    for line in changed:
+        log.warning("%s: changed (%s): %s", directory, _effect(line), line)
+    path = directory / "provenance.json"
+    tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": _last_step(directory)}
+    tree.setdefault("changes", []).append(now | {"keys": changed})
+    atomic.write_text(path, json.dumps(tree, indent=2) + "\n")
 
 
 def provenance(**more: Any) -> dict[str, Any]:
@@ -302,6 +363,9 @@ def _resolve() -> None:
     parser.add_argument("--exp", type=Path, help="experiment folder (default exp/<its name>)")
     parser.add_argument("--conf", type=Path, action="append", default=[], help="YAML file")
     parser.add_argument("--dry-run", action="store_true", help="check, and write nothing")
+    parser.add_argument(
+        "--change", action="store_true", help="let settings change a training that has begun"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
 
@@ -309,9 +373,10 @@ def _resolve() -> None:
         resolved = config.load_config(args.conf, args.overrides)
         directory = args.exp or Path("exp") / resolved.name
         if args.dry_run:
-            check_experiment(directory, resolved)
+            check_experiment(directory, resolved, args.change)
         else:
-            create_experiment(directory, resolved, config.origins(args.conf, args.overrides))
+            origins = config.origins(args.conf, args.overrides)
+            create_experiment(directory, resolved, origins, args.change)
         print(directory, resolved.data.dir, sep="\n")
 
     main(run)

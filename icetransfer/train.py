@@ -25,6 +25,7 @@ from icetransfer.config import Train
 from icetransfer.data.augment import augment, make_transform
 from icetransfer.data.blocks import hold_blocks
 from icetransfer.data.loader import Batch
+from icetransfer.data.subset import subset_path
 from icetransfer.experiment import (
     RUN_AGAIN,
     Experiment,
@@ -45,7 +46,7 @@ from icetransfer.training.faults import BAD_RUN, BadRun, StopSignals, naming_los
 from icetransfer.training.loss import TransducerLosses, loss_backend, loss_scales, transducer_loss
 from icetransfer.training.memory import until_it_fits
 from icetransfer.training.monitor import LOSSES, Meter, Reporter, per_frame
-from icetransfer.training.preflight import begin_settled
+from icetransfer.training.preflight import decide_and_try
 from icetransfer.training.resume import (
     Run,
     agree_on_newest,
@@ -323,13 +324,15 @@ def begin(experiment: Experiment, world: World) -> Run | None:
         log.setLevel(logging.ERROR)  # all of them have the same to say
     newest = agree_on_newest(experiment, world)
     world.as_writer(lambda: run_again_path(experiment).unlink(missing_ok=True))
+    world.as_writer(
+        lambda: decide_and_try(experiment, forward_backward, world.size, newest is not None)
+    )
     if newest and newest[0] == experiment.final_step:
-        world.as_writer(lambda: hold_blocks(experiment))  # refuses other data than it has learned
+        if subset_path(experiment).is_file():
+            world.as_writer(lambda: hold_blocks(experiment))  # refuses other data than it learned
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return None
     torch.set_num_threads(experiment.config.train.threads)
-    if newest is None:
-        experiment = begin_settled(experiment, world, forward_backward)
     run = start_run(experiment, newest, world)
     settings = run.settings
     _ = run.dev  # read now, so that what is wrong with it is not found after hours

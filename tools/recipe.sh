@@ -29,6 +29,7 @@ usage() {
   --conf FILE                more settings, over conf/default.yaml; may be repeated
   --gpus N                   train with N processes on each node, each with a GPU where there are some
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
+  --change                   let settings change the course of a training that has begun
   --dry-run                  print the commands of the stages, run nothing and write nothing
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
@@ -66,6 +67,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) help=true ;;
     --dry-run) dry_run=true ;;
+    --change) resolve+=(--change) ;;
     --stage | --stop-stage | --init | --hours | --seed | --conf | --exp | --gpus)
       [ $# -ge 2 ] || die "$1 needs a value; see $0 --help"
       case $1 in

@@ -73,7 +73,7 @@ def until_it_fits(step: int, shares: Sequence[Batch]) -> Iterator[Attempt]:
         pieces = min(2 * pieces, most)
         log.warning(
             "step %d: out of memory (%s) on the batch of %s: %s; trying again in %d pieces. If "
-            "this happens often, lower train.batch_seconds",
+            "this happens often, lower train.batch_seconds, and say --change",
             step, attempt.failure, size, names, pieces,
         )  # fmt: skip
         if torch.cuda.is_available():

@@ -18,9 +18,9 @@ from torch import Tensor
 from icetransfer.config import chunk_label
 from icetransfer.data.blocks import encoder_frames
 from icetransfer.data.loader import Batch
+from icetransfer.data.subset import subset_path
 from icetransfer.experiment import Experiment, log
 from icetransfer.training import scheme
-from icetransfer.training.distributed import World
 from icetransfer.training.faults import is_out_of_memory
 from icetransfer.training.resume import Run, start_run
 from icetransfer.training.scheme import Settled
@@ -157,41 +157,42 @@ def _memory(device: torch.device) -> str:
     return f" in {peak / 2**30:.1f} of {whole / 2**30:.0f} GiB of the GPU"
 
 
-def begin_settled(
-    experiment: Experiment, world: World, forward_backward: ForwardBackward
-) -> Experiment:
-    """The experiment with all of its settings, decided and tried where that was not done before.
+def decide_and_try(
+    experiment: Experiment, forward_backward: ForwardBackward, processes: int, is_begun: bool
+) -> None:
+    """Writes `scheme.json`, unless it is there: what the config leaves open, decided and tried.
+
+    Args:
+        experiment: whose hours are chosen; without them nothing is done.
+        forward_backward: `train.forward_backward`.
+        processes: that will train together.
+        is_begun: whether there is a checkpoint already; then nothing is tried.
 
     Raises:
         ValueError: what the run needs is not there, and says what.
     """
-
-    def decide_and_try() -> None:
-        if experiment.scheme_path.is_file():
-            return
-        config, seconds = experiment.config, scheme.training_seconds(experiment)
-        decided = scheme.decide(config, seconds, world.size)
-        is_open = config.train.batch_seconds is None
-        while misfit := preflight(_run(experiment, decided), forward_backward):
-            if not is_open:
-                log.warning(
-                    "preflight: %s; such a batch will be computed in pieces, which takes longer: "
-                    "lower train.batch_seconds, or leave it out to have it found", misfit,
-                )  # fmt: skip
-                break
-            batch = decided.values["batch_seconds"] / 2
-            log.info("preflight: %s; trying %g s", misfit, batch)
-            train = config.train.model_copy(update={"batch_seconds": batch})
-            fixed = config.model_copy(update={"train": train})
-            decided = scheme.decide(fixed, seconds, world.size)
-            decided.values["batch_seconds"] = batch
-            decided.reasons["batch_seconds"] = "the most that the memory holds, by halves"
-        for line in scheme.lines(decided):
-            log.info("%s", line)
-        scheme.save(experiment, decided)
-
-    world.as_writer(decide_and_try)
-    return scheme.settle(experiment)
+    if experiment.scheme_path.is_file() or not subset_path(experiment).is_file():
+        return
+    config, seconds = experiment.config, scheme.training_seconds(experiment)
+    decided = scheme.decide(config, seconds, processes)
+    is_open = config.train.batch_seconds is None
+    while not is_begun and (misfit := preflight(_run(experiment, decided), forward_backward)):
+        if not is_open:
+            log.warning(
+                "preflight: %s; such a batch will be computed in pieces, which takes longer: "
+                "lower train.batch_seconds, or leave it out to have it found", misfit,
+            )  # fmt: skip
+            break
+        batch = decided.values["batch_seconds"] / 2
+        log.info("preflight: %s; trying %g s", misfit, batch)
+        train = config.train.model_copy(update={"batch_seconds": batch})
+        fixed = config.model_copy(update={"train": train})
+        decided = scheme.decide(fixed, seconds, processes)
+        decided.values["batch_seconds"] = batch
+        decided.reasons["batch_seconds"] = "the most that the memory holds, by halves"
+    for line in scheme.lines(decided):
+        log.info("%s", line)
+    scheme.save(experiment, decided)
 
 
 def _run(experiment: Experiment, decided: scheme.Scheme) -> Run:

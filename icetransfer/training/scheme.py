@@ -82,7 +82,7 @@ def decide(config: Config, seconds: float, processes: int = 1) -> Scheme:
         set_to("max_steps", steps, why)
     if config.init != "random":
         scales, why = _rates(config, steps)
-        set_to("lr_scale", scales | dict(train.lr_scale), why)
+        set_to("lr_scale", scales, why)
     warmup = min(WARMUP_STEPS, round(WARMUP_SHARE * steps))
     share = f"{100 * WARMUP_SHARE:g} % of the steps, {WARMUP_STEPS} at most"
     if train.schedule.warmup_steps is None:
@@ -149,7 +149,10 @@ def merge(config: Config, values: Mapping[str, Any]) -> Config:
         section = tree
         for part in sections:
             section = section[part]
-        section[name] = value
+        if key == "lr_scale":
+            section[name] = value | section[name]
+        elif section[name] is None:
+            section[name] = value
     if "max_steps" in values:
         tree["epochs"] = None  # it is said in steps now
     return config.model_copy(update={"train": Settled.model_validate(tree)})

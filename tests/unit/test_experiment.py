@@ -20,11 +20,59 @@ def test_an_experiment_is_made_once_and_opened_again(tmp_path):
     assert experiment.open_experiment(tmp_path / "exp") == made == again
 
 
-def test_a_changed_config_is_refused_with_the_difference(tmp_path):
-    experiment.create_experiment(tmp_path / "exp", resolved(tmp_path))
-    with pytest.raises(ValueError, match=r"train\.max_steps: None -> 5") as error:
-        experiment.create_experiment(tmp_path / "exp", resolved(tmp_path, "train.max_steps=5"))
-    assert "another --exp" in str(error.value)
+def changed(tmp_path, *overrides, change=False, at_step=0):
+    """What happens to an experiment, at a step of its training, that is asked for with others."""
+    made = experiment.create_experiment(tmp_path / "exp", resolved(tmp_path))
+    if at_step:
+        made.checkpoints_dir.mkdir(exist_ok=True)
+        (made.checkpoints_dir / f"checkpoint-{at_step}.pt").touch()
+    wanted = resolved(tmp_path, *overrides)
+    return experiment.create_experiment(tmp_path / "exp", wanted, {}, change)
+
+
+def test_what_an_experiment_means_is_not_changed(tmp_path):
+    for override, difference in (
+        ("seed=2", "seed: 1 -> 2"),
+        ("transfer.ctc=false", "transfer.ctc: True -> False"),
+        ("train.chunk_sizes=[16]", r"train.chunk_sizes: \[8, 16, 32, -1\] -> \[16\]"),
+    ):
+        with pytest.raises(ValueError, match=difference) as error:
+            changed(tmp_path, override, change=True)
+        assert f"add --exp {tmp_path / 'exp'}-2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.workers=4", "train.log_every=7", "train.keep_checkpoints=1", "train.threads=2"),
+        *("decode.batch_streams=3", "data.features.jobs=1", "decode.chunk_sizes=[16, 64]"),
+        *("decode.search=modified_beam_search", "export.int8.decoder=true", "remedy.int8=1"),
+    ],
+)
+def test_what_does_not_touch_the_training_is_free_and_recorded(tmp_path, override, caplog):
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        made = changed(tmp_path, override, at_step=40)
+    key = override.partition("=")[0]
+    assert experiment.open_experiment(made.dir).config == made.config
+    (record,) = json.loads((made.dir / "provenance.json").read_text())["changes"]
+    assert record["step"] == 40 and record["keys"][0].startswith(f"{key}: ")
+    assert f"{key}: " in caplog.text
+    again = experiment.create_experiment(made.dir, resolved(tmp_path, override), {})
+    assert again == made, "nothing changes the second time"
+    assert len(json.loads((made.dir / "provenance.json").read_text())["changes"]) == 1
+
+
+def test_the_course_of_a_training_changes_when_asked_for(tmp_path):
+    override = "train.batch_seconds=30"
+    assert changed(tmp_path, override).config.train.batch_seconds == 30, "nothing has begun"
+    with pytest.raises(ValueError, match=r"is at step 200, .*[\s\S]*add --change to go on"):
+        changed(tmp_path, "train.max_steps=900", at_step=200)
+    (tmp_path / "exp" / "scheme.json").write_text("{}")
+    made = changed(tmp_path, "train.max_steps=900", at_step=200, change=True)
+    assert made.config.train.max_steps == 900
+    assert not made.scheme_path.exists(), "what follows from the length is decided again"
+    records = json.loads((made.dir / "provenance.json").read_text())["changes"]
+    assert [r["step"] for r in records][-1] == 200
 
 
 def test_changed_data_are_refused_for_every_experiment_of_the_recipe(tmp_path):

@@ -171,8 +171,8 @@ def test_from_the_loop_to_the_losses_are_four_calls(prepare, monkeypatch):
 
     monkeypatch.setattr(train, "compute_losses", spy)
     train.train(prepare("chain", "train.max_steps=1", "train.valid_every=9"))
-    step, preflight = ("train", "train_step"), ("train", "begin")
-    assert chains == {(*way, "forward_backward", "compute_losses") for way in (step, preflight)}
+    steps = {chain for chain in chains if "train_step" in chain}  # the others are preflight's
+    assert steps == {("train", "train_step", "forward_backward", "compute_losses")}
 
 
 class HostReads(TorchDispatchMode):
