@@ -100,6 +100,8 @@ class Data(Section):
     tokenizer_text: tuple[Path, ...] = ()
     """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
     features: Features = Features()
+    keep_apart: tuple[Literal["speakers", "sentences"], ...] = ()
+    """What training must not share with dev and test: such recordings are left out of it."""
     min_seconds: float = Field(0.5, gt=0)
     """Shorter training and dev recordings are left out."""
     max_seconds: float = Field(30, gt=0)

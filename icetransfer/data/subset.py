@@ -16,7 +16,7 @@ import itertools
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from icetransfer.config import hours_label
 from icetransfer.data.jsonl import read_jsonl_gz
-from icetransfer.data.utterances import SPLITS
+from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import Stamp, digests
@@ -45,6 +45,16 @@ class HeldOut:
 
     recordings: set[tuple[str, ...]] = field(default_factory=set)
     sentences: dict[str, set[str]] = field(default_factory=dict)  # of each test set
+    speakers: set[tuple[str, str]] = field(default_factory=set)  # and their corpus
+    dev_sentences: set[str] = field(default_factory=set)
+
+    def apart(self, corpus: str, cut: Mapping[str, Any], kinds: Sequence[str]) -> bool:
+        """Whether a cut has nothing in common with a dev or test split that it must not have."""
+        if "speakers" in kinds and (corpus, _speaker(cut)) in self.speakers:
+            return False
+        return "sentences" not in kinds or not any(
+            _text(cut) in sentences for sentences in (*self.sentences.values(), self.dev_sentences)
+        )
 
 
 def order_key(corpus: str, cut_id: str) -> bytes:
@@ -58,12 +68,16 @@ class Candidates:
     Attributes:
         corpora: names of the corpora.
         excluded: how many a dev or test split holds, and are not candidates.
+        set_apart: how many have a speaker or a sentence of a dev or test split, and are none.
+        shared_speakers: how many have such a speaker and are candidates.
         repeats: numbers of the candidates that have a sentence of a test set, by test set.
     """
 
     def __init__(self) -> None:
         self.corpora: list[str] = []
         self.excluded = 0
+        self.set_apart = 0
+        self.shared_speakers = 0
         self.repeats: dict[str, array[int]] = {}
         self._speaker_numbers: dict[tuple[str, str | None], int] = {}
         self._corpus, self._speaker = array("H"), array("I")
@@ -213,6 +227,10 @@ def _identities(cut: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...
     return (source, f"{cut['start']:.3f}"), (cut["id"], _text(cut))
 
 
+def _speaker(cut: Mapping[str, Any]) -> str:
+    return str(cut["supervisions"][0].get("speaker") or UNKNOWN_SPEAKER)
+
+
 def _text(cut: Mapping[str, Any]) -> str:
     return " ".join(supervision.get("text") or "" for supervision in cut["supervisions"])
 
@@ -225,8 +243,9 @@ def _held_out(experiment: Experiment) -> HeldOut:
         for split in ("dev", "test"):
             for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz"):
                 held_out.recordings.update(_identities(cut))
-                if split == "test":
-                    sentences.add(_text(cut))
+                (sentences if split == "test" else held_out.dev_sentences).add(_text(cut))
+                if (speaker := _speaker(cut)) != UNKNOWN_SPEAKER:
+                    held_out.speakers.add((corpus, speaker))
     return held_out
 
 
@@ -244,11 +263,14 @@ def _candidates(experiment: Experiment, held_out: HeldOut) -> Candidates:
             if not held_out.recordings.isdisjoint(_identities(cut)):
                 found.excluded += 1
                 continue
-            text = _text(cut)
+            if not held_out.apart(corpus, cut, data.keep_apart):
+                found.set_apart += 1
+                continue
+            text, speaker = _text(cut), _speaker(cut)
+            found.shared_speakers += (corpus, speaker) in held_out.speakers
             for test_set, sentences in held_out.sentences.items():
                 if text in sentences:
                     found.repeats[test_set].append(len(found))
-            speaker = cut["supervisions"][0].get("speaker")
             found.add(corpus, cut["id"], cut["duration"], key, speaker)
     return found
 
@@ -296,6 +318,8 @@ def _summary(candidates: Candidates, taken: Rows, corpora: Iterable[str]) -> dic
         "corpora": given,
         "sentences_in_test_sets": repeated,
         "in_dev_or_test": candidates.excluded,
+        "speakers_in_dev_or_test": candidates.shared_speakers,
+        "kept_apart": candidates.set_apart,
     }
 
 
@@ -307,6 +331,7 @@ def _stamp(experiment: Experiment, path: Path) -> Stamp:
     inputs = digests(manifests) | {
         "rule": ORDER_SEED,
         "seconds": f"{data.min_seconds:g} to {data.max_seconds:g}",
+        "keep_apart": " ".join(data.keep_apart),
     }
     return Stamp(path.with_suffix(".stamp.json"), inputs)
 
@@ -324,13 +349,23 @@ def make_subset(experiment: Experiment) -> None:
         log.warning(
             "%d training recordings are in a dev or test split too: left out", candidates.excluded
         )
+    if candidates.shared_speakers:
+        log.warning(
+            "%d training recordings are of speakers of a dev or test split: WER there is not that "
+            "of new voices; data.keep_apart=[speakers] leaves them out", candidates.shared_speakers,
+        )  # fmt: skip
+    if candidates.set_apart:
+        log.info("%d left out to keep %s apart", candidates.set_apart, " and ".join(
+            experiment.config.data.keep_apart
+        ))  # fmt: skip
     taken = select(candidates, experiment.config.hours)
     summary = _summary(candidates, taken, experiment.config.data.corpora)
     for test_set, count in summary["sentences_in_test_sets"].items():
         if count:
             log.warning(
-                "%d training recordings have a sentence of the test set %s", count, test_set
-            )
+                "%d training recordings have a sentence of the test set %s; "
+                "data.keep_apart=[sentences] leaves them out", count, test_set,
+            )  # fmt: skip
     for corpus, given in summary["corpora"].items():
         log.info("%s: %d recordings, %.4g h, %d speakers", corpus, *given.values())
     atomic.write_text(path.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")

@@ -38,6 +38,7 @@ STAGES = {
     "data.tokenizer_text": "4",
     "data.features": "2",
     "data.features.jobs": "1, 2",
+    "data.keep_apart": "3",
     "data.min_seconds": "1, 3",
     "data.max_seconds": "1, 3, 6",
     "transfer": "5",

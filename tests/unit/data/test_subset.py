@@ -8,6 +8,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icetransfer.data import subset
 from icetransfer.data.features import read_manifest, write_manifest
+from icetransfer.experiment import Experiment
 
 DURATIONS = {("a" if i % 3 else "b", f"cut-{i}"): 2.0 + i % 7 for i in range(600)}
 
@@ -180,6 +181,45 @@ def test_sentences_of_test_sets_are_counted(tone_recipe, caplog):
     assert summary["sentences_in_test_sets"]["spoken"] == repeats
     assert f"{repeats} training recordings have a sentence of the test set spoken" in caplog.text
     assert len(subset.read_subset(subset.subset_path(both))) == len(first)
+    subset.subset_path(both).unlink()
+
+
+def test_speakers_and_sentences_are_kept_apart_on_request(tone_recipe, caplog):
+    experiment = tone_recipe("apart")
+    first = read_manifest(experiment.manifests_dir / "tones_train.jsonl.gz")
+    text = first[4].supervisions[0].text
+    spoken = {
+        (name, of): make_cut(experiment.dir / f"{name}-{of}.flac", said, np.ones(16000))
+        for name, of, said in (
+            *(("train", "anna", "een"), ("train", "ben", text), ("train", "", "twee twee")),
+            *(("dev", "anna", "drie"), ("test", "", text)),
+        )
+    }
+    for (_, speaker), cut in spoken.items():
+        cut.supervisions[0].speaker = speaker or "unknown"
+    splits = {split: [c for (s, _), c in spoken.items() if s == split] for split in ("dev", "test")}
+    splits["train"] = [cut for (split, _), cut in spoken.items() if split == "train"]
+    both = with_corpus(experiment, "voices", splits)
+
+    def taken(*kinds):
+        data = both.config.data.model_copy(update={"keep_apart": kinds})
+        asked = Experiment(both.dir, both.config.model_copy(update={"data": data}))
+        subset.make_subset(asked)
+        summary = json.loads(subset.subset_path(asked).with_suffix(".json").read_text())
+        names = {
+            cut
+            for corpus, cut in subset.read_subset(subset.subset_path(asked))
+            if corpus == "voices"
+        }
+        return names, summary["speakers_in_dev_or_test"]
+
+    anna, ben, unknown = "train-anna", "train-ben", "train-"
+    with caplog.at_level("WARNING", logger="icetransfer"):
+        assert taken() == ({anna, ben, unknown}, 1)
+    assert "1 training recordings are of speakers of a dev or test split" in caplog.text
+    assert taken("speakers") == ({ben, unknown}, 0), "two unknown speakers need not be the same"
+    assert taken("sentences") == ({anna, unknown}, 1)
+    assert taken("speakers", "sentences") == ({unknown}, 0)
     subset.subset_path(both).unlink()
 
 
