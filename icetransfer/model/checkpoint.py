@@ -13,7 +13,6 @@ import re
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,24 +223,24 @@ def _check_kind(path: Path) -> None:
     elif path.suffix == ".nemo" or tarfile.is_tarfile(path):
         found = "a NeMo model or another archive, not an icefall Zipformer"
     elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                found = "a TorchScript program: give the checkpoint that it was made from"
-            elif (entry := _first_damaged(archive)) is not None:
-                raise DamagedError(
-                    f"{path} is damaged: its entry {entry} does not have the recorded checksum; "
-                    f"fetch or make it again"
-                )
+        names, damage = _read_archive(path)
+        if damage:
+            raise DamagedError(f"{path} is damaged: {damage}; fetch or make it again")
+        if any(name.endswith("/constants.pkl") for name in names):
+            found = "a TorchScript program: give the checkpoint that it was made from"
     if found:
         raise ValueError(f"{path} is {found}")
 
 
-def _first_damaged(archive: zipfile.ZipFile) -> str | None:
-    """The first entry that is not what was written; torch.load does not look."""
+def _read_archive(path: Path) -> tuple[list[str], str]:
+    """The names in a zip archive, and what is not as it was written; torch.load does not look."""
     try:
-        return archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        return str(error)
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+            damage = f"its entry {entry} does not have the recorded checksum" if entry else ""
+            return archive.namelist(), damage
+    except Exception as error:  # zipfile trusts the directory: damaged, it raises whatever it meets
+        return [], f"its directory cannot be read ({str(error) or type(error).__name__})"
 
 
 def _weights(entries: Mapping[str, Any]) -> dict[str, Tensor]:
