@@ -1,10 +1,10 @@
 """What a training does where its config does not say: batch, length, rates, freezing.
 
-Few numbers decide all of it, each measured (docs/decisions.md has the tables): what was loaded from
-the base model learns at a tenth of the rate of what is new; a short run gives what is new a faster
-rate, because ScaledAdam moves a weight by its rate at each step, so that rate times steps is how
-far it gets; and a run goes on until the audio it has seen was enough.  Whatever the config sets is
-kept.  The decisions and their reasons are printed when a run begins and saved in `scheme.json`,
+Few numbers decide all of it, each measured (docs/decisions.md has the tables).  What was loaded
+from the base model stays as it is while what is new learns to use it, then learns at a part of the
+rate.  A short run gives what is new a faster rate, because ScaledAdam moves a weight by its rate at
+each step, so that rate times steps is how far it gets.  And a run goes on until the audio it has
+seen was enough.  Whatever the config sets is kept.  The decisions and their reasons are printed when a run begins and saved in `scheme.json`,
 so that a run goes on as it began.
 
 This module imports no torch: the plan of a sweep asks it too.
@@ -28,7 +28,8 @@ LEAST_STEPS = 1500
 PASSES = 20  # over the data, up to MANY_HOURS of it
 MANY_HOURS = 100.0  # beyond, passes fall with the root of the hours
 
-LOADED = 0.1  # of the learning rate, for what the base model gives
+LOADED = 0.3  # of the learning rate, for what the base model gives
+FROZEN = 0.2  # of the steps, of up to NEW_STEPS of them, in which that stays as it was
 NEW_STEPS = 2500  # steps in which what is new learns enough at the full rate
 FASTEST = 6.0  # of the learning rate, for what is new in a short run
 
@@ -83,6 +84,12 @@ def decide(config: Config, seconds: float, processes: int = 1) -> Scheme:
     if config.init != "random":
         scales, why = _rates(config, steps)
         set_to("lr_scale", scales, why)
+        if not config.transfer.adapters.rank:
+            frozen = round(FROZEN * min(steps, NEW_STEPS))
+            set_to(
+                "freeze", dict.fromkeys(config.transfer.parts, frozen),
+                "what the base model gives waits until what is new has begun to use it",
+            )  # fmt: skip
     warmup = min(WARMUP_STEPS, round(WARMUP_SHARE * steps))
     share = f"{100 * WARMUP_SHARE:g} % of the steps, {WARMUP_STEPS} at most"
     if train.schedule.warmup_steps is None:
@@ -149,7 +156,7 @@ def merge(config: Config, values: Mapping[str, Any]) -> Config:
         section = tree
         for part in sections:
             section = section[part]
-        if key == "lr_scale":
+        if key in ("lr_scale", "freeze"):
             section[name] = value | section[name]
         elif section[name] is None:
             section[name] = value

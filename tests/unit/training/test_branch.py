@@ -21,6 +21,7 @@ BRANCHES = ("train.branches=[20, 32]",)
 RATES = (  # the scheme's depend on the length, a branch has those of its long run
     "train.lr_scale={encoder_embed: 1, encoder: 1, joiner: 1, simple_am_proj: 1, "
     "simple_lm_proj: 1, ctc_output: 1}",
+    "train.freeze={encoder_embed: 0, encoder: 0}",
 )
 
 

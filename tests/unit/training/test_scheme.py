@@ -41,13 +41,31 @@ def test_what_the_amounts_of_the_study_get():
     assert (short["batch_seconds"], short["max_steps"]) == (16, scheme.LEAST_STEPS)
     assert (paper["batch_seconds"], paper["max_steps"]) == (400, 18_000)
     assert (most["batch_seconds"], most["max_steps"]) == (400, 90_000)
-    assert paper["lr_scale"]["encoder"] == 0.1 and paper["lr_scale"]["joiner"] == 1
+    assert paper["lr_scale"]["encoder"] == 0.3 and paper["lr_scale"]["joiner"] == 1
 
 
 def test_a_short_run_moves_what_is_new_faster():
     fast = [values(1, f"train.max_steps={n}")["lr_scale"] for n in (100, 420, 1250, 5000)]
     assert [scales["joiner"] for scales in fast] == [6, 5.95, 2, 1]
-    assert all(scales["encoder"] == 0.1 and scales["decoder"] == 1 for scales in fast)
+    assert all(scales["encoder"] == 0.3 and scales["decoder"] == 1 for scales in fast)
+
+
+def test_what_was_loaded_waits():
+    waits = [values(1, f"train.max_steps={n}")["freeze"] for n in (100, 420, 2500, 90_000)]
+    assert [frozen["encoder"] for frozen in waits] == [20, 84, 500, 500]
+    assert all(set(frozen) == {"encoder_embed", "encoder"} for frozen in waits)
+    assert "freeze" not in values(1, "transfer.adapters.rank=4")
+    assert "freeze" not in values(1, "init=random")
+
+
+def test_the_parts_that_the_config_names_have_its_numbers():
+    words = ["language=nl", "data.corpora={a: {kind: folder, path: unused}}"]
+    words += ["train.lr_scale={encoder: 0.5, encoder.encoders.0: 0.7}", "train.freeze={encoder: 0}"]
+    config = load_config([], words)
+    settled = scheme.merge(config, scheme.decide(config, 3600).values).train
+    assert settled.lr_scale["encoder"] == 0.5 and settled.lr_scale["encoder.encoders.0"] == 0.7
+    assert settled.lr_scale["encoder_embed"] == 0.3
+    assert settled.freeze["encoder"] == 0 < settled.freeze["encoder_embed"]
 
 
 def test_what_the_config_says_is_kept():
@@ -56,7 +74,7 @@ def test_what_the_config_says_is_kept():
         "train.schedule.warmup_steps=8", "train.valid_every=9", "train.checkpoint_every=10",
         "train.lr_scale={encoder: 0.5, encoder.encoders.0: 0.7}",
     )  # fmt: skip
-    assert set(found) == {"lr_scale"}
+    assert set(found) == {"lr_scale", "freeze"}
 
 
 def test_epochs_count_every_speed_and_every_process():
@@ -72,7 +90,7 @@ def test_epochs_count_every_speed_and_every_process():
 def test_other_starts_have_other_rates():
     assert "lr_scale" not in values(1, "init=random")
     kept = values(1, "transfer.parts=[encoder_embed, encoder, decoder, joiner]")["lr_scale"]
-    assert kept["decoder"] == kept["joiner"] == 0.1 and kept["simple_am_proj"] >= 1
+    assert kept["decoder"] == kept["joiner"] == 0.3 and kept["simple_am_proj"] >= 1
     assert "ctc_output" not in values(1, "transfer.ctc=false")["lr_scale"]
     assert values(1, "transfer.adapters.rank=4")["lr_scale"]["encoder"] == 1
 
