@@ -4,10 +4,11 @@ Few numbers decide all of it, each measured (docs/decisions.md has the tables). 
 from the base model stays as it is while what is new learns to use it, then learns at a part of the
 rate.  A short run gives what is new a faster rate, because ScaledAdam moves a weight by its rate at
 each step, so that rate times steps is how far it gets.  And a run goes on until the audio it has
-seen was enough.  Whatever the config sets is kept.  The decisions and their reasons are printed when a run begins and saved in `scheme.json`,
-so that a run goes on as it began.
+seen was enough.
+Whatever the config sets is kept.
 
-This module imports no torch: the plan of a sweep asks it too.
+The decisions and their reasons are printed when a run begins and saved in `scheme.json`, so that a
+run goes on as it began.  This module imports no torch: the plan of a sweep asks it too.
 """
 
 import json
