@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,3 +52,18 @@ class UnusableError(Exception):
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason)
         self.reason, self.advice = reason, advice
+
+
+def id_of_path(name: str) -> str:
+    """The id of a recording that is known by its file: safe as a file's name.
+
+    It is the name without its suffix. A path with folders is joined by hyphens and ends in eight
+    digits of its hash, so that boek/1.flac is another recording than boek-1.flac, whatever else
+    the corpus holds.
+    """
+    path = Path(name).with_suffix("") if Path(name).name else Path(name)
+    written = path.as_posix()
+    joined = written.replace("/", "-").lstrip("-.")
+    if joined == written:
+        return joined
+    return f"{joined}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
