@@ -30,6 +30,7 @@ LARGEST_SAMPLE = 8.0
 LARGEST_OFFSET = 0.1
 _CONVERT = "convert it: ffmpeg -i FILE FILE.flac"
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise this or more
+_ENDLESS = 1 << 62  # samples; what libsndfile says of a FLAC that was written to a pipe
 _JOINED_SECONDS = 0.1  # of audio behind the end that a header promises
 
 
@@ -67,8 +68,9 @@ class Levels:
         channels = len(self.lowest)
         if channels != 1:
             empty = f", of which {', '.join(map(str, silent))} (from 0) is empty" if silent else ""
-            advice = "keep the other one" if channels == 2 and len(silent) == 1 else "convert it"
-            raise UnusableError(f"{channels} channels{empty}", f"{advice} to mono")
+            keep_one = channels == 2 and len(silent) == 1
+            advice = "keep the other channel alone" if keep_one else "convert it to mono"
+            raise UnusableError(f"{channels} channels{empty}", advice)
         lowest, highest = float(self.lowest[0]), float(self.highest[0])
         if not np.isfinite([lowest, highest]).all():
             raise UnusableError(
@@ -87,7 +89,7 @@ class Levels:
         offset = float(self.total[0]) / self.samples
         if abs(offset) > LARGEST_OFFSET:
             raise UnusableError(
-                f"a DC offset of {offset:.3f}, the limit is {LARGEST_OFFSET:g}",
+                f"a DC offset of {offset:.2f}, the limit is {LARGEST_OFFSET:g}",
                 "subtract the mean of its samples, or record it again",
             )
 
@@ -121,6 +123,8 @@ def check_header(path: Path, file: soundfile.SoundFile) -> int:
             f"{streams} Ogg streams end to end, of which only the first is decoded", _CONVERT
         )
     frames: int = file.frames
+    if frames >= _ENDLESS:
+        raise UnusableError("its header does not say how long it is", _CONVERT)
     return frames
 
 

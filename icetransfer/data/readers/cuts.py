@@ -181,6 +181,11 @@ def _load(cut: Any) -> NDArray[np.float32]:
             f"its {cut.recording.sources[0].type} gives no audio ({_one_line(error)})",
             "see whether it does outside of the recipe, or write its audio to a file",
         ) from None
+    if not samples.size:
+        raise UnusableError(
+            f"its audio has nothing in channel {cut.channel}",
+            "write a channel that the audio has in the cut and its recording",
+        )
     return samples
 
 
