@@ -31,6 +31,7 @@ LARGEST_OFFSET = 0.1
 _CONVERT = "convert it: ffmpeg -i FILE FILE.flac"
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise this or more
 _ENDLESS = 1 << 62  # samples; what libsndfile says of a FLAC that was written to a pipe
+_TAG = 128  # bytes that many MP3s have after the audio: title and artist
 _JOINED_SECONDS = 0.1  # of audio behind the end that a header promises
 
 
@@ -51,7 +52,7 @@ class Levels:
         # minimum and maximum pass a NaN on
         self.lowest = np.minimum(self.lowest, block.min(axis=0))
         self.highest = np.maximum(self.highest, block.max(axis=0))
-        self.total = self.total + block.sum(axis=0, dtype=np.float64)
+        self.total = self.total + block.sum(axis=0)
 
     def check(self) -> None:
         """Looks for what no recording of speech has.
@@ -108,7 +109,7 @@ def check_header(path: Path, file: soundfile.SoundFile) -> int:
         UnusableError: It holds more than is decoded, or less than it promises.
     """
     if file.format == "MP3":
-        return _mp3_samples(path, path.stat().st_mtime_ns)
+        return _mp3_samples(path, path.stat().st_mtime_ns, file.frames, file.samplerate)
     promise = re.search(
         r"^ ?(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
     )
@@ -135,15 +136,19 @@ def _ogg_streams(path: Path, changed: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _mp3_samples(path: Path, changed: int) -> int:
+def _mp3_samples(path: Path, changed: int, samples: int, rate: int) -> int:
     """Samples of an MP3: what its Xing header says, or, where it has none, what it decodes to.
+
+    Args:
+        path: The file.
+        changed: When it was written.
+        samples: How many libsndfile says it has.
+        rate: Its sampling rate.
 
     Raises:
         UnusableError: There is audio that libsndfile would not reach.
     """
     data = path.read_bytes()
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        samples, rate = int(file.frames), file.samplerate
     end = _mp3_end(data)
     if end is None:
         decoded = _decode_to_the_end(path)
@@ -154,11 +159,13 @@ def _mp3_samples(path: Path, changed: int) -> int:
                 _CONVERT,
             )
         return min(samples, decoded)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data[end:])) as rest:
-            more = rest.frames / rest.samplerate
-    except soundfile.SoundFileError:  # no audio: nothing, or a tag
-        more = 0.0
+    more = 0.0
+    if len(data) - end > _TAG:
+        try:
+            with soundfile.SoundFile(io.BytesIO(data[end:])) as rest:
+                more = rest.frames / rest.samplerate
+        except soundfile.SoundFileError:  # no audio: a longer tag
+            pass
     if more > _JOINED_SECONDS:
         raise UnusableError(
             f"MP3s joined end to end: some {more:.1f} s after the {samples / rate:.3f} s that the "

@@ -45,9 +45,11 @@ def read_json_lines(manifest: Path, split: str, root: Path) -> Iterator[Utteranc
     """
     if not manifest.is_file():
         raise ValueError(f"{manifest} does not exist: correct the paths in data.corpora")
+    folder = os.path.relpath(manifest.absolute().parent, root)
     for where, row in _rows(manifest):
         try:
-            yield _utterance(_parsed(row) if isinstance(row, str) else row, manifest, split, root)
+            parsed = _parsed(row) if isinstance(row, str) else row
+            yield _utterance(parsed, manifest.parent, folder, split)
         except UnusableError as error:
             yield Rejection(where, str(manifest), error.reason, error.advice)
 
@@ -80,7 +82,7 @@ def _parsed(line: str) -> Any:
         raise UnusableError(reason, _ADVICE) from None
 
 
-def _utterance(row: Any, manifest: Path, split: str, root: Path) -> Utterance:
+def _utterance(row: Any, folder: Path, below_root: str, split: str) -> Utterance:
     if not isinstance(row, dict):
         raise UnusableError(f"a JSON {type(row).__name__}, not an object", _ADVICE)
     name, text = _string(row, "audio_filepath"), _string(row, "text")
@@ -101,12 +103,11 @@ def _utterance(row: Any, manifest: Path, split: str, root: Path) -> Utterance:
     speaker = str(row.get("speaker") or UNKNOWN_SPEAKER)
     if not is_utf8(speaker):
         raise UnusableError("speaker has half of a character (a lone surrogate)", _ADVICE)
-    path = manifest.parent / name
     part = "offset" in row
-    identity = id_of_path(name if Path(name).is_absolute() else os.path.relpath(path, root))
+    identity = id_of_path(os.path.join(below_root, name))  # noqa: PTH118 (millions of them)
     return Utterance(
         id=f"{identity}-{round(1000 * (offset or 0)):08d}" if part else identity,
-        path=path,
+        path=folder / name,
         text=text,
         speaker=speaker,
         split=split,
