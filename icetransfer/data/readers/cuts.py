@@ -177,8 +177,9 @@ def _load(cut: Any) -> NDArray[np.float32]:
     try:
         samples: NDArray[np.float32] = cut.load_audio().T
     except Exception as error:  # whatever lhotse, a command or a site raises
+        kind = cut.recording.sources[0].type
         raise UnusableError(
-            f"its {cut.recording.sources[0].type} gives no audio ({_one_line(error)})",
+            f"its {'archive' if kind == 'memory' else kind} gives no audio ({_one_line(error)})",
             "see whether it does outside of the recipe, or write its audio to a file",
         ) from None
     if not samples.size:

@@ -8,6 +8,7 @@ its end. A relative path is relative to the manifest. A JSON array of such objec
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -45,11 +46,11 @@ def read_json_lines(manifest: Path, split: str, root: Path) -> Iterator[Utteranc
     """
     if not manifest.is_file():
         raise ValueError(f"{manifest} does not exist: correct the paths in data.corpora")
-    folder = os.path.relpath(manifest.absolute().parent, root)
+    below_root = os.path.relpath(manifest.absolute().parent, root)
     for where, row in _rows(manifest):
         try:
             parsed = _parsed(row) if isinstance(row, str) else row
-            yield _utterance(parsed, manifest.parent, folder, split)
+            yield _utterance(parsed, manifest.parent, below_root, split)
         except UnusableError as error:
             yield Rejection(where, str(manifest), error.reason, error.advice)
 
@@ -57,19 +58,20 @@ def read_json_lines(manifest: Path, split: str, root: Path) -> Iterator[Utteranc
 def _rows(manifest: Path) -> Iterator[tuple[str, Any]]:
     """The manifest's lines, or the items of its array, and where each stands."""
     lines = read_lines(manifest)
-    for number, line in lines:
-        if not line.lstrip().startswith("["):
+    first = next(lines, (0, ""))
+    if not first[1].lstrip().startswith("["):
+        for number, line in itertools.chain([first] if first[0] else [], lines):
             yield f"{manifest.name}:{number}", line
-            continue
-        try:
-            items = json.loads("\n".join([line, *(following for _, following in lines)]))
-        except ValueError as error:
-            raise ValueError(
-                f"{manifest}: begins with [ and is not a JSON array ({error}): correct it, or "
-                "write an object a line"
-            ) from None
-        for place, item in enumerate(items, 1):
-            yield f"{manifest.name}:item {place}", item
+        return
+    try:
+        items = json.loads("\n".join([first[1], *(line for _, line in lines)]))
+    except ValueError as error:
+        raise ValueError(
+            f"{manifest}: begins with [ and is not a JSON array ({error}): correct it, or write an "
+            "object a line"
+        ) from None
+    for place, item in enumerate(items, 1):
+        yield f"{manifest.name}:item {place}", item
 
 
 def _parsed(line: str) -> Any:
@@ -135,7 +137,7 @@ def _seconds(row: dict[str, Any], field: str) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds):
         raise UnusableError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from lhotse import MonoCut
 from numpy.typing import NDArray
 
 from icetransfer.data.recordings import Limits, check
@@ -77,6 +78,18 @@ def test_mp3_without_its_length(tmp_path: Path) -> None:
     assert "without a length in its header: 3.096 s, of which 1.4" in reason(path)
     path.write_bytes(data + without_xing(mp3(tmp_path / "b.mp3", 2.0)))
     assert "without a length in its header: 5.184 s" in reason(path)
+
+
+def test_mp3_of_a_constant_bit_rate_needs_no_length(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(3.0, pauses=False), RATE, "MPEG_LAYER_III", format="MP3",
+                    bitrate_mode="CONSTANT", compression_level=0.1)  # fmt: skip
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(data[:2], 100) :])
+    cut = checked(path)
+    assert isinstance(cut, dict), cut
+    assert cut["duration"] == pytest.approx(3.0, abs=0.1), "with the encoder's padding"
+    assert MonoCut.from_dict(cut).load_audio().shape[1] == round(cut["duration"] * RATE)
 
 
 def test_glued_mp3(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def good(manifest: Path, content: str | bytes) -> list[Utterance]:
         ({"audio_filepath": None}, "audio_filepath is null", 'write "audio_filepath": "..."'),
         ({"audio_filepath": ["a", "b"]}, 'audio_filepath is ["a", "b"]', "audio_filepath"),
         ({"offset": -1.5}, "offset -1.5 is negative", "from the beginning of the file"),
+        ({"offset": 10**400}, "offset is 1000", "write seconds"),
         ({"offset": "one"}, 'offset is "one", not a number', "write seconds"),
         ({"duration": 0}, "duration 0 is not positive", "or leave the key out"),
         ({"duration": float("nan")}, "duration is NaN, not a number", "write seconds"),
@@ -69,6 +70,12 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: bytes, reason: str)
     assert isinstance(found[0], Rejection)
     assert found[0].reason.startswith(reason)
     assert [line.id for line in found] == ["m.jsonl:1", "a"]
+
+
+def test_a_list_among_the_lines_is_one_wrong_line(tmp_path: Path) -> None:
+    found = read(tmp_path / "m.jsonl", f"{json.dumps(GOOD)}\n[\n[1]\n")
+    assert [line.id for line in found] == ["a", "m.jsonl:2", "m.jsonl:3"]
+    assert read(tmp_path / "m.jsonl", "\n") == []
 
 
 def test_offset_and_duration_may_be_absent(tmp_path: Path) -> None:
