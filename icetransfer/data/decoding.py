@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from icetransfer.data.utterances import UnusableError
 
-BLOCK = 1 << 16  # samples decoded at a time
+BLOCK = 1 << 21  # samples decoded at a time: nearly always a whole utterance, as later stages do
 #: What a decoder may lack of the length in the header of a file that is whole; lhotse pads as much.
 SHORTFALL_SECONDS = 0.02
 #: The largest sample of a float file: loud mixes and lossy codecs pass 1, integers as floats 8.

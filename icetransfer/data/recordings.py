@@ -135,10 +135,12 @@ def _decode(file: soundfile.SoundFile, first: int, wanted: int) -> Levels:
     if first:
         file.seek(first)
     # Not SoundFile.blocks(): that yields whole blocks also when the file ends early.
-    while len(
-        block := file.read(min(BLOCK, wanted - levels.samples), dtype="float32", always_2d=True)
-    ):
+    while levels.samples < wanted:
+        asked = min(BLOCK // file.channels, wanted - levels.samples)
+        block = file.read(asked, dtype="float32", always_2d=True)
         levels.add(block)
+        if len(block) < asked:  # the end, or a hole: what follows it would be moved in time
+            break
     return levels
 
 

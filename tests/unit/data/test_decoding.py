@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_chained_ogg(tmp_path: Path, codec: str) -> None:
     assert duration(path) == 3.0
     path.write_bytes(path.read_bytes() + second.read_bytes())
     assert reason(path) == "2 Ogg streams end to end, of which only the first is decoded"
+
+
+def test_ogg_with_a_hole(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, noise(6.0), RATE, "OPUS", format="OGG")
+    data = bytearray(path.read_bytes())
+    pages = [match.start() for match in re.finditer(b"OggS", data)]
+    data[pages[4] + 100] ^= 0xFF  # so that the sum of this page is wrong
+    path.write_bytes(data)
+    assert re.fullmatch(r"truncated: \d+ of 96000 samples", reason(path))
 
 
 def test_wav_that_lost_its_end(tmp_path: Path) -> None:
