@@ -32,7 +32,7 @@ from icetransfer.data.readers.common_voice import read_common_voice
 from icetransfer.data.readers.cuts import read_cuts
 from icetransfer.data.readers.fleurs import read_fleurs
 from icetransfer.data.readers.folder import read_folder
-from icetransfer.data.readers.json_lines import read_json_lines
+from icetransfer.data.readers.json_lines import common_folder, read_json_lines
 from icetransfer.data.readers.mls import read_mls
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
 from icetransfer.data.recordings import OUTSIDE, Limits, check
@@ -92,26 +92,30 @@ def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
         return read_common_voice(folder, language, corpus.train)
     if isinstance(corpus, kinds.VoxPopuli):
         return read_voxpopuli(folder, language, splits)
-    if isinstance(corpus, kinds.JsonLines):
-        manifests = [(path, split) for split in SPLITS for path in getattr(corpus, split)]
-        return itertools.chain.from_iterable(itertools.starmap(read_json_lines, manifests))
-    if isinstance(corpus, kinds.Cuts):
-        audio = folder / "audio"
-        return itertools.chain.from_iterable(
-            read_cuts(path, split, audio) for split in SPLITS for path in getattr(corpus, split)
-        )
+    if isinstance(corpus, kinds.ManifestCorpus):
+        manifests = [(path, split) for split in reversed(splits) for path in getattr(corpus, split)]
+        if isinstance(corpus, kinds.Cuts):
+            audio = folder / "audio"
+            read = (read_cuts(path, split, audio) for path, split in manifests)
+        else:
+            root = common_folder([path for path, _ in manifests])
+            read = (read_json_lines(path, split, root) for path, split in manifests)
+        return itertools.chain.from_iterable(read)
     raise TypeError(f"{source.name}: a corpus of kind {corpus.kind} has no utterances to read")
 
 
 def without_duplicates(
     utterances: Iterable[Utterance | Rejection],
 ) -> Iterator[Utterance | Rejection]:
-    """Yields each id once: the first utterance of a name, a rejection for the others."""
+    """Yields each id once: the first utterance of a name, a rejection for the others.
+
+    Test comes first, so a recording that is in training too stays in the test set.
+    """
     seen: set[str] = set()
     for utterance in utterances:
         if isinstance(utterance, Utterance):
             if utterance.id in seen:
-                advice = f"keep one line of {utterance.id}"
+                advice = f"keep one line of {utterance.id}, or give the other file another name"
                 yield Rejection(utterance.id, str(utterance.path), "duplicate id", advice)
                 continue
             seen.add(utterance.id)
@@ -149,18 +153,33 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
         for split, target in targets.items():
             write_jsonl_gz(target, _checked(parts, split))
     counts = {split: _counts(target) for split, target in targets.items()}
-    if not any(count["recordings"] for count in counts.values()):
-        shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
-        raise ValueError(
-            f"{name}: none of its {len(rejections)} recordings can be used"
-            + ("; the first: " + "; ".join(shown) if shown else f": {source.folder} is empty")
-        )
     _write_rejections(name, rejections, manifests_dir / f"{name}_rejected.tsv")
+    empty = [split for split in SPLITS if not counts[split]["recordings"]]
+    if problem := _what_is_empty(source, empty, rejections):
+        shutil.rmtree(parts, ignore_errors=True)  # what is corrected now is to be checked again
+        raise ValueError(f"{name}: {problem}")
     for split, count in counts.items():
         log.info("%s %s: %d recordings, %.1f min, %d speakers", name, split, *count.values())
     summary = {"made_from": made_from, "splits": counts, "rejected": len(rejections)}
     atomic.write_text(record, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]) -> str:
+    """What to say of the splits without a recording; "" where each may be empty."""
+    shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
+    first = "; the first: " + "; ".join(shown) if shown else f": {source.folder} is empty"
+    if len(empty) == len(SPLITS):
+        return f"none of its {len(rejections)} recordings can be used{first}"
+    missing = [split for split in empty if kinds.must_hold(source.corpus, split)]
+    if not missing:
+        return ""
+    left_out = f"; {len(rejections)} of the corpus are left out{first}" if shown else ""
+    if isinstance(source.corpus, kinds.FolderCorpus):
+        advice = "add recordings, or set holdout_every to less, or to 0 to hold out none"
+    else:
+        advice = "add recordings, or take the split out of data.corpora"
+    return f"no recording of it is for {' or '.join(missing)}{left_out}. To go on, {advice}"
 
 
 def _made_from(source: Source) -> dict[str, Any]:
@@ -286,7 +305,8 @@ def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> Non
     """Writes what was left out, and says how much and why."""
     rows = [("id", "path", "reason", "advice")]
     rows += [(r.id, r.path, r.reason, r.advice) for r in rejections]
-    atomic.write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
+    atomic.write_text(path, "".join(line + "\n" for line in lines))
     for reason, count in Counter(_kind(rejection) for rejection in rejections).most_common():
         log.warning("%s: %d left out: %s", name, count, reason)
     letters = Counter(x for r in rejections for x in r.reason.partition(OUTSIDE)[2].split())

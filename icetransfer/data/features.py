@@ -178,6 +178,11 @@ def read_audio(cut: Cut) -> NDArray[np.float32]:
             f"{cut.sampling_rate} Hz, expected one channel of at least 5 ms at {SAMPLING_RATE} Hz"
         )
     wave: NDArray[np.float32] = samples[0]
+    if not np.isfinite(wave).all():
+        raise ValueError(
+            f"cut {cut.id}: {cut.recording.sources[0].source} has samples that are not finite (NaN "
+            f"or infinity), though stage 1 found none: was it replaced? Run stage 1 again"
+        )
     return wave
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import soundfile
 
+from icetransfer.data.decoding import BLOCK, SHORTFALL_SECONDS, Levels, check_header
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SAMPLING_RATE, Rejection, UnusableError, Utterance
 
@@ -15,9 +19,6 @@ OUTSIDE = " alphabet: "  # in the reason of a text that has other characters, be
 SHORTEST_TEST_SECONDS = 0.29
 #: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
 _PROMISE_KEPT_SECONDS = 0.25
-#: What a decoder may lack of the length in the header of a file that is whole; lhotse pads as much.
-_SHORTFALL_SECONDS = 0.02
-_BLOCK = 1 << 16  # samples decoded at a time
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def check(
     """
     try:
         text = _checked_text(utterance, normalizer)
+        utterance = replace(utterance, path=_find(utterance.path))
         sampling_rate, file_samples, samples = _checked_audio(utterance, limits)
     except UnusableError as error:
         return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
@@ -66,54 +68,95 @@ def _checked_audio(utterance: Utterance, limits: Limits) -> tuple[int, int, int]
     """Returns the sampling rate, the file's samples, and those of the utterance.
 
     Raises:
-        UnusableError: The audio is missing, broken, silent, not mono, or of the wrong length.
+        UnusableError: The audio is missing, broken, silent, not mono, or of the wrong length, or
+            its samples are not those of speech.
     """
     path = utterance.path
-    if not path.is_file():
-        raise UnusableError("no such file", "correct the path, or bring the file")
-    if path.stat().st_size == 0:
-        raise UnusableError("empty file", "copy it again")
     try:
+        if not path.is_file():
+            raise UnusableError("no such file", "correct the path, or bring the file")
+        if path.stat().st_size == 0:
+            raise UnusableError("empty file", "copy it again")
         with soundfile.SoundFile(path) as file:
-            rate, channels, in_file = file.samplerate, file.channels, file.frames
-            first = round(utterance.start * rate)
-            wanted = in_file - first
-            if utterance.seconds is not None:
-                wanted = round(utterance.seconds * rate)
-            # Before it is read: a broken header can promise hours.
-            _check_length(wanted / rate, limits, utterance.split)
-            if first + wanted > in_file + rate // 100:
-                raise UnusableError(
-                    f"ends after the file: at {(first + wanted) / rate:.3f} s of "
-                    f"{in_file / rate:.3f} s",
-                    "correct the offset and the duration, or copy the file again",
-                )
-            wanted = min(wanted, in_file - first)
-            if first:
-                file.seek(first)
-            decoded, loudest = 0, 0.0
-            # Not SoundFile.blocks(): that yields whole blocks also when the file ends early.
-            while len(block := file.read(min(_BLOCK, wanted - decoded), dtype="float32")):
-                decoded += len(block)
-                loudest = max(loudest, float(abs(block).max()))
+            rate, in_file = file.samplerate, check_header(path, file)
+            first, wanted = _place(utterance, in_file, rate, limits)
+            levels = _decode(file, first, wanted)
     except soundfile.SoundFileError as error:
         reason = str(error).splitlines()[0]
         raise UnusableError(
             f"not readable as audio ({reason})", "convert it to FLAC or WAV"
         ) from None
-    if wanted - decoded > _SHORTFALL_SECONDS * rate:
-        raise UnusableError(f"truncated: {decoded} of {wanted} samples", "copy or convert it again")
+    except (OSError, ValueError) as error:  # no permission, or no path that a file can have
+        raise UnusableError(
+            f"cannot be opened ({error})", "correct the path, or who may read it"
+        ) from None
+    if wanted - levels.samples > SHORTFALL_SECONDS * rate:
+        raise UnusableError(
+            f"truncated: {levels.samples} of {wanted} samples", "copy or convert it again"
+        )
     promised = utterance.promised_seconds
     if promised is not None and in_file / rate < promised - _PROMISE_KEPT_SECONDS:
         raise UnusableError(
             f"truncated: {in_file / rate:.3f} of {promised:.3f} s that the corpus promises",
             "copy it again",
         )
-    if channels != 1:
-        raise UnusableError(f"{channels} channels", "convert it to mono")
-    if loudest == 0.0:
-        raise UnusableError("nothing but digital silence", "record it again, or remove the line")
+    levels.check()
     return rate, in_file, wanted
+
+
+def _place(utterance: Utterance, in_file: int, rate: int, limits: Limits) -> tuple[int, int]:
+    """Returns the first sample of an utterance and how many it has.
+
+    Raises:
+        UnusableError: It is too short or too long, or not in the file.
+    """
+    first = round(utterance.start * rate)
+    if not 0 <= first < max(in_file, 1):
+        raise UnusableError(
+            f"starts outside of the file: at {utterance.start:.3f} s of {in_file / rate:.3f} s",
+            "correct the offset",
+        )
+    wanted = in_file - first
+    if utterance.seconds is not None:
+        wanted = round(utterance.seconds * rate)
+    # Before it is read: a broken header can promise hours.
+    _check_length(wanted / rate, limits, utterance.split)
+    if first + wanted > in_file + rate // 100:
+        raise UnusableError(
+            f"ends after the file: at {(first + wanted) / rate:.3f} s of {in_file / rate:.3f} s",
+            "correct the offset and the duration, or copy the file again",
+        )
+    return first, min(wanted, in_file - first)
+
+
+def _decode(file: soundfile.SoundFile, first: int, wanted: int) -> Levels:
+    """Decodes a part of a file, or what there is of it."""
+    levels = Levels()
+    if first:
+        file.seek(first)
+    # Not SoundFile.blocks(): that yields whole blocks also when the file ends early.
+    while levels.samples < wanted:
+        asked = min(BLOCK // file.channels, wanted - levels.samples)
+        block = file.read(asked, dtype="float32", always_2d=True)
+        levels.add(block)
+        if len(block) < asked:  # the end, or a hole: what follows it would be moved in time
+            break
+    return levels
+
+
+def _find(path: Path) -> Path:
+    """Finds a file whose name, or a folder's, is written with composed or decomposed accents.
+
+    Archives that were packed on a Mac have decomposed names; tables have composed ones.
+    """
+    exists = os.path.exists  # Path.exists() raises if a name is too long
+    if str(path).isascii() or exists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        spelt = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found /= next((name for name in spelt if exists(found / name)), part)
+    return found
 
 
 def _check_length(seconds: float, limits: Limits, split: str) -> None:

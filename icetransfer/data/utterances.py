@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,3 +53,18 @@ class UnusableError(Exception):
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason)
         self.reason, self.advice = reason, advice
+
+
+def id_of_path(name: str) -> str:
+    """The id of a recording that is known by its file: safe as a file's name.
+
+    It is the name without its suffix. A path with folders is joined by hyphens and ends in eight
+    digits of its hash, so that boek/1.flac is another recording than boek-1.flac, whatever else
+    the corpus holds.
+    """
+    # Not pathlib: a corpus may have millions of them.
+    written = os.path.splitext(os.path.normpath(name))[0]  # noqa: PTH122
+    joined = written.replace("/", "-").lstrip("-.")
+    if joined == written:
+        return joined
+    return f"{joined}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"

@@ -149,3 +149,14 @@ def has_split(corpus: AnyCorpus, split: str) -> bool:
     if isinstance(corpus, PublishedCorpus | ManifestCorpus):
         return split in corpus.splits
     return True
+
+
+def must_hold(corpus: AnyCorpus, split: str) -> bool:
+    """Whether a corpus without a recording for dev or test is a mistake: the config asks for it."""
+    if split == "train":
+        return False
+    if isinstance(corpus, FolderCorpus):
+        return corpus.holdout_every >= (2 if split == "dev" else 1)
+    if isinstance(corpus, SyntheticCorpus):
+        return float(getattr(corpus.minutes, split)) > 0
+    return has_split(corpus, split)

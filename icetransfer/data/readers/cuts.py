@@ -1,17 +1,32 @@
 """lhotse's own formats: a manifest of cuts (.jsonl, .jsonl.gz) or a Shar folder.
 
-A cut's audio must be one file or lie in the Shar's archives; that is written out once, as FLAC, so
-that later stages read all corpora in the same way.
+A cut whose audio is not a file of one channel (it lies in the Shar's archives, comes from a command
+or a URL, is transformed) is written out once, as FLAC, so that later stages read all corpora in the
+same way.
+
+A cut with one supervision is an utterance. Of a cut with several, each is an utterance of its own,
+from where it starts to where it ends; so is one that leaves much of its cut without a transcript.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from icetransfer.data.utterances import UNKNOWN_SPEAKER, Rejection, Utterance
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from icetransfer.data.decoding import Levels
+from icetransfer.data.readers.tables import is_utf8, read_lines
+from icetransfer.data.utterances import UNKNOWN_SPEAKER, Rejection, UnusableError, Utterance
 from icetransfer.stage import atomic
+
+_TOLERANCE = 0.1  # seconds by which supervisions may overlap, or reach out of their cut
+_UNTRANSCRIBED = 1.0  # seconds of a cut that its one supervision may leave out
 
 
 def read_cuts(source: Path, split: str, audio_folder: Path) -> Iterator[Utterance | Rejection]:
@@ -25,33 +40,169 @@ def read_cuts(source: Path, split: str, audio_folder: Path) -> Iterator[Utteranc
     Raises:
         ValueError: There is no such file or folder.
     """
-    from lhotse import CutSet
-
     if source.is_dir():
         if not list(source.glob("cuts.*.jsonl*")):
             raise ValueError(f"{source}: no Shar here; expected cuts.000000.jsonl.gz and the like")
-        cuts = CutSet.from_shar(in_dir=source)
+        cuts = _shar_cuts(source)
     elif source.is_file():
-        cuts = CutSet.from_jsonl_lazy(source)
+        cuts = _manifest_cuts(source)
     else:
         raise ValueError(f"{source} does not exist: correct the paths in data.corpora")
     for cut in cuts:
-        yield _utterance(cut, split, audio_folder)
+        if isinstance(cut, Rejection):
+            yield cut
+        else:
+            yield from _utterances(cut, split, audio_folder)
 
 
-def _utterance(cut: Any, split: str, audio_folder: Path) -> Utterance | Rejection:
+def _manifest_cuts(manifest: Path) -> Iterator[Any]:
+    from lhotse.serialization import deserialize_item
+
+    for number, line in read_lines(manifest):
+        try:
+            row = json.loads(line)
+            if "\\u" in line and not is_utf8(json.dumps(row, ensure_ascii=False)):
+                raise ValueError("half of a character, a lone surrogate")
+            yield deserialize_item(row)
+        except Exception as error:  # whatever lhotse raises on a row that is no cut
+            where = f"{manifest.name}:{number}"
+            reason = f"not a cut ({type(error).__name__}: {_one_line(error)})"
+            yield Rejection(where, str(manifest), reason, "write it with lhotse's CutSet.to_file")
+
+
+def _shar_cuts(folder: Path) -> Iterator[Any]:
+    """The cuts of a Shar, shard by shard: a broken shard ends no other."""
+    from lhotse import CutSet
+
+    for shard in sorted(folder.glob("cuts.*.jsonl*")):
+        number = shard.name.split(".")[1]
+        fields = {path.name.split(".")[0]: [path] for path in folder.glob(f"*.{number}.*")}
+        try:
+            yield from CutSet.from_shar(fields=fields)
+        except Exception as error:  # whatever an archive that is cut off raises
+            reason = f"the rest of the shard cannot be read ({_one_line(error)})"
+            yield Rejection(shard.name, str(shard), reason, "copy the shard again")
+
+
+def _utterances(cut: Any, split: str, audio_folder: Path) -> Iterator[Utterance | Rejection]:
     if type(cut).__name__ != "MonoCut" or not cut.has_recording:
         advice = "trim_to_supervisions() gives one of each; save the cuts with their recordings"
-        return Rejection(cut.id, "", "not a cut of one channel of one recording", advice)
-    text = " ".join(s.text or "" for s in cut.supervisions)
-    speakers = {s.speaker for s in cut.supervisions if s.speaker}
-    speaker = "+".join(sorted(speakers)) or UNKNOWN_SPEAKER
-    sources = cut.recording.sources
-    if len(sources) == 1 and sources[0].type == "file" and not cut.recording.transforms:
-        path, start = Path(sources[0].source), cut.start
-    else:
-        path, start = audio_folder / f"{cut.id.replace('/', '-')}.flac", 0.0
-        if not path.is_file():
-            with atomic.atomic_path(path) as temporary:
-                cut.save_audio(temporary)
-    return Utterance(cut.id, path, text, speaker, split, start=start, seconds=cut.duration)
+        yield Rejection(cut.id, "", "not a cut of one channel of one recording", advice)
+        return
+    supervisions = sorted(cut.supervisions, key=lambda supervision: supervision.start)
+    overlapping = _overlapping(supervisions)
+    for number, supervision in enumerate(supervisions or [None]):
+        identity = cut.id if len(supervisions) < 2 else f"{cut.id}-{supervision.id}"
+        try:
+            if number in overlapping:
+                raise UnusableError(
+                    f"supervision {supervision.id} overlaps {overlapping[number]}",
+                    "correct their start and duration, or remove those that speak at once",
+                )
+            part = _transcribed(cut, supervision, alone=len(supervisions) == 1)
+            path, start = _audio(identity, part, audio_folder)
+        except UnusableError as error:
+            yield Rejection(identity, _origin(cut), error.reason, error.advice)
+            continue
+        text, speaker = supervision.text, supervision.speaker or UNKNOWN_SPEAKER
+        yield Utterance(identity, path, text, speaker, split, start=start, seconds=part.duration)
+
+
+def _overlapping(supervisions: list[Any]) -> dict[int, str]:
+    """The numbers of the supervisions that overlap another, and the other's id; in order."""
+    found: dict[int, str] = {}
+    last = 0  # which of them ends last so far
+    for number, supervision in enumerate(supervisions[1:], 1):
+        if supervision.start < supervisions[last].end - _TOLERANCE:
+            found[number] = supervisions[last].id
+            found.setdefault(last, supervision.id)
+        if supervision.end > supervisions[last].end:
+            last = number
+    return found
+
+
+def _transcribed(cut: Any, supervision: Any, alone: bool) -> Any:
+    """The cut, or the part of it that a supervision is about.
+
+    Raises:
+        UnusableError: There is no text, or it is about more than the cut.
+    """
+    from lhotse.utils import fastcopy
+
+    if supervision is None or not isinstance(supervision.text, str) or not supervision.text:
+        raise UnusableError("empty transcript", "write what is said as the supervision's text")
+    start, end = supervision.start, supervision.end
+    if start < -_TOLERANCE or end > cut.duration + _TOLERANCE:
+        raise UnusableError(
+            f"supervision {supervision.id} reaches out of its cut: {start:g} to {end:g} s of "
+            f"{cut.duration:g} s",
+            "lengthen the cut, or cut the recording with trim_to_supervisions()",
+        )
+    start, end = max(start, 0.0), min(end, cut.duration)
+    if alone and cut.duration - (end - start) <= _UNTRANSCRIBED:
+        return cut
+    return fastcopy(
+        cut, start=cut.start + start, duration=end - start, supervisions=[], features=None
+    )
+
+
+def _audio(identity: str, cut: Any, folder: Path) -> tuple[Path, float]:
+    """The file that holds a cut's audio, and where it begins there; writes one if there is none.
+
+    Raises:
+        UnusableError: There is no such channel, or whatever is behind the audio gives none.
+    """
+    channels = cut.recording.channel_ids
+    if cut.channel not in channels:
+        raise UnusableError(
+            f"channel {cut.channel}, but the recording has {', '.join(map(str, channels))}",
+            "write one that it has as the cut's channel",
+        )
+    (source, *others), transforms = cut.recording.sources, cut.recording.transforms
+    if source.type == "file" and source.channels == [cut.channel] and not (others or transforms):
+        return Path(source.source), cut.start
+    path = folder / f"{_file_name(identity)}.flac"
+    if not path.is_file():
+        samples = _load(cut)
+        levels = Levels()
+        levels.add(samples)
+        levels.check()
+        with atomic.atomic_path(path) as temporary:
+            soundfile.write(temporary, samples, cut.sampling_rate)
+    return path, 0.0
+
+
+def _load(cut: Any) -> NDArray[np.float32]:
+    """Samples (N, 1) of a cut, from a command, a URL, an archive or a file of several channels."""
+    try:
+        samples: NDArray[np.float32] = cut.load_audio().T
+    except Exception as error:  # whatever lhotse, a command or a site raises
+        kind = cut.recording.sources[0].type
+        raise UnusableError(
+            f"its {'archive' if kind == 'memory' else kind} gives no audio ({_one_line(error)})",
+            "see whether it does outside of the recipe, or write its audio to a file",
+        ) from None
+    if not samples.size:
+        raise UnusableError(
+            f"its audio has nothing in channel {cut.channel}",
+            "write a channel that the audio has in the cut and its recording",
+        )
+    return samples
+
+
+def _file_name(identity: str) -> str:
+    """An id as a file's name: another for each id, and not too long for a file system."""
+    safe = identity.replace("/", "-")
+    if safe == identity and len(identity.encode()) <= 200:
+        return identity
+    return f"{safe[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _origin(cut: Any) -> str:
+    """Where a cut's audio comes from, as far as that is words."""
+    return ", ".join(s.source for s in cut.recording.sources if s.type != "memory")
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

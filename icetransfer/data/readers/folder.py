@@ -1,30 +1,57 @@
 """Anyone's folder of audio with a transcripts.tsv: path, text, speaker, separated by tabs.
 
-The path is relative to the folder. A first line "path text speaker" is a header. A fourth column
+The path is relative to the folder. A first line that names the columns is a header: the columns
+may then stand in any order, under the names in `_NAMES`, and others are not read. A fourth column
 may name the split; otherwise every Nth line is test and the one before it dev.
+
+A line whose cells are quoted as spreadsheets do it is read so; in any other line a quotation mark
+is a character like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER, Rejection, UnusableError, Utterance
+from icetransfer.data.readers.tables import bad_line, is_utf8, read_lines
+from icetransfer.data.utterances import (
+    SPLITS,
+    UNKNOWN_SPEAKER,
+    Rejection,
+    UnusableError,
+    Utterance,
+    id_of_path,
+)
 
 TRANSCRIPTS = "transcripts.tsv"
+_COLUMNS = ("path", "text", "speaker", "split")  # their order when there is no header
+#: What people call the columns, in small letters, with _ for a space or a hyphen.
+_NAMES: Mapping[str, Sequence[str]] = {
+    "path": (
+        "path", "file", "file_name", "filename", "file_path", "filepath", "audio", "audio_file",
+        "audio_path", "audio_filename", "audio_filepath", "wav", "wav_path", "wav_filename",
+        "clip",
+    ),
+    "text": (
+        "text", "sentence", "transcript", "transcripts", "transcription", "raw_transcription",
+    ),
+    "speaker": ("speaker", "speaker_id", "speaker_name", "spk", "spk_id", "client_id"),
+    "split": ("split", "subset"),
+}  # fmt: skip
 
 
 def read_folder(folder: Path, holdout_every: int) -> Iterator[Utterance | Rejection]:
     """Reads a folder's transcripts.
 
-    Lines that are wrong count too, so that mending one moves no other to another split.
+    Lines that are wrong count too, so that correcting one moves no other to another split.
 
     Args:
         folder: Where transcripts.tsv and the audio lie.
         holdout_every: N as above; 0 holds out nothing, 1 everything.
 
     Raises:
-        ValueError: There is no transcripts.tsv.
+        ValueError: There is no transcripts.tsv, or its header lacks the path or the text.
     """
     path = folder / TRANSCRIPTS
     if not path.is_file():
@@ -32,33 +59,75 @@ def read_folder(folder: Path, holdout_every: int) -> Iterator[Utterance | Reject
             f"{path} does not exist: expected path, text, speaker, tab-separated, "
             "a line for each recording"
         )
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    offset = 1 if lines and lines[0].split(b"\t")[:2] == [b"path", b"text"] else 0
-    for number, line in enumerate(lines[offset:]):
-        if not line.strip():
-            continue
+    columns: Sequence[str] = ()
+    first = 0  # the line of the first recording
+    for number, line in read_lines(path):
+        if not columns:
+            header = _header(path, number, line)
+            columns = header or _COLUMNS
+            first = number + 1 if header else number
+            if header:
+                continue
         try:
-            yield _parse_line(line, folder, _split(number, holdout_every))
+            yield _parse_line(line, columns, folder, _split(number - first, holdout_every))
         except UnusableError as error:
-            name = line.split(b"\t")[0].decode(errors="replace")
-            where = f"{TRANSCRIPTS}:{number + offset + 1}"
-            yield Rejection(where, name, error.reason, error.advice)
+            yield bad_line(path, number, line, error.reason, error.advice)
 
 
-def _parse_line(line: bytes, folder: Path, split: str) -> Utterance:
+def _header(path: Path, number: int, line: str) -> Sequence[str]:
+    """The columns that a line names; "" for one that is not read; none if it is no header."""
+    known = {name: column for column, names in _NAMES.items() for name in names}
+    cells = _cells(line)
+    written = [cell.casefold().replace(" ", "_").replace("-", "_") for cell in cells]
+    columns = [known.get(name, "") for name in written]
+    if not {"path", "text"} & set(columns) or (path.parent / cells[0]).is_file():
+        return ()
+    for column in _COLUMNS:
+        found = columns.count(column)
+        if found > 1 or (found == 0 and column in ("path", "text")):
+            raise ValueError(
+                f"{path}:{number}: {found or 'no'} columns of the {column} in the header "
+                f"{', '.join(cells)}: name one of them {column}, and no other "
+                f"{', '.join(_NAMES[column][1:])}"
+            )
+    in_order = tuple(columns) == _COLUMNS[: len(columns)]
+    return _COLUMNS if in_order else columns  # further columns may have no name
+
+
+def _cells(line: str) -> list[str]:
+    """A line's cells: unquoted where its quoting is valid, as they stand where it is not."""
     try:
-        cells = [cell.strip() for cell in line.decode("utf-8").split("\t")]
-    except UnicodeDecodeError:
-        raise UnusableError("not UTF-8", "save the file as UTF-8") from None
-    if not 2 <= len(cells) <= 4 or not cells[0]:
+        (cells,) = csv.reader([line], delimiter="\t", strict=True)
+    except csv.Error:  # a quotation mark of the text, or a carriage return
+        cells = line.split("\t")
+    return [cell.strip() for cell in cells]
+
+
+def _parse_line(line: str, columns: Sequence[str], folder: Path, own_split: str) -> Utterance:
+    if not is_utf8(line):
+        raise UnusableError("not UTF-8", "save the file as UTF-8")
+    cells = _cells(line)
+    if cells[-1].startswith('"') and cells[-1].count('"') % 2:
         raise UnusableError(
-            f"{len(cells)} tab-separated columns", "write path, text, speaker and perhaps split"
+            "a quotation mark in the last column that is not closed on the line",
+            "write the text on one line, or leave the quotation mark out",
         )
-    name, text, speaker, own_split = (*cells, *[""] * (4 - len(cells)))
-    if own_split and own_split not in SPLITS:
-        raise UnusableError(f"split {own_split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
-    identity = Path(name).with_suffix("").as_posix().replace("/", "-").lstrip("-.")
-    return Utterance(identity, folder / name, text, speaker or UNKNOWN_SPEAKER, own_split or split)
+    row = dict(zip(columns, cells, strict=False))
+    if len(cells) > len(columns) or not {"path", "text"} <= set(row):
+        wanted = f"{len(columns)}, as the header has"
+        if columns == _COLUMNS:
+            wanted = "path, text, speaker and perhaps split"
+        raise UnusableError(
+            f"{len(cells)} tab-separated columns",
+            f"write {wanted}; put a text that has a tab between quotation marks",
+        )
+    if not row["path"]:
+        raise UnusableError("no path", "write the audio file's path, relative to the folder")
+    split = row.get("split") or own_split
+    if split not in SPLITS:
+        raise UnusableError(f"split {split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
+    speaker = row.get("speaker") or UNKNOWN_SPEAKER
+    return Utterance(id_of_path(row["path"]), folder / row["path"], row["text"], speaker, split)
 
 
 def _split(number: int, holdout_every: int) -> str:

@@ -1,6 +1,7 @@
 """The folder corpus: every bad input is named and costs the others nothing."""
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.recordings import Limits
 from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
-from icetransfer.settings.corpora import FolderCorpus, SyntheticCorpus
+from icetransfer.settings.corpora import FolderCorpus, JsonLines, SyntheticCorpus
 
 Prepared = dict[str, list[dict[str, Any]]]
 
@@ -202,7 +203,7 @@ def test_text_is_normalised_and_the_original_kept(tmp_path: Path) -> None:
     write_transcripts(tmp_path, "sub/a.flac\t’s Ochtends: ja!\tanna")
     (cut,) = prepare_folder(tmp_path, tmp_path / "out")[0]["train"]
     supervision = cut["supervisions"][0]
-    assert cut["id"] == "sub-a"
+    assert cut["id"] == "sub-a-" + hashlib.sha256(b"sub/a").hexdigest()[:8]
     assert supervision["text"] == "'s ochtends ja"
     assert supervision["custom"] == {"raw_text": "’s Ochtends: ja!"}
     assert (supervision["speaker"], supervision["language"]) == ("anna", "nl")
@@ -334,3 +335,80 @@ class InThisProcess:
         future: Future[None] = Future()
         future.set_result(function(*arguments))
         return future
+
+
+def test_names_that_differ_in_a_slash_are_different_recordings(tmp_path: Path) -> None:
+    names = ["boek/1.flac", "boek-1.flac", "boek/1/1.flac", "boek-1/1.flac"]
+    for number, name in enumerate(names):
+        write_audio(tmp_path / name, 1.0 + number)
+    write_transcripts(tmp_path, *[f"{name}\tja\tx" for name in names])
+    cuts, rejected = prepare_folder(tmp_path, tmp_path / "out")
+    assert rejected == []
+    assert [cut["duration"] for cut in cuts["train"]] == [1.0, 2.0, 3.0, 4.0]
+    assert len({cut["id"] for cut in cuts["train"]}) == 4
+    assert cuts["train"][1]["id"] == "boek-1", "as ever where there is no folder"
+
+
+def json_lines_source(tmp_path: Path, **manifests: list[Path]) -> Source:
+    given = {split: tuple(paths) for split, paths in manifests.items()}
+    corpus = JsonLines(kind="jsonl", **given)  # type: ignore[arg-type]
+    return Source("corpus", corpus, tmp_path, "nl", Limits(0.5, 30.0))
+
+
+def nemo_manifest(folder: Path, seconds: float) -> Path:
+    """A manifest of one file, whose name is the same in every folder."""
+    write_audio(folder / "wav/1.flac", seconds)
+    line = {"audio_filepath": "wav/1.flac", "duration": seconds, "text": "ja"}
+    (folder / "m.jsonl").write_text(json.dumps(line))
+    return folder / "m.jsonl"
+
+
+def test_manifests_of_several_folders_keep_their_test_set(tmp_path: Path) -> None:
+    given = [nemo_manifest(tmp_path / name, n) for n, name in enumerate(("tv", "radio", "hal"), 1)]
+    source = json_lines_source(tmp_path, train=given[:1], dev=given[1:2], test=given[2:])
+    prepare_manifests(source, tmp_path / "out")
+    for split, seconds in zip(SPLITS, (1.0, 2.0, 3.0), strict=True):
+        (cut,) = manifest(tmp_path / f"out/corpus_{split}.jsonl.gz")
+        assert cut["duration"] == seconds
+    assert len((tmp_path / "out/corpus_rejected.tsv").read_text().splitlines()) == 1
+
+
+def test_a_test_set_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    train, test = nemo_manifest(tmp_path / "a", 1.0), nemo_manifest(tmp_path / "b", 2.0)
+    source = json_lines_source(tmp_path, train=[train], test=[test])
+    data = (tmp_path / "b/wav/1.flac").read_bytes()
+    (tmp_path / "b/wav/1.flac").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"no recording of it is for test; 1 of the corpus are left out; the first: \S+"
+        r"1\.flac: no such file \(.*take the split out of data\.corpora",
+    ):
+        prepare_manifests(source, tmp_path / "out")
+    assert "no such file" in (tmp_path / "out/corpus_rejected.tsv").read_text()
+    (tmp_path / "b/wav/1.flac").write_bytes(data)
+    prepare_manifests(source, tmp_path / "out")
+    assert len(manifest(tmp_path / "out/corpus_test.jsonl.gz")) == 1, "what was brought is seen"
+
+
+def test_a_folder_too_small_to_hold_out_of_says_what_to_do(tmp_path: Path) -> None:
+    for name in "abc":
+        write_audio(tmp_path / f"{name}.flac")
+    lines = [f"{name}.flac\tja\tx" for name in "abc"]
+    write_transcripts(tmp_path, *lines)
+    with pytest.raises(ValueError, match=r"for dev or test\. To go on, .*set holdout_every"):
+        prepare_folder(tmp_path, tmp_path / "out", holdout_every=10)
+    write_transcripts(tmp_path, lines[0], lines[1] + "\tdev", lines[2] + "\ttest")
+    cuts, _ = prepare_folder(tmp_path, tmp_path / "out", holdout_every=10)
+    assert [len(cuts[split]) for split in SPLITS] == [1, 1, 1]
+
+
+def test_nothing_in_a_table_ends_the_stage(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.flac")
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan, np.float32), 16000, "FLOAT")
+    names = ["x" * 400 + ".flac", "b\0c.flac", "nan.wav", ".", "../", "/", "é.flac", "a.flac"]
+    write_transcripts(tmp_path, *[f"{name}\tja\tx" for name in names])
+    cuts, rejected = prepare_folder(tmp_path, tmp_path / "out")
+    assert [cut["id"] for cut in cuts["train"]] == ["a"]
+    assert len(rejected) == len(names) - 1
+    assert all(len(row) == 4 for row in rejected)
+    assert rejected[2][2] == "samples that are not finite (NaN or infinity)"

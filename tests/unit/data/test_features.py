@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import MonoCut
 
@@ -77,24 +78,26 @@ def make_small(folder, tone_recipe, name):
 def test_corrupt_audio_is_named_and_costs_no_other(tone_recipe, tmp_path, caplog):
     experiment, cuts = make_small(tmp_path, tone_recipe, "corrupt")
     (tmp_path / "broken.flac").write_bytes(b"fLaC this is not audio")
+    soundfile.write(tmp_path / "nan.wav", np.full(cuts[0].num_samples, np.nan), 16000, "FLOAT")
     bad = []
-    for number, path in enumerate(("broken.flac", "absent.flac")):
+    for number, path in enumerate(("broken.flac", "absent.flac", "nan.wav")):
         source = json.loads(json.dumps(cuts[0].recording.to_dict()))
         source["sources"][0]["source"] = str(tmp_path / path)
         recording = Recording.from_dict({**source, "id": f"bad-{number}"})
         segment = SupervisionSegment(f"bad-{number}", f"bad-{number}", 0, 0.5, text="een")
         bad.append(MonoCut(f"bad-{number}", 0, cuts[0].duration, 0, [segment], recording=recording))
-    mixed = [bad[0], *cuts[:2], bad[1], *cuts[2:]]
+    mixed = [bad[0], *cuts[:2], *bad[1:], *cuts[2:]]
     features.write_manifest(mixed, experiment.manifests_dir / "tones_test.jsonl.gz")
     with caplog.at_level("WARNING", logger="icetransfer"):
         compute_split(experiment, "tones", "test")
     kept = read_manifest(experiment.manifests_dir / "tones_test_fbank.jsonl.gz")
     assert [cut.id for cut in kept] == [cut.id for cut in cuts]
-    for number, path in enumerate(("broken.flac", "absent.flac")):
+    for number, path in enumerate(("broken.flac", "absent.flac", "nan.wav")):
         assert f"cut bad-{number}: {tmp_path / path}" in caplog.text
+    assert "nan.wav has samples that are not finite" in caplog.text
 
     features.write_manifest(bad, experiment.manifests_dir / "tones_dev.jsonl.gz")
-    with pytest.raises(ValueError, match="none of its 2 recordings"):
+    with pytest.raises(ValueError, match="none of its 3 recordings"):
         compute_split(experiment, "tones", "dev")
 
 
