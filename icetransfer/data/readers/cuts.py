@@ -25,6 +25,7 @@ from icetransfer.data.readers.tables import is_utf8, read_lines
 from icetransfer.data.utterances import UNKNOWN_SPEAKER, Rejection, UnusableError, Utterance
 from icetransfer.stage import atomic
 
+_ADVICE = "write it with lhotse's CutSet.to_file"
 _TOLERANCE = 0.1  # seconds by which supervisions may overlap, or reach out of their cut
 _UNTRANSCRIBED = 1.0  # seconds of a cut that its one supervision may leave out
 
@@ -51,11 +52,17 @@ def read_cuts(source: Path, split: str, audio_folder: Path) -> Iterator[Utteranc
     for cut in cuts:
         if isinstance(cut, Rejection):
             yield cut
-        else:
-            yield from _utterances(cut, split, audio_folder)
+            continue
+        try:
+            found = list(_utterances(cut, split, audio_folder))
+        except (AttributeError, TypeError, ValueError) as error:  # a field of another type
+            reason = f"not a cut ({type(error).__name__}: {_one_line(error)})"
+            found = [Rejection(str(cut.id), str(source), reason, _ADVICE)]
+        yield from found
 
 
 def _manifest_cuts(manifest: Path) -> Iterator[Any]:
+    from lhotse.cut import Cut
     from lhotse.serialization import deserialize_item
 
     for number, line in read_lines(manifest):
@@ -63,11 +70,14 @@ def _manifest_cuts(manifest: Path) -> Iterator[Any]:
             row = json.loads(line)
             if "\\u" in line and not is_utf8(json.dumps(row, ensure_ascii=False)):
                 raise ValueError("half of a character, a lone surrogate")
-            yield deserialize_item(row)
+            cut = deserialize_item(row)
+            if not isinstance(cut, Cut):
+                raise TypeError(f"a {type(cut).__name__}")
         except Exception as error:  # whatever lhotse raises on a row that is no cut
             where = f"{manifest.name}:{number}"
             reason = f"not a cut ({type(error).__name__}: {_one_line(error)})"
-            yield Rejection(where, str(manifest), reason, "write it with lhotse's CutSet.to_file")
+            cut = Rejection(where, str(manifest), reason, _ADVICE)
+        yield cut
 
 
 def _shar_cuts(folder: Path) -> Iterator[Any]:

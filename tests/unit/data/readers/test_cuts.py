@@ -146,11 +146,20 @@ def test_ids_with_a_slash_are_different_files(tmp_path: Path) -> None:
 def test_a_line_that_is_no_cut_is_named(tmp_path: Path) -> None:
     source = AudioSource("file", [0], str(tmp_path / "a.wav"))
     good = json.dumps(cut("a", source, supervision("s", 0, 10)).to_dict())
-    lines = ["{", '{"id": "x"}', "[]", good.replace('"anna"', '"\\ud83d"'), good]
-    (tmp_path / "cuts.jsonl").write_text("\n".join(lines))
+    bad = [
+        "{",
+        '{"id": "x"}',
+        "[]",
+        good.replace('"anna"', '"\\ud83d"'),
+        json.dumps(Recording("r", [source], RATE, RATE, 1.0).to_dict()),
+    ]
+    odd = json.loads(good) | {"id": "odd"}
+    odd["supervisions"][0]["start"] = "0.5"
+    (tmp_path / "cuts.jsonl").write_text("\n".join([*bad, json.dumps(odd), good]))
     found = list(read_cuts(tmp_path / "cuts.jsonl", "train", tmp_path / "audio"))
-    assert [line.id for line in found] == [*(f"cuts.jsonl:{n}" for n in (1, 2, 3, 4)), "a"]
-    assert all(line.reason.startswith("not a cut (") for line in found[:4])  # type: ignore[union-attr]
+    assert [line.id for line in found] == [*(f"cuts.jsonl:{n}" for n in range(1, 6)), "odd", "a"]
+    for line in found[:-1]:
+        assert isinstance(line, Rejection) and line.reason.startswith("not a cut (")
 
 
 def test_a_broken_shard_ends_no_other(tmp_path: Path) -> None:
