@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,18 @@ def read_jsonl_gz(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the objects of a file.
 
     Raises:
-        ValueError: The file does not exist.
+        ValueError: The file does not exist, or is damaged.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                yield json.loads(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or cut short at line {number} ({error}): remove it, and run the "
+            f"stage again that makes it"
+        ) from None

@@ -93,7 +93,11 @@ def test_any_transcripts(tmp_path: Path, content: bytes) -> None:
 def test_any_json_lines(tmp_path: Path, rows) -> None:
     manifest = tmp_path / "m.json"
     manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = list(read_json_lines(manifest, "train"))
+    try:
+        found = list(read_json_lines(manifest, "train", tmp_path))
+    except ValueError as error:
+        assert "m.json" in str(error)
+        return
     assert all(isinstance(row, Utterance | Rejection) for row in found)
 
 
