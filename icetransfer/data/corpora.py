@@ -5,6 +5,7 @@ Writes to the manifests folder, for a corpus named X,
     X_{train,dev,test}.jsonl.gz   lhotse cuts: text normalised, as written in custom["raw_text"]
     X_rejected.tsv                id, path, reason, advice: what was left out
     X_prepared.json               counts, and what they were made from
+    X_audio.jsonl.gz              size and time of each file, by which a replaced one is told
     X_parts/                      while it runs: what is checked, for a killed run to go on
 
 A recording that cannot be used is left out and named; the others are not touched by it. Training
@@ -28,6 +29,7 @@ from typing import Any
 
 from icetransfer.data.download import corpus_dir
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.leaks import refuse_leaks
 from icetransfer.data.readers.common_voice import read_common_voice
 from icetransfer.data.readers.cuts import read_cuts
 from icetransfer.data.readers.fleurs import read_fleurs
@@ -42,6 +44,7 @@ from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
 
+FORMAT = 2  # of the manifests; what older ones hold is made again
 PART = 1000  # recordings that are checked together
 _SHOWN = 3  # rejections that an error names
 _LETTERS_SHOWN = 20
@@ -83,7 +86,7 @@ def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
     corpus, folder, language = source.corpus, source.folder, source.language
     splits = [split for split in SPLITS if kinds.has_split(corpus, split)]
     if isinstance(corpus, kinds.FolderCorpus):
-        return read_folder(folder, corpus.holdout_every)
+        return read_folder(folder, corpus.holdout_every, corpus.holdout_by == "speaker")
     if isinstance(corpus, kinds.Fleurs):
         return read_fleurs(folder, language, splits)
     if isinstance(corpus, kinds.MultilingualLibriSpeech):
@@ -137,11 +140,18 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
     made_from = _made_from(source)
     record = manifests_dir / f"{name}_prepared.json"
     targets = {split: manifests_dir / f"{name}_{split}.jsonl.gz" for split in SPLITS}
+    seen = manifests_dir / f"{name}_audio.jsonl.gz"
     if record.is_file() and all(target.is_file() for target in targets.values()):
-        if json.loads(record.read_text(encoding="utf-8"))["made_from"] == made_from:
+        before = json.loads(record.read_text(encoding="utf-8"))["made_from"]
+        changed = sorted(key for key in before | made_from if before.get(key) != made_from.get(key))
+        if not changed and (replaced := _replaced(seen)):
+            changed = [f"recordings, such as {replaced}"]
+        if not changed:
             log.info("skip: manifests of %s are complete", name)
             shutil.rmtree(manifests_dir / f"{name}_parts", ignore_errors=True)
             return
+        log.info("%s: changed since its manifests: %s; checking again", name, ", ".join(changed))
+        shutil.rmtree(manifests_dir / f"{name}_parts", ignore_errors=True)
         record.unlink()
     parts = manifests_dir / f"{name}_parts"
     if isinstance(source.corpus, kinds.SyntheticCorpus):
@@ -160,9 +170,34 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
         raise ValueError(f"{name}: {problem}")
     for split, count in counts.items():
         log.info("%s %s: %d recordings, %.1f min, %d speakers", name, split, *count.values())
+    write_jsonl_gz(seen, _audio_files(targets.values()))
     summary = {"made_from": made_from, "splits": counts, "rejected": len(rejections)}
     atomic.write_text(record, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def _audio_files(manifests: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Size and time of each file of audio in some manifests, by which a replaced one is told."""
+    last = ""  # of the parts of one file, which follow each other, it is enough to note one
+    for cut in itertools.chain.from_iterable(map(read_jsonl_gz, manifests)):
+        path = cut["recording"]["sources"][0]["source"]
+        if path != last and Path(path).is_file():
+            last, found = path, Path(path).stat()
+            yield {"path": path, "size": found.st_size, "mtime": found.st_mtime_ns}
+
+
+def _replaced(seen: Path) -> str:
+    """The first file of audio that is another than when it was checked; "" for none."""
+    if not seen.is_file():  # of an earlier version
+        return ""
+    for row in read_jsonl_gz(seen):
+        try:
+            found = Path(row["path"]).stat()
+        except OSError:
+            return str(row["path"])
+        if (found.st_size, found.st_mtime_ns) != (row["size"], row["mtime"]):
+            return str(row["path"])
+    return ""
 
 
 def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]) -> str:
@@ -197,7 +232,7 @@ def _made_from(source: Source) -> dict[str, Any]:
         if table.is_file():
             digest.update(table.read_bytes())
     normalizer = Normalizer(source.language)
-    made_from = {"folder": str(source.folder), "sha256": digest.hexdigest()}
+    made_from = {"folder": str(source.folder), "sha256": digest.hexdigest(), "format": FORMAT}
     if isinstance(corpus, kinds.SyntheticCorpus):
         return made_from | {"text": normalizer.words_version, "language": source.language}
     return (
@@ -336,6 +371,7 @@ def prepare(experiment: Experiment) -> None:
             Limits(data.min_seconds, data.max_seconds),
         )
         prepare_manifests(source, experiment.manifests_dir, data.features.jobs)
+    refuse_leaks(experiment.manifests_dir, list(data.corpora))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ tells of a file that lost its end.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import os
 import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -43,16 +45,24 @@ class Levels:
     lowest: NDArray[np.float32] = field(default_factory=lambda: np.full(1, np.inf, np.float32))
     highest: NDArray[np.float32] = field(default_factory=lambda: np.full(1, -np.inf, np.float32))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    _digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=12))
 
     def add(self, block: NDArray[np.float32]) -> None:
         """Adds samples (N, C) of C channels."""
         if not len(block):
             return
         self.samples += len(block)
+        self._digest.update(block.tobytes())
         # minimum and maximum pass a NaN on
         self.lowest = np.minimum(self.lowest, block.min(axis=0))
         self.highest = np.maximum(self.highest, block.max(axis=0))
         self.total = self.total + block.sum(axis=0)
+
+    @property
+    def digest(self) -> str:
+        """What tells the same audio under another name, or in another lossless format."""
+        digest: str = self._digest.hexdigest()
+        return digest
 
     def check(self) -> None:
         """Looks for what no recording of speech has.

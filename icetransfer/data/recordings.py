@@ -6,7 +6,7 @@ import os
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 
@@ -14,6 +14,7 @@ from icetransfer.data.decoding import BLOCK, SHORTFALL_SECONDS, Levels, check_he
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SAMPLING_RATE, Rejection, UnusableError, Utterance
 
+AUDIO_DIGEST = "audio_digest"  # in the custom fields of a cut
 OUTSIDE = " alphabet: "  # in the reason of a text that has other characters, before them
 #: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
 SHORTEST_TEST_SECONDS = 0.29
@@ -45,10 +46,10 @@ def check(
     try:
         text = _checked_text(utterance, normalizer)
         utterance = replace(utterance, path=_find(utterance.path))
-        sampling_rate, file_samples, samples = _checked_audio(utterance, limits)
+        audio = _checked_audio(utterance, limits)
     except UnusableError as error:
         return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
-    return _cut(utterance, text, normalizer.language, sampling_rate, file_samples, samples)
+    return _cut(utterance, text, normalizer.language, audio)
 
 
 def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
@@ -64,8 +65,24 @@ def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
     return text
 
 
-def _checked_audio(utterance: Utterance, limits: Limits) -> tuple[int, int, int]:
-    """Returns the sampling rate, the file's samples, and those of the utterance.
+class Audio(NamedTuple):
+    """What an utterance's audio is.
+
+    Attributes:
+        sampling_rate: Of the file.
+        in_file: Samples of the file.
+        samples: Of the utterance.
+        digest: Of the utterance's samples.
+    """
+
+    sampling_rate: int
+    in_file: int
+    samples: int
+    digest: str
+
+
+def _checked_audio(utterance: Utterance, limits: Limits) -> Audio:
+    """Decodes an utterance's audio and looks whether it can be used.
 
     Raises:
         UnusableError: The audio is missing, broken, silent, not mono, or of the wrong length, or
@@ -101,7 +118,7 @@ def _checked_audio(utterance: Utterance, limits: Limits) -> tuple[int, int, int]
             "copy it again",
         )
     levels.check()
-    return rate, in_file, wanted
+    return Audio(rate, in_file, wanted, levels.digest)
 
 
 def _place(utterance: Utterance, in_file: int, rate: int, limits: Limits) -> tuple[int, int]:
@@ -170,17 +187,11 @@ def _check_length(seconds: float, limits: Limits, split: str) -> None:
         raise UnusableError(f"too {side}: {seconds:.3f} s, the limit is {limit:g} s", advice)
 
 
-def _cut(
-    utterance: Utterance,
-    text: str,
-    language: str,
-    sampling_rate: int,
-    file_samples: int,
-    samples: int,
-) -> dict[str, Any]:
+def _cut(utterance: Utterance, text: str, language: str, audio: Audio) -> dict[str, Any]:
     """Returns a lhotse cut as it stands in a manifest; other rates are resampled when read."""
     from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
+    sampling_rate, file_samples, samples, digest = audio
     recording = Recording(
         id=utterance.id,
         sources=[AudioSource("file", [0], str(utterance.path))],
@@ -209,6 +220,7 @@ def _cut(
         channel=0,
         supervisions=[supervision],
         recording=recording,
+        custom={AUDIO_DIGEST: digest},
     )
     described: dict[str, Any] = cut.to_dict()
     return described

@@ -42,8 +42,10 @@ class FolderCorpus(Section):
     """The folder."""
     language: str | None = None
     """Language code; null: the recipe's language."""
+    holdout_by: Literal["recording", "speaker"] = "recording"
+    """What is held out together: each recording by itself, or all of a speaker's."""
     holdout_every: int = Field(10, ge=0)
-    """Every Nth recording is test and its neighbour dev; 0: none is held out."""
+    """One in so many is test, another dev, by a hash of its name; 0: none is held out."""
 
 
 class PublishedCorpus(Section):

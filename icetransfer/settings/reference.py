@@ -29,6 +29,7 @@ STAGES = {
     "data.corpora.NAME.minutes": "0",
     "data.corpora.NAME.seed": "0",
     "data.corpora.NAME.codec": "0, 1",
+    "data.corpora.NAME.holdout_by": "1",
     "data.corpora.NAME.holdout_every": "1",
     "data.corpora.NAME.splits": "0, 1, 9-11",
     "data.corpora.NAME.train": "0, 1",

@@ -2,7 +2,8 @@
 
 The path is relative to the folder. A first line that names the columns is a header: the columns
 may then stand in any order, under the names in `_NAMES`, and others are not read. A fourth column
-may name the split; otherwise every Nth line is test and the one before it dev.
+may name the split; otherwise one recording in N is test and another dev, chosen by a hash of its
+id, or of its speaker's name: whatever is added or removed, the others stay where they are.
 
 A line whose cells are quoted as spreadsheets do it is read so; in any other line a quotation mark
 is a character like any other.
@@ -11,6 +12,7 @@ is a character like any other.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from icetransfer.data.utterances import (
 )
 
 TRANSCRIPTS = "transcripts.tsv"
+_HOLDOUT_SEED = "icetransfer holdout 1"
 _COLUMNS = ("path", "text", "speaker", "split")  # their order when there is no header
 #: What people call the columns, in small letters, with _ for a space or a hyphen.
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -41,14 +44,15 @@ _NAMES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-def read_folder(folder: Path, holdout_every: int) -> Iterator[Utterance | Rejection]:
+def read_folder(
+    folder: Path, holdout_every: int, by_speaker: bool = False
+) -> Iterator[Utterance | Rejection]:
     """Reads a folder's transcripts.
-
-    Lines that are wrong count too, so that correcting one moves no other to another split.
 
     Args:
         folder: Where transcripts.tsv and the audio lie.
         holdout_every: N as above; 0 holds out nothing, 1 everything.
+        by_speaker: Hold out all of a speaker's recordings together, where speakers are named.
 
     Raises:
         ValueError: There is no transcripts.tsv, or its header lacks the path or the text.
@@ -60,16 +64,14 @@ def read_folder(folder: Path, holdout_every: int) -> Iterator[Utterance | Reject
             "a line for each recording"
         )
     columns: Sequence[str] = ()
-    first = 0  # the line of the first recording
     for number, line in read_lines(path):
         if not columns:
             header = _header(path, number, line)
             columns = header or _COLUMNS
-            first = number + 1 if header else number
             if header:
                 continue
         try:
-            yield _parse_line(line, columns, folder, _split(number - first, holdout_every))
+            yield _parse_line(line, columns, folder, holdout_every, by_speaker)
         except UnusableError as error:
             yield bad_line(path, number, line, error.reason, error.advice)
 
@@ -103,7 +105,9 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def _parse_line(line: str, columns: Sequence[str], folder: Path, own_split: str) -> Utterance:
+def _parse_line(
+    line: str, columns: Sequence[str], folder: Path, holdout_every: int, by_speaker: bool
+) -> Utterance:
     if not is_utf8(line):
         raise UnusableError("not UTF-8", "save the file as UTF-8")
     cells = _cells(line)
@@ -123,15 +127,18 @@ def _parse_line(line: str, columns: Sequence[str], folder: Path, own_split: str)
         )
     if not row["path"]:
         raise UnusableError("no path", "write the audio file's path, relative to the folder")
-    split = row.get("split") or own_split
+    identity, speaker = id_of_path(row["path"]), row.get("speaker") or UNKNOWN_SPEAKER
+    unit = speaker if by_speaker and speaker != UNKNOWN_SPEAKER else identity
+    split = row.get("split") or _split(unit, holdout_every)
     if split not in SPLITS:
         raise UnusableError(f"split {split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
-    speaker = row.get("speaker") or UNKNOWN_SPEAKER
-    return Utterance(id_of_path(row["path"]), folder / row["path"], row["text"], speaker, split)
+    return Utterance(identity, folder / row["path"], row["text"], speaker, split)
 
 
-def _split(number: int, holdout_every: int) -> str:
+def _split(unit: str, holdout_every: int) -> str:
+    """The split of a recording or a speaker: a function of its name alone."""
     if holdout_every == 0:
         return "train"
-    place = number % holdout_every
-    return {holdout_every - 1: "test", holdout_every - 2: "dev"}.get(place, "train")
+    digest = hashlib.blake2b(f"{_HOLDOUT_SEED} {unit}".encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") % holdout_every
+    return {0: "test", 1: "dev"}.get(place, "train")
