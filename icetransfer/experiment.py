@@ -12,11 +12,13 @@ import logging
 import os
 import platform
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +32,13 @@ from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
+from icetransfer.stage.lock import locked
 
 log = logging.getLogger("icetransfer")
 
 USER_ERROR = 2  # exit code of a mistake that the message explains
 SCHEME = "scheme.json"  # in an experiment folder: see `training/scheme.py`
+INTERRUPTED = 130  # by Ctrl-C, as shells have it
 RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 
 
@@ -311,14 +315,29 @@ def run_logged(directory: Path, stage: Callable[[Experiment], None]) -> None:
 
 
 def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:
-    name = Path(sys.argv[0]).stem
-    log_file = experiment.dir / "log" / f"{name}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    with cost.measured(log_file.with_name("cost.jsonl"), name):
+    script = Path(sys.argv[0])
+    log_file = experiment.dir / "log" / f"{script.stem}.log"
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    except OSError as error:  # a read-only experiment can be read all the same
+        log.warning("%s is not written (%s)", log_file, error.strerror)
+    with (
+        _hold_folder(experiment, script),
+        cost.measured(log_file.with_name("cost.jsonl"), script.stem),
+    ):
         stage(experiment)
+
+
+def _hold_folder(experiment: Experiment, script: Path) -> AbstractContextManager[None]:
+    """Keeps others out of what a stage writes to: the recipe's data, or the experiment."""
+    if script.stem == "score":  # writes nothing
+        return contextlib.nullcontext()
+    if script.parent.name == "data":
+        return locked(experiment.data_dir, script.stem, waits=True)
+    return locked(experiment.dir, script.stem, waits=False)
 
 
 def main(run: Callable[[], None]) -> None:
@@ -334,6 +353,10 @@ def main(run: Callable[[], None]) -> None:
         log.error("error: %s", error)
         log.debug("", exc_info=True)
         sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends it at once
+        log.error("interrupted: what is finished is kept, and the same command goes on from there")
+        sys.exit(INTERRUPTED)
 
 
 def _git(*args: str) -> str | None:

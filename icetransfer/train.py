@@ -103,7 +103,7 @@ def train(experiment: Experiment) -> None:
         run = begin(experiment, world)
         if run is None:
             return
-        first, started = run.step, time.time()
+        first, started = run.step, time.monotonic()
         while not is_over(run):
             meter = Meter(run.bad, run.world)
             try:
@@ -115,7 +115,7 @@ def train(experiment: Experiment) -> None:
             except (BadRun, FloatingPointError) as error:
                 run = start_again(run, meter, error)
         if world.is_writer:
-            write_train_provenance(run, first, time.time() - started)
+            write_train_provenance(run, first, time.monotonic() - started)
 
 
 def train_step(

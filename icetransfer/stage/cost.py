@@ -6,6 +6,7 @@ that is killed outright does not.  The report sums them up.
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 JOULES_PER_KWH = 3.6e6
+
+log = logging.getLogger("icetransfer")
 
 
 class EnergyCounters:
@@ -59,6 +62,11 @@ class EnergyCounters:
         return total / 1000 if counted else None
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of a command, or the first of those that train together."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
 @contextmanager
 def measured(path: Path, stage: str) -> Iterator[None]:
     """Adds what the block costs to a file; of several processes the first does, for all of them.
@@ -67,16 +75,16 @@ def measured(path: Path, stage: str) -> Iterator[None]:
         path: the experiment's `log/cost.jsonl`.
         stage: the module's name, as train.
     """
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) > 0:
+    if not is_first_process():
         yield
         return
     counters = EnergyCounters()
-    start, before = time.time(), counters.joules()
+    begun, start, before = time.time(), time.monotonic(), counters.joules()
     try:
         yield
     finally:
-        seconds = time.time() - start
-        entry = {"stage": stage, "time": round(start), "wall_seconds": round(seconds, 2)}
+        seconds = time.monotonic() - start  # the wall clock may be set meanwhile
+        entry = {"stage": stage, "time": round(begun), "wall_seconds": round(seconds, 2)}
         entry |= {"device": "cpu", "devices": int(os.environ.get("WORLD_SIZE", 1))}
         if _uses_gpu():
             entry["device"] = sys.modules["torch"].cuda.get_device_name()
@@ -85,9 +93,22 @@ def measured(path: Path, stage: str) -> Iterator[None]:
                 # of this node's GPUs; the other nodes have as many, and do the same
                 nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
                 entry["joules"] = round((after - before) * nodes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _append_line(path, json.dumps(entry))
+        except OSError as error:
+            log.warning("%s: what this stage cost is not noted (%s)", path, error.strerror)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Adds a line, on a line of its own also after one that was torn by a full disk or a kill."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = False
+        if size:
+            file.seek(size - 1)
+            torn = file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
 
 def _uses_gpu() -> bool:
@@ -104,9 +125,10 @@ def read_costs(path: Path) -> dict[str, dict[str, Any]]:
     stages: dict[str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:
-        if not line.endswith("}"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
             continue  # the disk was full, or the process died in it
-        entry = json.loads(line)
         new = {"runs": 0, "wall_hours": 0.0, "device_hours": 0.0, "kwh": None}
         own = stages.setdefault(entry["stage"], new)
         hours = entry["wall_seconds"] / 3600

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -22,6 +23,8 @@ from icetransfer.experiment import RUN_AGAIN, Experiment
 from icetransfer.score import planned_runs
 from icetransfer.stage import atomic
 
+# Exit codes of what SIGINT or SIGTERM has ended, as a shell and as Popen tell it.
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 # What a status file says of a job; "again": it was stopped half-way and will go on.
 RUNNING, DONE, FAILED, AGAIN, SKIPPED = "running", "done", "failed", "again", "skipped"
 
@@ -230,8 +233,8 @@ def run(
         if target and is_complete(target):
             job.note(DONE)
             return 0.0
-        start = time.time()
-        job.note(RUNNING, started=start, reason="", **noted)
+        start = time.monotonic()
+        job.note(RUNNING, started=time.time(), reason="", **noted)
         with job.log.open("ab") as output:
             begin = output.tell()
             for moved in put_stale_aside(target) if target else []:
@@ -249,13 +252,14 @@ def run(
             )
             started(process)
             code = process.wait()
-        seconds = time.time() - start
+        seconds = time.monotonic() - start
         spent = job.read_status().get("seconds", 0.0) + seconds
         if code == 0:
             job.note(DONE, seconds=spent)
             return seconds
         reason = f"exit code {code}: {_reason(job.log, begin)}"
-        job.note(AGAIN if code == RUN_AGAIN else FAILED, seconds=spent, reason=reason)
+        stopped = code in (RUN_AGAIN, *STOPPED)
+        job.note(AGAIN if stopped else FAILED, seconds=spent, reason=reason)
         raise JobError(f"{job.name} failed: {reason} (log: {job.log})", code)
 
 

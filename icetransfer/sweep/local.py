@@ -26,14 +26,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from icetransfer.experiment import RUN_AGAIN
+from icetransfer.experiment import INTERRUPTED, RUN_AGAIN
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job, JobError
 from icetransfer.sweep.plan import Sweep, base_model_jobs, make_plan
 from icetransfer.sweep.status import announce, skipped_lines, write_report_of
 
 GUARD = Path(__file__).with_name("guard.py")
-INTERRUPTED = 130  # exit code
 
 
 def visible_gpus() -> list[str]:

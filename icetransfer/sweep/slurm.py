@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -491,7 +492,7 @@ def run_job(job: Job, resources: Resources, allocation: Allocation, needed: Job 
     if target and (reason := too_little_data(job.recipe, target.config)):
         job.note(jobs.SKIPPED, reason=reason)
         return
-    begin = time.time()
+    begin = _time_of(job.status.parent)
     failures = 0
     if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         failures = job.read_status().get("failures", 0)
@@ -530,6 +531,13 @@ def run_job(job: Job, resources: Resources, allocation: Allocation, needed: Job 
         raise failure
     job.note(jobs.AGAIN, failures=failures + 1)
     allocation.requeue()
+
+
+def _time_of(folder: Path) -> float:
+    """The time by the clock of a folder's file server, which this host's may disagree with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as file:
+        return Path(file.name).stat().st_mtime
 
 
 def has_progress(experiment: Path, since: float) -> bool:

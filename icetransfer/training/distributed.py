@@ -9,11 +9,14 @@ That takes means; and it needs the same number of backward passes in every proce
 share may be empty, and one that does not fit into the memory is tried again in pieces.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,6 +25,8 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=7)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BUCKET = 1 << 25  # gradients reduced at once, 128 MB in float32
 
 
@@ -150,11 +155,21 @@ def join_world() -> Iterator[World]:
             )
         torch.cuda.set_device(world.device)
     # What the hosts tell each other goes through gloo on either kind of machine.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+    end_with_parent()
+    # While the writer makes a Shar or blocks of millions of cuts, the others wait for hours.
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def end_with_parent() -> None:
+    """Lets the kernel send SIGTERM to this process when the launcher that started it is gone."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str] | None:

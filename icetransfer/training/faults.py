@@ -16,7 +16,8 @@ import torch
 
 from icetransfer.stage import atomic
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm sends one of them before the time is up
+# Ctrl-C, and what Slurm sends before the time is up.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 BAD_RUN = 10  # so many bad batches in a row, and training goes back
 MAX_RETURNS = 3
@@ -24,10 +25,14 @@ RATE_FACTOR = 0.5  # on the learning rate, at each return
 
 
 class StopSignals:
-    """Within the block, SIGTERM and SIGUSR1 do not end the process but are remembered."""
+    """Within the block, SIGINT, SIGTERM and SIGUSR1 do not end the process but are remembered.
+
+    A second Ctrl-C ends it at once.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupts = 0
 
     def __enter__(self) -> "StopSignals":
         """Takes the signals over."""
@@ -40,6 +45,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts == 2:
+            raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
 
@@ -146,9 +154,16 @@ def describe_end(path: Path, returns: list[Return], last: BadRun) -> str:
     return "\n".join(lines)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+# cuDNN has no code of its own for a workspace that it could not have.
+OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED"),
+    *("CUDNN_STATUS_INTERNAL_ERROR", "ALLOCATION_FAILED", "std::bad_alloc"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that the memory of a GPU or of the machine did not suffice."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        said in text for said in ("DefaultCPUAllocator", "not enough memory", "out of memory")
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)

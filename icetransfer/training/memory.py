@@ -38,9 +38,9 @@ class Attempt:
         traceback: TracebackType | None,
     ) -> bool:
         """Suppresses an error that says out of memory, and no other."""
-        if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+        if error is None or not is_out_of_memory(error):
             return False
-        self.failure = str(error).splitlines()[0]
+        self.failure = (str(error) or "no memory left").splitlines()[0]
         return True
 
 

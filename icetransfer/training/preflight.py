@@ -83,12 +83,13 @@ def find_misfit(run: Run, forward_backward: ForwardBackward) -> str | None:
         batch = extreme.batch(run.settings)
         try:
             forward_backward(run, [batch], tier)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            reason = (str(error) or "no memory left").splitlines()[0]
             failure = (
                 f"{len(batch.ids)} recordings of {batch.seconds / len(batch.ids):.1f} s at "
-                f"{chunk_label(tier[0])} do not fit into the memory ({str(error).splitlines()[0]})"
+                f"{chunk_label(tier[0])} do not fit into the memory ({reason})"
             )
         if failure:
             break
