@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The sweep over languages, inits and amounts of data, and its report; see ./run_all.sh --help.
-# With no option: the mini preset on this machine, about twenty minutes on two cores.
+# With no option: the mini preset on this machine, about half an hour on two cores.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tools/environment.sh
