@@ -33,6 +33,8 @@ LOADED = 0.3  # of the learning rate, for what the base model gives
 FROZEN = 0.2  # of the steps, of up to NEW_STEPS of them, in which that stays as it was
 NEW_STEPS = 2500  # steps in which what is new learns enough at the full rate
 FASTEST = 6.0  # of the learning rate, for what is new in a short run
+MANY_PASSES = 40  # over the data: then the decoder learns its sentences by heart, and is slowed
+SLOW_DECODER = 0.1  # of the learning rate
 
 WARMUP_STEPS = 500
 WARMUP_SHARE = 0.04  # of the steps, at most
@@ -83,7 +85,7 @@ def decide(config: Config, seconds: float, processes: int = 1) -> Scheme:
         steps, why = _length(config, seconds, step_seconds)
         set_to("max_steps", steps, why)
     if config.init != "random":
-        scales, why = _rates(config, steps)
+        scales, why = _rates(config, steps, passes=steps * step_seconds / seconds)
         set_to("lr_scale", scales, why)
         if not config.transfer.adapters.rank:
             frozen = round(FROZEN * min(steps, NEW_STEPS))
@@ -118,17 +120,17 @@ def _length(config: Config, seconds: float, step_seconds: float) -> tuple[int, s
     return wanted, f"{passes:.3g} passes over the {hours_label(hours)}, {step_seconds:g} s a step"
 
 
-def _rates(config: Config, steps: int) -> tuple[dict[str, float], str]:
+def _rates(config: Config, steps: int, passes: float) -> tuple[dict[str, float], str]:
     """Factors on the learning rate by part of the model, and why."""
     transfer = config.transfer
     fast = round(min(max(NEW_STEPS / steps, 1.0), FASTEST), 2)
     scales = {part: fast for part in SUBMODULES if part != "ctc_output" or transfer.ctc}
-    scales["decoder"] = 1.0
+    scales["decoder"] = SLOW_DECODER if passes > MANY_PASSES else 1.0
     # Of what the base model gives, adapters are all that is trained: they begin at nothing.
     scales |= dict.fromkeys(transfer.parts, 1.0 if transfer.adapters.rank else LOADED)
     return scales, (
         f"{LOADED:g} for what the base model gives; {fast:g} for new projections, which at the "
-        f"full rate need {NEW_STEPS} steps"
+        f"full rate need {NEW_STEPS} steps; the decoder by {passes:.3g} passes over the text"
     )
 
 

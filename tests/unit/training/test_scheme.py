@@ -47,7 +47,12 @@ def test_what_the_amounts_of_the_study_get():
 def test_a_short_run_moves_what_is_new_faster():
     fast = [values(1, f"train.max_steps={n}")["lr_scale"] for n in (100, 420, 1250, 5000)]
     assert [scales["joiner"] for scales in fast] == [6, 5.95, 2, 1]
-    assert all(scales["encoder"] == 0.3 and scales["decoder"] == 1 for scales in fast)
+    assert all(scales["encoder"] == 0.3 and scales["decoder"] == 1 for scales in fast[:2])
+
+
+def test_a_decoder_that_sees_its_sentences_too_often_is_slowed():
+    rates = [values(h, "train.max_steps=420")["lr_scale"]["decoder"] for h in (2 / 60, 8 / 60, 0.5)]
+    assert rates == [0.1, 1, 1]  # 56, 14 and 4 passes
 
 
 def test_what_was_loaded_waits():
