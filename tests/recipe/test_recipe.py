@@ -168,9 +168,16 @@ def test_paths_with_spaces_and_quotes(copy: Path, tmp_path: Path) -> None:
     config = load_config([recipe / "exp" / "it's mine" / "config.yaml"])
     assert config.train.max_steps == 7
     assert config.language == "nl"
+    again = call(recipe / "run.sh", *arguments, *stages, "seed=2", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "seed: 1 -> 2" in again.stderr
+    (recipe / "exp" / "it's mine" / "checkpoints").mkdir()
+    (recipe / "exp" / "it's mine" / "checkpoints" / "checkpoint-5.pt").touch()
     again = call(recipe / "run.sh", *arguments, *stages, "train.lr=0.01", cwd=tmp_path)
     assert again.returncode == 2
-    assert "train.lr: 0.045 -> 0.01" in again.stderr
+    assert "train.lr: 0.045 -> 0.01" in again.stderr and "--change" in again.stderr
+    again = call(recipe / "run.sh", *arguments, *stages, "--change", "train.lr=0.01", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_failed_stage_is_named(copy: Path) -> None:
