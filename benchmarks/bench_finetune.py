@@ -15,7 +15,6 @@ search, fp32, from the averaged weights.  What they led to is in docs/decisions.
 """
 
 import argparse
-import fcntl
 import itertools
 import json
 import os
@@ -38,7 +37,7 @@ class Cell:
 
     Attributes:
         recipe: the folder in egs/ whose text rules and corpus it has.
-        data: "slots" for the recipe's synthetic corpus, or a folder of recordings in `--speech`.
+        data: "slots" for the recipe's synthetic corpus, or a folder of recordings in $SPEECH.
         hours: of training data, as config's `hours`; "all" for all.
         init: en or ml.
         steps: of the weights.
@@ -68,7 +67,7 @@ class Cell:
         """What the cell sets in the config."""
         scales = dict.fromkeys(LOADED, self.loaded) | dict.fromkeys(NEW, self.new)
         scales["decoder"] = self.decoder
-        frozen = dict.fromkeys(LOADED, self.frozen) if self.frozen else None
+        frozen = dict.fromkeys(LOADED, self.frozen)
         return [
             f"language={self.recipe}",
             f"init={self.init}",
@@ -192,6 +191,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, object]:
     from icetransfer import config, decode, experiment, train, transfer
     from icetransfer.average import average_run
     from icetransfer.data import corpora, download, features, subset, tokenizer
+    from icetransfer.stage.lock import locked
 
     os.chdir(REPOSITORY / "egs" / cell.recipe)
     corpus = cell.data if cell.data != "slots" or cell.hours != "10h" else "slots-10h"
@@ -202,8 +202,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, object]:
     name = "-".join(str(value) for value in vars(cell).values())
     exp = experiment.create_experiment(work / "exp" / name, resolved)
     began = time.monotonic()
-    with (work / "data.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(exp.data_dir, "bench_finetune", waits=True):
         for stage in (
             *(download.download, corpora.prepare, features.compute_features),
             *(subset.make_subset, tokenizer.make_tokenizer),

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from icetransfer.stage.lock import locked
 log = logging.getLogger("icetransfer")
 
 USER_ERROR = 2  # exit code of a mistake that the message explains
+CHECKPOINTS = "checkpoints"
 SCHEME = "scheme.json"  # in an experiment folder: see `training/scheme.py`
 INTERRUPTED = 130  # by Ctrl-C, as shells have it
 RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
@@ -81,7 +83,7 @@ class Experiment:
     @property
     def checkpoints_dir(self) -> Path:
         """What training writes."""
-        return self.dir / "checkpoints"
+        return self.dir / CHECKPOINTS
 
     @property
     def scheme_path(self) -> Path:
@@ -169,7 +171,7 @@ def create_experiment(
         atomic.write_text(directory / config.ORIGINS, json.dumps(origins, indent=1) + "\n")
     if changed:
         _record_change(directory, changed)
-        if any(effect_of(_key(line)) == "course" for line in changed):
+        if any(_effect(line) == "course" for line in changed):
             (directory / SCHEME).unlink(missing_ok=True)  # decided again
     if changed or not saved.is_file():
         atomic.write_text(saved, config.dump_config(resolved))
@@ -226,22 +228,23 @@ def _changes(folder: Path, tree: Section, prefix: str = "") -> list[str]:
     return differences(old, tree.model_dump(mode="json"), prefix)
 
 
-def _key(line: str) -> str:
-    return line.partition(":")[0]
-
-
 def _effect(line: str) -> Effect:
-    return effect_of(_key(line))
+    return effect_of(line.partition(":")[0])
 
 
 def _listed(lines: list[str]) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
+def checkpoint_steps(checkpoints_dir: Path) -> list[int]:
+    """The steps that have a checkpoint in a folder, in order."""
+    names = (path.name for path in checkpoints_dir.glob("checkpoint-*.pt"))
+    return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint-(\d+)\.pt", name)))
+
+
 def _last_step(directory: Path) -> int:
     """The step of an experiment's last checkpoint, 0 where there is none."""
-    names = (path.stem for path in (directory / "checkpoints").glob("checkpoint-*.pt"))
-    return max((int(number) for name in names if (number := name[11:]).isdigit()), default=0)
+    return max(checkpoint_steps(directory / CHECKPOINTS), default=0)
 
 
 def _record_change(directory: Path, changed: list[str]) -> None:

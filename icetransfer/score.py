@@ -323,7 +323,7 @@ def collapsed_results(experiment: Experiment) -> list[str]:
         path = run.folder(experiment.decode_dir) / "wer.json"
         if path.is_file():
             result = json.loads(path.read_text(encoding="utf-8"))
-            if has_collapsed(result["wer"], result.get("errors"), result.get("deletions")):
+            if has_collapsed(result):
                 found.append(
                     f"{run.test_set}, {run.engine}, {run.precision}, {chunk_label(run.chunk_size)}"
                 )

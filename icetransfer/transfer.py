@@ -20,12 +20,18 @@ from torch import Tensor
 
 from icetransfer.config import Config
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log, run_stage, write_provenance
+from icetransfer.experiment import (
+    Experiment,
+    checkpoint_steps,
+    log,
+    run_stage,
+    write_provenance,
+)
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.parts import is_in, require_matches
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
 from icetransfer.stage import atomic
-from icetransfer.stage.stamp import Stamp, digests, sha256
+from icetransfer.stage.stamp import Stamp, digests, known_sha256, sha256
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE_MODELS = Path(__file__).with_name("base_models.yaml")
@@ -257,7 +263,7 @@ def _stamp(experiment: Experiment, tokens: Path) -> Stamp:
     inputs |= {"transfer": config.transfer.model_dump_json()}
     if config.init != "random" or config.transfer.size is None:
         base = named_base_model(config, "en" if config.init == "random" else config.init)
-        inputs |= {"base model": sha256(base.path) if base.path.is_file() else None}
+        inputs |= {"base model": known_sha256(base.path)}
     return Stamp(experiment.dir / "transfer.stamp.json", inputs)
 
 
@@ -275,7 +281,7 @@ def make_start(experiment: Experiment) -> None:
         log.info("skip: %s is complete", experiment.init_checkpoint)
         return
     changed = stamp.changed()
-    if changed and any(experiment.checkpoints_dir.glob("checkpoint-*.pt")):
+    if changed and checkpoint_steps(experiment.checkpoints_dir):
         raise ValueError(
             f"{experiment.dir}: training has begun from other things than there are now (changed: "
             f"{', '.join(changed)}); bring those back, or give the new ones an --exp of their own"

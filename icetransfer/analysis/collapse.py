@@ -5,18 +5,21 @@ Its WER is that of silence, whatever it started from.  In a mean over languages 
 result, and the larger of two such numbers as the worse start.  So it is marked, and left out.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 WER = 90.0  # percent
 DELETIONS = 0.5  # share of the errors
 
 
-def has_collapsed(wer: float, errors: int | None, deletions: int | None) -> bool:
+def has_collapsed(result: Mapping[str, Any]) -> bool:
     """Whether a result is that of a model which says next to nothing.
 
     Args:
-        wer: in percent.
-        errors: words that are wrong; None where that is not known, and then nothing can be said.
-        deletions: those of them that were left out; None where that is not known.
+        result: `wer` in percent, and `errors` and `deletions` in words, as in wer.json.  Where one
+            of them is not known, nothing can be said.
     """
-    if errors is None or deletions is None:
+    wer, errors, deletions = (result.get(key) for key in ("wer", "errors", "deletions"))
+    if wer is None or errors is None or deletions is None:
         return False
-    return wer > WER and deletions > DELETIONS * errors
+    return bool(wer > WER and deletions > DELETIONS * errors)

@@ -58,7 +58,7 @@ class Result:
     @property
     def collapsed(self) -> bool:
         """Whether it measures a model that says next to nothing, and so no gap."""
-        return has_collapsed(self.wer, self.errors, self.deletions)
+        return has_collapsed(vars(self))
 
 
 def read_results(path: Path) -> list[Result]:

@@ -141,6 +141,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
     record = manifests_dir / f"{name}_prepared.json"
     targets = {split: manifests_dir / f"{name}_{split}.jsonl.gz" for split in SPLITS}
     seen = manifests_dir / f"{name}_audio.jsonl.gz"
+    parts = manifests_dir / f"{name}_parts"
     if record.is_file() and all(target.is_file() for target in targets.values()):
         before = json.loads(record.read_text(encoding="utf-8"))["made_from"]
         changed = sorted(key for key in before | made_from if before.get(key) != made_from.get(key))
@@ -148,12 +149,11 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
             changed = [f"recordings, such as {replaced}"]
         if not changed:
             log.info("skip: manifests of %s are complete", name)
-            shutil.rmtree(manifests_dir / f"{name}_parts", ignore_errors=True)
+            shutil.rmtree(parts, ignore_errors=True)
             return
         log.info("%s: changed since its manifests: %s; checking again", name, ", ".join(changed))
-        shutil.rmtree(manifests_dir / f"{name}_parts", ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
         record.unlink()
-    parts = manifests_dir / f"{name}_parts"
     if isinstance(source.corpus, kinds.SyntheticCorpus):
         for split, target in targets.items():
             write_jsonl_gz(target, _synthetic_cuts(source.folder, split))

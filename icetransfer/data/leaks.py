@@ -27,7 +27,7 @@ def refuse_leaks(manifests_dir: Path, corpora: Sequence[str]) -> None:
     paths = [manifests_dir / f"{name}_{split}.jsonl.gz" for name in corpora for split in SPLITS]
     apart = manifests_dir / "apart.json"
     stamp = Stamp(manifests_dir / "apart.stamp.json", digests(paths))
-    if stamp.path.is_file() and stamp.is_current(apart):
+    if stamp.is_current(apart):
         return
     apart.unlink(missing_ok=True)
     held_out = _held_out(manifests_dir, corpora)

@@ -355,9 +355,8 @@ def make_subset(experiment: Experiment) -> None:
             "of new voices; data.keep_apart=[speakers] leaves them out", candidates.shared_speakers,
         )  # fmt: skip
     if candidates.set_apart:
-        log.info("%d left out to keep %s apart", candidates.set_apart, " and ".join(
-            experiment.config.data.keep_apart
-        ))  # fmt: skip
+        kinds = " and ".join(experiment.config.data.keep_apart)
+        log.info("%d left out to keep %s apart", candidates.set_apart, kinds)
     taken = select(candidates, experiment.config.hours)
     summary = _summary(candidates, taken, experiment.config.data.corpora)
     for test_set, count in summary["sentences_in_test_sets"].items():

@@ -17,7 +17,7 @@ from icetransfer.data.subset import subset_path, training_texts
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
-from icetransfer.stage.stamp import Stamp, digests
+from icetransfer.stage.stamp import Stamp, digests, known_sha256
 
 BLANK_ID = 0
 UNK_ID = 2
@@ -151,9 +151,7 @@ def given_texts(experiment: Experiment) -> Iterator[str]:
     Raises:
         ValueError: a file is missing, or not text in UTF-8.
     """
-    paths = experiment.config.data.tokenizer_text
-    normalizer = Normalizer(experiment.config.language) if paths else None
-    for path in paths:
+    for path in experiment.config.data.tokenizer_text:
         if not path.is_file():
             raise ValueError(
                 f"data.tokenizer_text: {path} does not exist; name files of plain text"
@@ -162,19 +160,15 @@ def given_texts(experiment: Experiment) -> Iterator[str]:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"data.tokenizer_text: {path} is not text in UTF-8: {error}") from None
-        assert normalizer is not None
+        normalizer = Normalizer(experiment.config.language)
         texts = [text for line in lines if (text := normalizer(line))]
         taken = [text for text in texts if not normalizer.check(text)]
         if not taken:
             raise ValueError(
                 f"data.tokenizer_text: {path} has no line of {normalizer.name}: is it another file?"
             )
-        log.info(
-            "%s: %d lines, %d with foreign letters left out",
-            path,
-            len(taken),
-            len(texts) - len(taken),
-        )
+        left_out = len(texts) - len(taken)
+        log.info("%s: %d lines, %d with foreign letters left out", path, len(taken), left_out)
         yield from taken
 
 
@@ -190,9 +184,7 @@ def make_tokenizer(experiment: Experiment) -> None:
     data = experiment.config.data
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
-    inputs |= {
-        str(path): value for path in data.tokenizer_text for value in digests([path]).values()
-    }
+    inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
         log.info("skip: %s is complete", folder)

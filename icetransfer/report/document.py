@@ -10,6 +10,7 @@ from typing import Any
 
 from icetransfer import gap
 from icetransfer.analysis import gap_report, study
+from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.gap_report import (
     latency_order,
     savings_text,
@@ -38,7 +39,6 @@ from icetransfer.report.tables import (
     COLLAPSED,
     INITS,
     TIE,
-    collapsed,
     cost_table,
     error_tables,
     latency_table,
@@ -83,7 +83,7 @@ def document(tree: Row, folder: str) -> Document:
             + (
                 f"; {COLLAPSED}: the model says next to nothing (WER over 90 %, mostly deletions) "
                 f"and stands in no mean."
-                if any(map(collapsed, tree["results"]))
+                if any(map(has_collapsed, tree["results"]))
                 else "."
             )
         )

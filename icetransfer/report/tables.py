@@ -31,11 +31,6 @@ def shipped(rows: Sequence[Row]) -> list[Row]:
     return list(best.values())
 
 
-def collapsed(row: Row) -> bool:
-    """Whether a result is of a model that says next to nothing, and stands in no mean."""
-    return has_collapsed(row["wer"], row.get("errors"), row.get("deletions"))
-
-
 def _measurement(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in (*COLUMNS[:6], "seed"))
 
@@ -108,7 +103,7 @@ def _error_cell(
         half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2
         text += f" ± {half:.1f}"
     text += f" / {mean(repeats, 'cer'):.1f}"
-    if any(map(collapsed, repeats)):
+    if any(map(has_collapsed, repeats)):
         text += f" {COLLAPSED}"
     return text + (f" {TIE}" if key in tied and repeats[0]["init"] in COMPARED else "")
 
@@ -245,8 +240,9 @@ def _control(rows: Sequence[Row]) -> str:
     wers: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     silent = set()
     for row in shipped(rows):
-        if collapsed(row):
-            silent |= {hours_label(row["hours"])} if row["init"] == "random" else set()
+        if has_collapsed(row):
+            if row["init"] == "random":
+                silent.add(hours_label(row["hours"]))
         elif row["precision"] == FULL:
             wers[row["hours"], row["language"], row["test_set"]][row["init"]].append(row["wer"])
     margins: dict[tuple[float, str], list[float]] = defaultdict(list)

@@ -7,6 +7,8 @@ The others are what the experiment means: with another value it is another exper
 
 from typing import Literal
 
+from icetransfer.settings.tree import longest_prefix
+
 Effect = Literal["free", "later stages", "course", "meaning"]
 
 # The effect of a key is that of the longest prefix here.
@@ -34,6 +36,4 @@ EFFECTS: dict[str, Effect] = {
 
 def effect_of(key: str) -> Effect:
     """What a change of a dotted key touches."""
-    parts = key.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((EFFECTS[prefix] for prefix in prefixes if prefix in EFFECTS), "meaning")
+    return longest_prefix(EFFECTS, key, "meaning")

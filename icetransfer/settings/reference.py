@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from icetransfer.settings.corpora import CORPUS_CLASSES
 from icetransfer.settings.section import Hours
-from icetransfer.settings.tree import leaves
+from icetransfer.settings.tree import leaves, longest_prefix
 
 CORPUS = "data.corpora.NAME"  # a corpus, whose name is the user's
 # The stages that read a key: those of the longest prefix here.  Writing it into a result's wer.json
@@ -86,9 +86,7 @@ class Key:
 
 def stages_of(name: str) -> str:
     """The stages that read a key; empty for one that no prefix covers."""
-    parts = name.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((STAGES[prefix] for prefix in prefixes if prefix in STAGES), "")
+    return longest_prefix(STAGES, name, "")
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[Key]:

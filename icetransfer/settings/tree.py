@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 # The parser in C, where PyYAML has it: the same trees, ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 COMMAND_LINE = "the command line"
+
+Value = TypeVar("Value")
 
 
 def read_trees(files: Iterable[Path], overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -43,6 +45,13 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def longest_prefix(table: Mapping[str, Value], key: str, default: Value) -> Value:
+    """What a table says of a dotted key: the entry of its longest prefix there."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((table[prefix] for prefix in prefixes if prefix in table), default)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

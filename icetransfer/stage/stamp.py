@@ -30,9 +30,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def known_sha256(path: Path) -> str | None:
+    """The SHA-256 of a file; None of one that is not there, which says nothing."""
+    return sha256(path) if path.is_file() else None
+
+
 def digests(paths: Iterable[Path]) -> dict[str, str | None]:
-    """The SHA-256 of files by name; None for one that is not there, which says nothing."""
-    return {path.name: sha256(path) if path.is_file() else None for path in paths}
+    """`known_sha256` of files, by name."""
+    return {path.name: known_sha256(path) for path in paths}
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class Stamp:
         if not self.path.is_file():
             return []
         before: dict[str, str | None] = json.loads(self.path.read_text(encoding="utf-8"))
-        values = {name: (before.get(name, ""), self.inputs.get(name, "")) for name in self.inputs}
-        values |= {name: (value, "") for name, value in before.items() if name not in values}
+        names = sorted(before.keys() | self.inputs.keys())
+        pairs = [(before.get(name, ""), self.inputs.get(name, "")) for name in names]
         return [
             name
-            for name, (old, new) in sorted(values.items())
+            for name, (old, new) in zip(names, pairs, strict=True)
             if None not in (old, new) and old != new
         ]
 

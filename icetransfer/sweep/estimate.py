@@ -56,9 +56,8 @@ def cell_needs(wanted: config.Config, root: Path) -> Needs:
 def _settled(wanted: config.Config) -> scheme.Settled:
     """The settings of a cell's training; those that its hours decide too."""
     assert wanted.hours is not None, "a cell's hours are said"
-    train = scheme.merge(wanted, scheme.decide(wanted, 3600 * wanted.hours).values).train
-    assert isinstance(train, scheme.Settled)
-    return train
+    decided = scheme.decide(wanted, 3600 * wanted.hours)
+    return scheme.settled_train(scheme.merge(wanted, decided.values))
 
 
 def _model_bytes(wanted: config.Config, root: Path) -> float | None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from icetransfer import config
-from icetransfer.experiment import RUN_AGAIN, Experiment
+from icetransfer.experiment import INTERRUPTED, RUN_AGAIN, Experiment
 from icetransfer.score import planned_runs
 from icetransfer.stage import atomic
 
 # Exit codes of what SIGINT or SIGTERM has ended, as a shell and as Popen tell it.
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = (INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 # What a status file says of a job; "again": it was stopped half-way and will go on.
 RUNNING, DONE, FAILED, AGAIN, SKIPPED = "running", "done", "failed", "again", "skipped"
 

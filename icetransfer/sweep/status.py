@@ -22,7 +22,7 @@ from icetransfer.stage import atomic
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan
 from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
-from icetransfer.training.scheme import Settled, settle
+from icetransfer.training.scheme import settle, settled_train
 
 TAIL = 20_000  # bytes of a metrics.jsonl that surely hold its last line about the training
 
@@ -95,7 +95,7 @@ def _wer(sweep: Sweep, cell: Cell) -> str:
     tier = config.chunk_label(first.chunk_size).partition(" (")[0]
     wer = result.get("wer", float("nan"))
     text = f"WER {wer:.2f} % ({first.test_set}, {tier}, {first.precision})"
-    if has_collapsed(wer, result.get("errors"), result.get("deletions")):
+    if has_collapsed(result):
         text += "; collapsed: it says next to nothing, and stands in no mean"
     return text
 
@@ -117,8 +117,7 @@ def _progress(experiment: Experiment) -> str:
                 last = numbers if numbers.get("kind") == "train" else last
     if last is None:
         return ""
-    step, train = last["step"], settle(experiment).config.train
-    assert isinstance(train, Settled)
+    step, train = last["step"], settled_train(settle(experiment).config)
     text = f"step {step}/{train.max_steps}"
     if step < train.max_steps and last.get("audio_per_second"):
         # The last steps' pace.  A batch is as full as batches are allowed to be.

@@ -15,7 +15,7 @@ from icetransfer.experiment import Experiment, log, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import sha256
 from icetransfer.training.resume import average_period, branch_point, checkpoint_path
-from icetransfer.training.scheme import Scheme, Settled, save, settle
+from icetransfer.training.scheme import Scheme, save, settle, settled_train
 
 
 def make_branch(experiment: Experiment, steps: int) -> Experiment:
@@ -29,8 +29,7 @@ def make_branch(experiment: Experiment, steps: int) -> Experiment:
         ValueError: no branch of this length can be made, and why.
     """
     long = settle(experiment)
-    settings = long.config.train
-    assert isinstance(settings, Settled)
+    settings = settled_train(long.config)
     short = settings.model_copy(update={"max_steps": steps, "branches": ()})
     name = f"--branch {steps}"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

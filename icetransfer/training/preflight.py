@@ -21,7 +21,7 @@ from icetransfer.data.loader import Batch
 from icetransfer.data.subset import subset_path
 from icetransfer.experiment import Experiment, log
 from icetransfer.training import scheme
-from icetransfer.training.faults import is_out_of_memory
+from icetransfer.training.memory import Attempt
 from icetransfer.training.resume import Run, start_run
 from icetransfer.training.scheme import Settled
 from icetransfer.training.validate import dev_wer
@@ -69,36 +69,32 @@ def tiers(settings: Settled) -> list[tuple[int, int]]:
     return [(size, -1 if size == -1 else left) for size in settings.chunk_sizes]
 
 
-def find_misfit(run: Run, forward_backward: ForwardBackward) -> str | None:
+def find_misfit(run: Run, forward_backward: ForwardBackward) -> str:
     """Tries the largest batches at every tier.
 
     Returns:
-        None if they fit into the memory, else which one does not, and the error's first line.
+        "" if they fit into the memory, else which one does not, and the error's first line.
 
     Raises:
         ValueError: a batch of a single recording does not fit.
     """
-    failure = None
+    misfit = ""
     for extreme, tier in itertools.product(extremes(run), tiers(run.settings)):
         batch = extreme.batch(run.settings)
-        try:
+        with Attempt(pieces=1) as attempt:
             forward_backward(run, [batch], tier)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = (str(error) or "no memory left").splitlines()[0]
-            failure = (
+        if attempt.failure:
+            misfit = (
                 f"{len(batch.ids)} recordings of {batch.seconds / len(batch.ids):.1f} s at "
-                f"{chunk_label(tier[0])} do not fit into the memory ({reason})"
+                f"{chunk_label(tier[0])} do not fit into the memory ({attempt.failure})"
             )
-        if failure:
             break
     run.optimizer.zero_grad(set_to_none=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if failure and len(batch.ids) == 1:
-        raise ValueError(f"{failure}: lower data.max_seconds, or take a larger machine")
-    return failure
+    if misfit and len(batch.ids) == 1:
+        raise ValueError(f"{misfit}: lower data.max_seconds, or take a larger machine")
+    return misfit
 
 
 def check_disk(run: Run) -> None:
@@ -119,7 +115,7 @@ def check_disk(run: Run) -> None:
         )
 
 
-def preflight(run: Run, forward_backward: ForwardBackward) -> str | None:
+def preflight(run: Run, forward_backward: ForwardBackward) -> str:
     """Tries what a run will need before it begins.
 
     Args:
@@ -127,7 +123,7 @@ def preflight(run: Run, forward_backward: ForwardBackward) -> str | None:
         forward_backward: `train.forward_backward`.
 
     Returns:
-        Which batch does not fit into the memory, None if all do.
+        Which batch does not fit into the memory, "" if all do.
 
     Raises:
         ValueError: the disk is too small, or a single recording does not fit.
@@ -145,7 +141,7 @@ def preflight(run: Run, forward_backward: ForwardBackward) -> str | None:
         "batch decoded, room for the checkpoints",
         run.settings.batch_seconds, len(run.settings.chunk_sizes), _memory(run.device),
     )  # fmt: skip
-    return None
+    return ""
 
 
 def _memory(device: torch.device) -> str:

@@ -7,7 +7,6 @@ the random generators (which each step sets anew from the seed and its number).
 
 import functools
 import random
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from icetransfer.data.loader import (
     train_loader,
 )
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import Experiment, log
+from icetransfer.experiment import Experiment, checkpoint_steps, log
 from icetransfer.model.adapters import adapter_state, attach, is_fixed
 from icetransfer.model.averaging import StateDict, start_average
 from icetransfer.model.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
@@ -46,7 +45,7 @@ from icetransfer.training.faults import (
     write_returns,
 )
 from icetransfer.training.optim import Cooldown, Eden, ScaledAdam
-from icetransfer.training.scheme import Settled, settle
+from icetransfer.training.scheme import Settled, settle, settled_train
 
 DEV_SECONDS = 600  # dev audio at most, the same recordings each time
 
@@ -90,9 +89,7 @@ class Run:
     @property
     def settings(self) -> Settled:
         """The config's train section, with nothing open."""
-        settings = self.experiment.config.train
-        assert isinstance(settings, Settled)
-        return settings
+        return settled_train(self.experiment.config)
 
     @property
     def device(self) -> torch.device:
@@ -174,8 +171,7 @@ def run_again_path(experiment: Experiment) -> Path:
 
 def saved_steps(experiment: Experiment) -> list[int]:
     """The steps that have a checkpoint, in order."""
-    names = (path.name for path in experiment.checkpoints_dir.glob("checkpoint-*.pt"))
-    return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint-(\d+)\.pt", name)))
+    return checkpoint_steps(experiment.checkpoints_dir)
 
 
 def newest_checkpoint(experiment: Experiment) -> tuple[int, Checkpoint] | None:
@@ -236,8 +232,7 @@ def start_run(
             f"{path} has {dims.vocab_size} tokens, {experiment.lang_dir / 'bpe.model'} has "
             f"{tokenizer.vocab_size}: remove the experiment's init.pt and run stage 5 again"
         )
-    settings = experiment.config.train
-    assert isinstance(settings, Settled)
+    settings = settled_train(experiment.config)
     world.as_writer(lambda: hold_blocks(experiment))
     optimizer = make_optimizer(model, experiment.config)
     precision = choose_precision(settings.precision, world.device)
@@ -444,8 +439,7 @@ def go_back(experiment: Experiment, bad: BadRun) -> None:
     returns = read_returns(path)
     if len(returns) == MAX_RETURNS:
         raise ValueError(describe_end(path, returns, bad))
-    settings = experiment.config.train
-    assert isinstance(settings, Settled)
+    settings = settled_train(experiment.config)
     steps = saved_steps(experiment)
     target = max((s for s in steps if s < bad.since and is_regular(settings, s)), default=0)
     # First these: a process that is killed between the two will come here once more.

@@ -1,11 +1,10 @@
 """What a training does where its config does not say: batch, length, rates, freezing.
 
-Few numbers decide all of it, each measured (docs/decisions.md has the tables).  What was loaded
-from the base model stays as it is while what is new learns to use it, then learns at a part of the
-rate.  A short run gives what is new a faster rate, because ScaledAdam moves a weight by its rate at
-each step, so that rate times steps is how far it gets.  And a run goes on until the audio it has
-seen was enough.
-Whatever the config sets is kept.
+Few numbers decide all of it; docs/decisions.md says which of them were measured, and where.  What
+was loaded from the base model stays as it is while what is new learns to use it, then learns at a
+part of the rate.  A short run gives what is new a faster rate, because ScaledAdam moves a weight by
+its rate at each step, so that rate times steps is how far it gets.  And a run goes on until it has
+seen enough audio.  Whatever the config sets is kept.
 
 The decisions and their reasons are printed when a run begins and saved in `scheme.json`, so that a
 run goes on as it began.  This module imports no torch: the plan of a sweep asks it too.
@@ -166,6 +165,12 @@ def merge(config: Config, values: Mapping[str, Any]) -> Config:
     if "max_steps" in values:
         tree["epochs"] = None  # it is said in steps now
     return config.model_copy(update={"train": Settled.model_validate(tree)})
+
+
+def settled_train(config: Config) -> Settled:
+    """The training's settings in a config that `merge` made."""
+    assert isinstance(config.train, Settled)
+    return config.train
 
 
 def settle(experiment: Experiment) -> Experiment:

@@ -139,7 +139,6 @@ def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
     def make(name: str, *overrides: str) -> Experiment:
         base = f"transfer.base_models={{en: {base_path}, ml: {base_path}}}"
         experiment = tone_recipe(name, base, *SHORT, *overrides)
-        subset.make_subset(experiment)
         transfer.make_start(experiment)
         return experiment
 
