@@ -85,11 +85,11 @@ def decide(config: Config, seconds: float, processes: int = 1) -> Scheme:
         set_to("max_steps", steps, why)
     if config.init != "random":
         scales, why = _rates(config, steps, passes=steps * step_seconds / seconds)
-        set_to("lr_scale", scales, why)
+        set_to("lr_scale", scales | dict(train.lr_scale), why)
         if not config.transfer.adapters.rank:
             frozen = round(FROZEN * min(steps, NEW_STEPS))
             set_to(
-                "freeze", dict.fromkeys(config.transfer.parts, frozen),
+                "freeze", dict.fromkeys(config.transfer.parts, frozen) | dict(train.freeze),
                 "what the base model gives waits until what is new has begun to use it",
             )  # fmt: skip
     warmup = min(WARMUP_STEPS, round(WARMUP_SHARE * steps))

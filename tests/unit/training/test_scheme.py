@@ -67,7 +67,10 @@ def test_the_parts_that_the_config_names_have_its_numbers():
     words = ["language=nl", "data.corpora={a: {kind: folder, path: unused}}"]
     words += ["train.lr_scale={encoder: 0.5, encoder.encoders.0: 0.7}", "train.freeze={encoder: 0}"]
     config = load_config([], words)
-    settled = scheme.merge(config, scheme.decide(config, 3600).values).train
+    decided = scheme.decide(config, 3600)
+    assert decided.values["lr_scale"]["encoder"] == 0.5, "what is printed is what is done"
+    assert decided.values["freeze"]["encoder"] == 0
+    settled = scheme.merge(config, decided.values).train
     assert settled.lr_scale["encoder"] == 0.5 and settled.lr_scale["encoder.encoders.0"] == 0.7
     assert settled.lr_scale["encoder_embed"] == 0.3
     assert settled.freeze["encoder"] == 0 < settled.freeze["encoder_embed"]
