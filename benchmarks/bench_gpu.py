@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from icetransfer.model import gpu
+from icetransfer.model.scaling import set_batch_count
 from icetransfer.model.transducer import SIZES, TransducerModel, build_transducer
 from icetransfer.training.loss import transducer_loss
 from icetransfer.training.optim import ScaledAdam
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 WARM_UP = 4
+TRAINED_BATCHES = 100_000  # where fine-tuning begins in the regularisers' schedules
 
 
 def draw_batch(seconds: float, draw: random.Random, vocab_size: int) -> Batch:
@@ -33,8 +35,7 @@ def draw_batch(seconds: float, draw: random.Random, vocab_size: int) -> Batch:
     token_lens = lens * 3 // 100
     features = torch.randn(len(lens), int(lens.max()), 80)
     tokens = torch.randint(1, vocab_size, (len(lens), int(token_lens.max())))
-    batch = (features, lens, tokens, token_lens)
-    return tuple(part.cuda() for part in batch)  # type: ignore[return-value]
+    return features.cuda(), lens, tokens.cuda(), token_lens
 
 
 def step(model: TransducerModel, optimizer: ScaledAdam, batch: Batch) -> Tensor:
@@ -88,6 +89,7 @@ def main() -> None:
     if args.plain:
         gpu.HAS_TRITON = False
     model = build_transducer(SIZES[args.size]).cuda().train()
+    set_batch_count(model, TRAINED_BATCHES)
     optimizer = ScaledAdam(model.parameters(), lr=1e-3, clipping_scale=2.0)
     draw = random.Random(0)
     batches = [

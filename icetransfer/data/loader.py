@@ -64,13 +64,14 @@ class Batch:
     missing: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with all tensors on the device."""
+        """The batch with features and tokens on the device.
+
+        Lengths stay on the host, where shapes are decided: to ask a GPU for them is to wait for it.
+        """
         return replace(
             self,
             features=self.features.to(device, non_blocking=True),
-            feature_lens=self.feature_lens.to(device, non_blocking=True),
             tokens=self.tokens.to(device, non_blocking=True),
-            token_lens=self.token_lens.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> "Batch":

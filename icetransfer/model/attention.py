@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model import gpu
 from icetransfer.model.exporting import is_exporting
 from icetransfer.model.linear import Linear, scaled_linear
 from icetransfer.model.scaling import Balancer, Whiten
@@ -206,8 +205,6 @@ class AttentionWeights(nn.Module):
         if is_exporting():
             scores = content + shift_to_keys(position, keys)
             return torch.softmax(torch.minimum(scores, caps), dim=-1)
-        if gpu.takes_kernels(content):
-            return gpu.kernels().capped_softmax(content, position, caps, MASKED_SCORE)
         return _CappedSoftmax.apply(content, position, caps)
 
 

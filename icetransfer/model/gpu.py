@@ -19,8 +19,9 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +37,52 @@ def kernels(room: str = "model") -> Any:
     return importlib.import_module(f"icetransfer.{room}.kernels")
 
 
+def layers() -> Any:
+    """The module that runs whole layers by kernels; likewise."""
+    return importlib.import_module("icetransfer.model.layer")
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
     """Runs a kernel; on fake tensors, which have shapes but no memory, nothing is run."""
     if not isinstance(args[0], FakeTensor):
         kernel[grid](*args, **settings)
+
+
+def working_type(x: Tensor) -> torch.dtype:
+    """The type of matrix products of `x`: autocast's, where it is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+# Of each parameter that was asked for, its version when it was copied, and the copy.
+_halves = WeakTensorKeyDictionary()
+
+
+def half(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in the type of matrix products; a parameter is copied once, until it changes.
+
+    Autocast's own copies last for one forward pass, and cost a launch each, and as many backwards.
+    """
+    if weight.dtype == dtype:
+        return weight.detach()
+    if not isinstance(weight, nn.Parameter):
+        return weight.detach().to(dtype)
+    version, copy = _halves.get(weight, (None, None))
+    if version == weight._version and copy.dtype == dtype:
+        return copy
+    with torch.inference_mode(False), torch.no_grad():
+        copy = weight.detach().to(dtype)
+    _halves[weight] = (weight._version, copy)
+    return copy
+
+
+def refresh_halves() -> None:
+    """Copies anew, in a few launches, all parameters that have changed since they were copied."""
+    stale = [(w, copy) for w, (version, copy) in _halves.items() if version != w._version]
+    if not stale:
+        return
+    with torch.no_grad():
+        torch._foreach_copy_([copy for _, copy in stale], [w.detach() for w, _ in stale])
+    for weight, copy in stale:
+        _halves[weight] = (weight._version, copy)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icetransfer.model import cpu
+from icetransfer.model import cpu, gpu
 
 
 class Linear(nn.Linear):
@@ -34,4 +34,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Maps `x` (..., I) with `weight` (O, I) and `bias` (O,) to (..., O)."""
     if cpu.is_plain_float32(x) and cpu.pays(x.numel() // x.size(-1), weight):
         return cpu.linear(x, weight, bias)
+    if gpu.takes_kernels(x) and torch.is_autocast_enabled(x.device.type):
+        return gpu.layers().linear(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -245,16 +245,32 @@ class Balancer(nn.Module):
 
     def acts_on(self, x: Tensor) -> bool:
         """Draws whether the gradient of `x` is to be changed."""
-        return self.training and x.requires_grad and fires(self.prob.value)
+        return x.requires_grad and self.drawn()
+
+    def drawn(self) -> bool:
+        """Draws whether it acts at this step."""
+        return self.training and fires(self.prob.value)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Adds the pushes for `x` (..., C) to `grad` of the same shape."""
+        if gpu.takes_kernels(x):
+            return self.adjust_in_place(x.contiguous(), grad.clone(memory_format=torch.contiguous_format))
         rows = x.reshape(-1, x.size(-1)), grad.reshape(-1, x.size(-1))
         return self.push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
 
+    def adjust_in_place(self, x: Tensor, grad: Tensor) -> Tensor:
+        """`adjust` by kernels; both are (..., C), or some of the channels of such."""
+        limits = (self.min_positive, self.max_positive, self.min_abs, self.max_abs)
+        every = self._every(x.numel() // x.size(-1))
+        gpu.layers().kernels.balance(x, grad, limits, self.GRAD_SHARE, every)
+        return grad
+
     def sample(self, rows: Tensor) -> Tensor:
         """Some of (frames, C): they tell enough about a channel."""
-        return rows[:: max(1, rows.size(0) // self.SAMPLED_FRAMES)]
+        return rows[:: self._every(rows.size(0))]
+
+    def _every(self, frames: int) -> int:
+        return max(1, frames // self.SAMPLED_FRAMES)
 
     def pushes(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Pushes (C,) of values and of magnitudes, from samples (frames, C) of `x` and `grad`."""
@@ -318,12 +334,16 @@ class Whiten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` (..., C) itself; sometimes with a gradient hook in training."""
-        if not (self.training and x.requires_grad) or not fires(self.prob):
-            return x
-        return _WhitenGrad.apply(x, self)
+        return _WhitenGrad.apply(x, self) if x.requires_grad and self.drawn() else x
+
+    def drawn(self) -> bool:
+        """Draws whether it looks at this step."""
+        return self.training and fires(self.prob)
 
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Adds the gradient of the measure of `x` (..., C) to `grad` if it is too high."""
+        if gpu.takes_kernels(x):
+            return gpu.layers().kernels.whiten(x, grad, self.limit, self.GRAD_SHARE)
         with torch.enable_grad():
             flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
             measure = whitening_measure(flat)

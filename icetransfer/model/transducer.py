@@ -260,7 +260,7 @@ class TransducerModel(nn.Module):
 
         Args:
             features: (N, T, 80) log-mel, padded with log(1e-10).
-            feature_lens: (N,) int64, feature frames of each.
+            feature_lens: (N,) int64, feature frames of each; best on the CPU, see `Batch.to`.
             chunk_size: in 50 Hz frames; -1 for full context, else the numbers of streaming.
             left_context_frames: in 50 Hz frames, used as whole chunks; -1 for all.
 

@@ -151,15 +151,6 @@ class ChunkCausalDepthwiseConv(nn.Module):
             (N, T, C).
         """
         frames = x.size(1)
-        if gpu.takes_kernels(x):
-            causal, chunkwise = self.causal_conv, self.chunkwise_conv
-            return gpu.kernels().chunk_causal_conv(
-                x,
-                (causal.weight, causal.bias),
-                (chunkwise.weight, chunkwise.bias),
-                self.chunkwise_conv_scale,
-                frames if chunk_size < 0 else min(chunk_size, frames),
-            )
         causal = self._causal(F.pad(x, (0, 0, self.left, 0)))
         if chunk_size < 0 or chunk_size >= frames:
             return causal + self._chunkwise(x.unsqueeze(1)).squeeze(1)
@@ -241,11 +232,7 @@ class ConvolutionModule(nn.Module):
     def _gate(self, x: Tensor, padding: Tensor) -> Tensor:
         x = self.in_proj(x)
         value, gate = x.chunk(2, dim=-1)
-        if self.gate_balancer.acts_on(gate):
-            gate = self.gate_balancer.attach(gate)
-        elif gpu.takes_kernels(x):
-            return gpu.kernels().glu(x, padding)
-        value = value * torch.sigmoid(gate)
+        value = value * torch.sigmoid(self.gate_balancer(gate))
         return value.masked_fill(padding.unsqueeze(-1), 0.0)
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -493,22 +480,30 @@ class Zipformer(nn.Module):
 
         Args:
             x: (N, T2, C).
-            lengths: (N,) embeddings that count.
+            lengths: (N,) embeddings that count, here or on the CPU.
             chunk_size: in 50 Hz frames, below zero for full context.
             left_context_frames: in 50 Hz frames, below zero for everything before.
 
         Returns:
-            (N, T4, C) and lengths (N,).
+            (N, T4, C) and lengths (N,), where those given are.
         """
-        frames = torch.arange(x.size(1), device=x.device)
-        padding = frames >= lengths.unsqueeze(1)
-        hidden = padding.unsqueeze(1)
-        if chunk_size > 0:
-            hidden = hidden | chunk_mask(frames, chunk_size, left_context_frames)
+        own = lengths.to(x.device, non_blocking=True)
         outputs = []
-        for i, stack in enumerate(self.encoders):
-            x = stack(self._fit(x, i), hidden, padding, chunk_size)
-            outputs.append(x)
+        if gpu.takes_kernels(x):
+            layers = gpu.layers()
+            for i, stack in enumerate(self.encoders):
+                x = self._fit(x, i)
+                x = layers.run_stack(stack, x, own, chunk_size, left_context_frames)
+                outputs.append(x)
+        else:
+            frames = torch.arange(x.size(1), device=x.device)
+            padding = frames >= own.unsqueeze(1)
+            hidden = padding.unsqueeze(1)
+            if chunk_size > 0:
+                hidden = hidden | chunk_mask(frames, chunk_size, left_context_frames)
+            for i, stack in enumerate(self.encoders):
+                x = stack(self._fit(x, i), hidden, padding, chunk_size)
+                outputs.append(x)
         return self.downsample_output(self._combine(outputs)), (lengths + 1) // 2
 
     def streaming_forward(

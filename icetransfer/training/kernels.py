@@ -1,6 +1,6 @@
-"""Kernels of the transducer loss in Triton, each with the function of torch tensors that runs it.
+"""Kernels of loss and optimiser in Triton, each with the function of torch tensors that runs it.
 
-Imported only where Triton is; see `model/gpu.py`.  The lattice is walked by one program a sequence,
+Imported only where Triton is; see `model/gpu.py`.  The transducer's lattice is walked by one program a sequence,
 frame by frame; within a frame, where a symbol's place depends on the one before it, by a scan of
 log2(S) steps.  Forward variables are float64, as in the plain form: a long utterance's score has
 thousands of nats, while its arcs' probabilities come from differences of scores.  Exponentials and
@@ -233,3 +233,69 @@ class _PickLogProbs(torch.autograd.Function):
             of_picked.contiguous(), of_blanks.contiguous(), out, logits.size(-1), **ctx.settings,
         )  # fmt: skip
         return out, None, None
+
+
+@triton.jit
+def _segment_dot_kernel(a_ptr, b_ptr, bounds_ptr, parts_ptr, B: tl.constexpr):
+    block = tl.program_id(0)
+    start = tl.load(bounds_ptr + 3 * block + 1)
+    at = start + tl.arange(0, B)
+    inside = at < tl.load(bounds_ptr + 3 * block + 2)
+    a = tl.load(a_ptr + at, mask=inside, other=0.0)
+    b = tl.load(b_ptr + at, mask=inside, other=0.0)
+    tl.store(parts_ptr + block, tl.sum(a * b, axis=0))
+
+
+@triton.jit
+def _segment_total_kernel(parts_ptr, blocks_ptr, out_ptr, B: tl.constexpr):
+    segment = tl.program_id(0)
+    last = tl.load(blocks_ptr + segment + 1)
+    total = tl.zeros([B], tl.float32)
+    for first in range(tl.load(blocks_ptr + segment), last, B):
+        block = first + tl.arange(0, B)
+        total += tl.load(parts_ptr + block, mask=block < last, other=0.0)
+    tl.store(out_ptr + segment, tl.sum(total, axis=0))
+
+
+@triton.jit
+def _segment_spread_kernel(values_ptr, bounds_ptr, out_ptr, B: tl.constexpr):
+    block = tl.program_id(0)
+    at = tl.load(bounds_ptr + 3 * block + 1) + tl.arange(0, B)
+    value = tl.load(values_ptr + tl.load(bounds_ptr + 3 * block))
+    tl.store(out_ptr + at, value, mask=at < tl.load(bounds_ptr + 3 * block + 2))
+
+
+class Segments:
+    """Sums over the segments of a flat tensor, and values for all of a segment's elements.
+
+    Args:
+        sizes: elements of each segment, one after the other.
+        device: of the tensors.
+    """
+
+    BLOCK = 4096
+
+    def __init__(self, sizes: list[int], device: torch.device) -> None:
+        rows, blocks, start = [], [0], 0
+        for segment, size in enumerate(sizes):
+            stop = start + size
+            starts = range(start, stop, self.BLOCK)
+            rows += [(segment, first, min(first + self.BLOCK, stop)) for first in starts]
+            blocks.append(len(rows))
+            start = stop
+        self._bounds = torch.tensor(rows, device=device)
+        self._blocks = torch.tensor(blocks, device=device)
+        self._total, self._count, self._parts = start, len(sizes), len(rows)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sums of a * b over each segment, (segments,) float32."""
+        parts, out = a.new_empty(self._parts), a.new_empty(self._count)
+        launch(_segment_dot_kernel, (self._parts,), a, b, self._bounds, parts, self.BLOCK)
+        launch(_segment_total_kernel, (self._count,), parts, self._blocks, out, 64)
+        return out
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Repeats each segment's value over its elements."""
+        out = values.new_empty(self._total)
+        launch(_segment_spread_kernel, (self._parts,), values, self._bounds, out, self.BLOCK)
+        return out

@@ -87,7 +87,8 @@ def transducer_loss(
         encoder_out: (N, T, C), from `model.encode`.
         encoder_out_lens: (N,) int64 frames of each, at least 1.
         tokens: (N, S) int64 transcripts, padded with 0.
-        token_lens: (N,) int64 tokens of each; may be 0, or more than the frames.
+        token_lens: (N,) int64 tokens of each; may be 0, or more than the frames.  Where both
+            lengths lie on the CPU, nothing waits for a GPU.
         prune_range: R, symbols per frame that the joiner looks at; raised with a warning for a
             batch that needs more.
         lm_scale: weight of the lm-only prediction in the simple loss.
@@ -107,6 +108,8 @@ def transducer_loss(
         tokens = torch.nn.functional.pad(tokens, (0, 1))
     zeros = torch.zeros_like(token_lens)
     boundary = torch.stack((zeros, zeros, token_lens, encoder_out_lens), dim=1)
+    if functions is not rnnt:
+        boundary = boundary.to(tokens.device)
     decoder_out = model.decoder(torch.nn.functional.pad(tokens, (1, 0), value=BLANK))  # (N, S+1, D)
     lm, am = model.simple_lm_proj(decoder_out), model.simple_am_proj(encoder_out)
 

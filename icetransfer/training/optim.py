@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from icetransfer.model import gpu
+
 # Early estimates of the clipping threshold, in steps, before a whole period has been seen.
 EARLY_THRESHOLD_STEPS = (10, 20, 40)
 
@@ -174,6 +176,8 @@ class _FlatGroup:
         sizes = [param.numel() for param in self.params]
         self.sizes = torch.tensor(sizes, device=first.device)
         self.is_scalar = self.sizes == 1
+        kernels = gpu.kernels("training") if gpu.takes_kernels(first) else None
+        self.segments = kernels.Segments(sizes, first.device) if kernels else None
         total, count = sum(sizes), len(sizes)
 
         # Copies of parameters and gradients, and their views: by parameter, by stack (B, numel).
@@ -271,7 +275,7 @@ class _FlatGroup:
             state["step"] = step + 1
 
     def _gather(self) -> None:
-        """Copys the parameters and gradients in."""
+        """Copies the parameters and gradients in."""
         torch.cat([param.reshape(-1) for param in self.params], out=self.values)
         parts = [
             torch.zeros_like(param).view(-1) if param.grad is None else param.grad.reshape(-1)
@@ -281,8 +285,11 @@ class _FlatGroup:
 
     def _stack_rms(self) -> Tensor:
         """The rms of each tensor, (n,)."""
-        norms = [torch.linalg.vector_norm(stack, dim=1) for stack in self.value_stacks]
-        rms = torch.cat(norms).div_(self.sizes.sqrt())
+        if self.segments:
+            norms = self.segments.dot(self.values, self.values).sqrt_()
+        else:
+            norms = torch.cat([torch.linalg.vector_norm(s, dim=1) for s in self.value_stacks])
+        rms = norms.div_(self.sizes.sqrt())
         return rms.masked_fill_(self.is_scalar, self.group["scalar_lr_scale"])
 
     def _spread_rms(self) -> None:
@@ -291,6 +298,8 @@ class _FlatGroup:
 
     def _spread(self, of_tensors: Tensor) -> Tensor:
         """(n,) to (E,)."""
+        if self.segments:
+            return self.segments.spread(of_tensors)
         spread = torch.empty_like(self.values)
         parts = torch.split_with_sizes(spread, [s.numel() for s in self.value_stacks])
         rows = torch.split_with_sizes(of_tensors, [len(s) for s in self.value_stacks])
@@ -303,8 +312,11 @@ class _FlatGroup:
         group = self.group
         beta1, beta2 = group["betas"]
         period = len(self.scale_grads)
-        along = map(torch.linalg.vecdot, self.value_stacks, self.grad_stacks)
-        torch.cat(list(along), out=self.scale_grads[step % period])
+        if self.segments:
+            self.scale_grads[step % period] = self.segments.dot(self.values, self.grads)
+        else:
+            along = map(torch.linalg.vecdot, self.value_stacks, self.grad_stacks)
+            torch.cat(list(along), out=self.scale_grads[step % period])
         if step % period != period - 1:
             return
         self.rms.copy_(self._stack_rms())

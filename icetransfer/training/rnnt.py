@@ -13,7 +13,8 @@ emits symbol s and stays in frame t, or emits blank and goes to frame t+1. In th
 a frame emits blank or one symbol, and both arcs go to frame t+1.
 
 `boundary` is (N, 4) int64, rows [0, 0, S_n, T_n]: the part of the padded lattice that belongs to
-sequence n. None means that every sequence fills it.
+sequence n. None means that every sequence fills it. It may lie on the CPU when the rest is on a GPU;
+then nothing here waits for that.
 """
 
 import warnings
@@ -144,8 +145,9 @@ def get_rnnt_prune_ranges(
             f"pruning: px_grad {tuple(px_grad.shape)}, py_grad {tuple(py_grad.shape)} and boundary "
             f"{tuple(boundary.shape)} do not fit: expected (N, S, T+1 or T), (N, S+1, T), (N, 4)"
         )
-    last_symbol, num_frames = boundary[:, 2:3], boundary[:, 3:4]
     s_range = _feasible_range(s_range, S, boundary)
+    boundary = boundary.to(px_grad.device, non_blocking=True)
+    last_symbol, num_frames = boundary[:, 2:3], boundary[:, 3:4]
     if T_px == T + 1 and s_range < 2:
         raise ValueError(
             f"pruning: the regular transducer needs a range of 2 or more symbols, or no path "
@@ -548,10 +550,13 @@ def _check_inputs(symbols: Tensor, blank: int, scores: Tensor, S: int, rnnt_type
 
 
 def _checked_boundary(boundary: Tensor | None, symbols: Tensor, T: int, rnnt_type: str) -> Tensor:
-    """Returns the boundary, made up where it is None, after checking it against S and T."""
+    """Returns the boundary, made up where it is None, after checking it against S and T.
+
+    It is then where the symbols are.
+    """
     N, S = symbols.shape
     if boundary is None:
-        boundary = torch.tensor([0, 0, S, T], device=symbols.device).expand(N, 4)
+        boundary = torch.tensor([0, 0, S, T]).repeat(N, 1)
     if boundary.shape != (N, 4) or boundary.dtype != torch.int64:
         raise ValueError(
             f"transducer loss: boundary is {tuple(boundary.shape)} {boundary.dtype}, expected "
@@ -569,4 +574,4 @@ def _checked_boundary(boundary: Tensor | None, symbols: Tensor, T: int, rnnt_typ
                 f"{where}: the modified transducer needs as many frames as symbols; leave the "
                 f"utterance out or use rnnt_type='regular'"
             )
-    return boundary
+    return boundary.to(symbols.device, non_blocking=True)
