@@ -26,6 +26,17 @@ def kernels_of(module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger shares and smaller tiles, for the interpreter takes a millisecond for each program."""
+    if DEVICE.type != "cpu":
+        return
+    for name in ("attention", "common", "convolution", "front_end", "stream"):
+        module = importlib.import_module(f"icetransfer.model.kernels.{name}")
+        for setting, value in (("PROGRAMS", 6), ("TILE", 16), ("TILE_VALUES", 256)):
+            if hasattr(module, setting):
+                monkeypatch.setattr(module, setting, value)
+
+
 @contextmanager
 def poisoned() -> Iterator[None]:
     """torch fills with NaN what it allocates, so that what is not written shows."""

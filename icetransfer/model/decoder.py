@@ -53,7 +53,11 @@ class Decoder(nn.Module):
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.context_size > 1:
-            x = grouped_conv(x, self.conv) if x.is_cuda else self.conv(x.transpose(1, 2)).transpose(1, 2)
+            x = (
+                grouped_conv(x, self.conv)
+                if x.is_cuda
+                else self.conv(x.transpose(1, 2)).transpose(1, 2)
+            )
         return self.out_balancer(torch.relu(x))
 
 

@@ -32,14 +32,13 @@ def takes_kernels(x: Tensor) -> bool:
     return HAS_TRITON and x.is_cuda and x.dtype in DTYPES
 
 
-def kernels(room: str = "model") -> Any:
-    """The module of a room's kernels, which cannot be imported where Triton is not."""
-    return importlib.import_module(f"icetransfer.{room}.kernels")
+def kernels(name: str) -> Any:
+    """A module that has to do with kernels, which cannot be imported where Triton is not.
 
-
-def layers() -> Any:
-    """The module that runs whole layers by kernels; likewise."""
-    return importlib.import_module("icetransfer.model.layer")
+    Args:
+        name: such as `model.kernels.front_end`.
+    """
+    return importlib.import_module(f"icetransfer.{name}")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:

@@ -21,9 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from icetransfer.model import layer_kernels as kernels
 from icetransfer.model.gpu import half, refresh_halves, working_type
-from icetransfer.model.layer_kernels import ConvWeights, Heads, Sight, Skip, Use, mm32
+from icetransfer.model.kernels import attention, convolution, gates, stream
+from icetransfer.model.kernels.attention import Heads, Use
+from icetransfer.model.kernels.common import Sight, column_sums, mm32
+from icetransfer.model.kernels.convolution import ConvWeights
+from icetransfer.model.kernels.stream import Skip
 from icetransfer.model.swoosh import SWOOSH_L, SWOOSH_R
 
 ALL_LEFT = -1
@@ -89,7 +92,9 @@ def run_layer(layer: Any, x: Stream, position: Tensor, sight: Sight) -> Stream:
     source, uses = x.full, []
     weights = _weights(layer.self_attn_weights, x.half, position, sight, uses)
     x = _add(x, _feed_forward(layer.feed_forward1, x.half), layer.feed_forward1)
-    x = _add(x, _nonlin(layer.nonlin_attention, x.half, weights, sight, uses), layer.nonlin_attention)
+    x = _add(
+        x, _nonlin(layer.nonlin_attention, x.half, weights, sight, uses), layer.nonlin_attention
+    )
     x = _add(x, _attend(layer.self_attn1, x.half, weights, sight, uses), layer.self_attn1)
     x = _add(x, _convolve(layer.conv_module1, x.half, sight), layer.conv_module1)
     y = _feed_forward(layer.feed_forward2, x.half)
@@ -144,12 +149,12 @@ class _Residual(torch.autograd.Function):
     def forward(ctx: Any, full: Tensor, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.dtype = y.dtype
-        return kernels.residual(full, y, bias)
+        return stream.residual(full, y, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_full: Tensor, of_half: Tensor | None) -> tuple[Tensor, ...]:
-        return kernels.residual_grad(of_full, of_half, ctx.dtype)
+        return stream.residual_grad(of_full, of_half, ctx.dtype)
 
 
 class _Mix(torch.autograd.Function):
@@ -157,7 +162,7 @@ class _Mix(torch.autograd.Function):
     def forward(
         ctx: Any, source: Tensor, full: Tensor, y: Tensor, bias: Tensor, scale: Tensor, skip: Skip
     ) -> tuple[Tensor, Tensor]:
-        out, out_half, change = kernels.mix(source, full, y, bias, scale, skip)
+        out, out_half, change = stream.mix(source, full, y, bias, scale, skip)
         ctx.save_for_backward(change, scale)
         ctx.skip = skip
         return out, out_half
@@ -166,7 +171,7 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_full: Tensor, of_half: Tensor) -> tuple[Tensor | None, ...]:
         change, scale = ctx.saved_tensors
-        of_source, of_x, of_y, sums = kernels.mix_grad(of_full, of_half, change, scale, ctx.skip)
+        of_source, of_x, of_y, sums = stream.mix_grad(of_full, of_half, change, scale, ctx.skip)
         return of_source, of_x, of_y, sums[1], sums[0], None
 
 
@@ -177,7 +182,7 @@ class _NormMix(torch.autograd.Function):
         centre: Tensor, log_scale: Tensor, skip: Skip,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        out, out_half, x, change, norm = kernels.norm_mix(
+        out, out_half, x, change, norm = stream.norm_mix(
             source, full, y, bias, scale, centre, log_scale, skip
         )
         ctx.skip = skip
@@ -195,13 +200,13 @@ class _NormMix(torch.autograd.Function):
         if ctx.whiten:
             of_full = of_full if of_half is None else of_full + of_half
             of_full, of_half = ctx.whiten.adjust(whitened, of_full), None
-        of_source, of_x, of_y, sums = kernels.norm_mix_grad(
+        of_source, of_x, of_y, sums = stream.norm_mix_grad(
             of_full, of_half, tuple(saved), ctx.skip, ctx.limits
         )
         channels = of_x.size(-1)
         of_scale, of_centre, of_bias, of_log_scale = sums.split([channels] * 3 + [1])
         if ctx.balancer:
-            of_x, of_y, of_bias = kernels.residual_grad(
+            of_x, of_y, of_bias = stream.residual_grad(
                 ctx.balancer.adjust_in_place(saved[1], of_x), None, of_y.dtype
             )
         return (
@@ -225,7 +230,7 @@ class _FeedForward(torch.autograd.Function):
         hidden = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
         rate = module.dropout.value if module.training else 0.0
         ctx.dropout = (rate, _seed() if rate > 0.0 else 0)
-        active = kernels.swoosh_dropout(hidden, SWOOSH_L, *ctx.dropout)
+        active = gates.swoosh_dropout(hidden, SWOOSH_L, *ctx.dropout)
         y = F.linear(active, half(out_weight, x.dtype))
         ctx.balancer = module.balancer if module.balancer.drawn() else None
         ctx.whiten = module.whiten if module.whiten.drawn() else None
@@ -239,12 +244,12 @@ class _FeedForward(torch.autograd.Function):
         if ctx.whiten:
             grad = ctx.whiten.adjust(y, grad)
         of_active = grad @ half(out_weight, x.dtype)
-        active, of_hidden, of_bias = kernels.swoosh_dropout_grad(
+        active, of_hidden, of_bias = gates.swoosh_dropout_grad(
             hidden, of_active, SWOOSH_L, *ctx.dropout
         )
         if ctx.balancer:
             of_hidden = ctx.balancer.adjust_in_place(hidden, of_hidden)
-            of_bias = kernels.column_sums(of_hidden)
+            of_bias = column_sums(of_hidden)
         _, _, for_weight, _, for_out_weight = ctx.needs_input_grad
         return (
             None,
@@ -271,42 +276,44 @@ class _Convolution(torch.autograd.Function):
         causal: Tensor, causal_bias: Tensor, chunkwise: Tensor, chunk_bias: Tensor, scale: Tensor,
         out_weight: Tensor,
     ) -> Tensor:  # fmt: skip
-        gates = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
-        gated = kernels.glu(gates, sight)
+        projected = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
+        gated = gates.glu(projected, sight)
         of_conv = ConvWeights(causal, causal_bias, chunkwise, chunk_bias, scale)
         ctx.chunk = min(sight.chunk or x.size(1), x.size(1))
-        convolved, active = kernels.conv(gated, of_conv, ctx.chunk, SWOOSH_R)
+        convolved, active = convolution.conv(gated, of_conv, ctx.chunk, SWOOSH_R)
         ctx.sight = sight
         ctx.gate_balancer = module.gate_balancer if module.gate_balancer.drawn() else None
         ctx.balancer = module.conv_balancer if module.conv_balancer.drawn() else None
         ctx.whiten = module.whiten if module.whiten.drawn() else None
-        ctx.save_for_backward(x, gates, gated, convolved, weight, out_weight, *of_conv)
+        ctx.save_for_backward(x, projected, gated, convolved, weight, out_weight, *of_conv)
         return F.linear(active, half(out_weight, x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gates, gated, convolved, weight, out_weight, *of_conv = ctx.saved_tensors
+        x, projected, gated, convolved, weight, out_weight, *of_conv = ctx.saved_tensors
         conv = ConvWeights(*of_conv)
         of_active = grad @ half(out_weight, x.dtype)
-        active, of_convolved, _ = kernels.swoosh_dropout_grad(convolved, of_active, SWOOSH_R)
+        active, of_convolved, _ = gates.swoosh_dropout_grad(convolved, of_active, SWOOSH_R)
         if ctx.whiten:
             of_convolved = ctx.whiten.adjust(convolved, of_convolved)
         if ctx.balancer:
             of_convolved = ctx.balancer.adjust_in_place(convolved, of_convolved)
-        of_gates, of_bias, of_conv = kernels.conv_grad(
-            of_convolved, conv, ctx.chunk, gated, gates, ctx.sight
+        of_projected, of_bias, of_conv = convolution.conv_grad(
+            of_convolved, conv, ctx.chunk, gated, projected, ctx.sight
         )
         if ctx.gate_balancer:
             channels = gated.size(-1)
-            ctx.gate_balancer.adjust_in_place(gates[..., channels:], of_gates[..., channels:])
-            of_bias = kernels.column_sums(of_gates)
+            ctx.gate_balancer.adjust_in_place(
+                projected[..., channels:], of_projected[..., channels:]
+            )
+            of_bias = column_sums(of_projected)
         needed = ctx.needs_input_grad
         return (
             None,
-            of_gates @ half(weight, x.dtype),
+            of_projected @ half(weight, x.dtype),
             None,
-            _weights_grad(needed[3], of_gates, x),
+            _weights_grad(needed[3], of_projected, x),
             of_bias,
             *of_conv,
             _weights_grad(needed[10], grad, active),
@@ -342,7 +349,7 @@ class _AttentionWeights(torch.autograd.Function):
         query = module.query_dim // heads
         ctx.heads = Heads(heads, query, proj.size(2) // heads - 2 * query)
         ctx.sight, ctx.uses = sight, uses
-        weights = kernels.attention_weights(proj, offsets, ctx.heads, sight)
+        weights = attention.attention_weights(proj, offsets, ctx.heads, sight)
         ctx.whiten = module.key_whiten if module.key_whiten.drawn() else None
         ctx.save_for_backward(x, position, proj, offsets, weights, weight)
         return weights
@@ -353,7 +360,7 @@ class _AttentionWeights(torch.autograd.Function):
         x, position, proj, offsets, weights, weight = ctx.saved_tensors
         uses = tuple(ctx.uses)
         ctx.uses.clear()
-        of_proj, of_offsets = kernels.attention_weights_grad(
+        of_proj, of_offsets = attention.attention_weights_grad(
             weights, proj, offsets, uses, ctx.heads, ctx.sight
         )
         if ctx.whiten:
@@ -371,7 +378,7 @@ class _AttentionWeights(torch.autograd.Function):
             None,
             None,
             _weights_grad(needed[5], of_proj, x),
-            kernels.column_sums(of_proj) if needed[6] else None,
+            column_sums(of_proj) if needed[6] else None,
             of_offsets @ position.float() if needed[7] else None,
         )
 
@@ -390,13 +397,11 @@ class _SelfAttention(torch.autograd.Function):
         weight: Tensor, bias: Tensor, out_weight: Tensor,
     ) -> Tensor:  # fmt: skip
         value = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
-        out = kernels.attend(weights, value, module.num_heads, sight)
+        out = attention.attend(weights, value, module.num_heads, sight)
         y = F.linear(out, half(out_weight, x.dtype))
         ctx.heads, ctx.sight, ctx.uses = module.num_heads, sight, uses
         ctx.whiten = module.whiten if module.whiten.drawn() else None
-        ctx.save_for_backward(
-            x, weights, value, out, weight, out_weight, y if ctx.whiten else None
-        )
+        ctx.save_for_backward(x, weights, value, out, weight, out_weight, y if ctx.whiten else None)
         return y
 
     @staticmethod
@@ -409,7 +414,7 @@ class _SelfAttention(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if needed[2]:
             ctx.uses.append(Use(value, out, of_out))
-        of_value = kernels.attend_grad(weights, of_out, ctx.heads, ctx.sight)
+        of_value = attention.attend_grad(weights, of_out, ctx.heads, ctx.sight)
         return (
             None,
             of_value @ half(weight, x.dtype),
@@ -417,7 +422,7 @@ class _SelfAttention(torch.autograd.Function):
             None,
             None,
             _weights_grad(needed[5], of_value, x),
-            kernels.column_sums(of_value) if needed[6] else None,
+            column_sums(of_value) if needed[6] else None,
             _weights_grad(needed[7], grad, out),
         )
 
@@ -435,43 +440,45 @@ class _NonlinAttention(torch.autograd.Function):
         ctx: Any, module: Any, x: Tensor, weights: Tensor, sight: Sight, uses: list[Use],
         weight: Tensor, bias: Tensor, out_weight: Tensor,
     ) -> Tensor:  # fmt: skip
-        gates = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
-        value = kernels.tanh_gate(gates)
-        out, gated = kernels.attend_gated(weights, value, gates, sight)
+        projected = F.linear(x, half(weight, x.dtype), half(bias, x.dtype))
+        value = gates.tanh_gate(projected)
+        out, gated = attention.attend_gated(weights, value, projected, sight)
         y = F.linear(gated, half(out_weight, x.dtype))
         ctx.sight, ctx.uses = sight, uses
         ctx.balancer = module.gate_balancer if module.gate_balancer.drawn() else None
         ctx.whiten = module.whiten if module.whiten.drawn() else None
         ctx.save_for_backward(
-            x, weights, gates, value, out, weight, out_weight, y if ctx.whiten else None
+            x, weights, projected, value, out, weight, out_weight, y if ctx.whiten else None
         )
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, gates, value, out, weight, out_weight, y = ctx.saved_tensors
+        x, weights, projected, value, out, weight, out_weight, y = ctx.saved_tensors
         if ctx.whiten:
             grad = ctx.whiten.adjust(y, grad)
-        of_gates = torch.empty_like(gates)
-        of_out, gated = kernels.outer_gate_grad(
-            gates, out, grad @ half(out_weight, x.dtype), of_gates
+        of_projected = torch.empty_like(projected)
+        of_out, gated = gates.outer_gate_grad(
+            projected, out, grad @ half(out_weight, x.dtype), of_projected
         )
         needed = ctx.needs_input_grad
         if needed[2]:
             ctx.uses.append(Use(value, out, of_out))
-        kernels.tanh_gate_grad(gates, kernels.attend_grad(weights, of_out, 1, ctx.sight), of_gates)
+        gates.tanh_gate_grad(
+            projected, attention.attend_grad(weights, of_out, 1, ctx.sight), of_projected
+        )
         if ctx.balancer:
             channels = value.size(-1)
-            ctx.balancer.adjust_in_place(gates[..., :channels], of_gates[..., :channels])
+            ctx.balancer.adjust_in_place(projected[..., :channels], of_projected[..., :channels])
         return (
             None,
-            of_gates @ half(weight, x.dtype),
+            of_projected @ half(weight, x.dtype),
             None,
             None,
             None,
-            _weights_grad(needed[5], of_gates, x),
-            kernels.column_sums(of_gates) if needed[6] else None,
+            _weights_grad(needed[5], of_projected, x),
+            column_sums(of_projected) if needed[6] else None,
             _weights_grad(needed[7], grad, gated),
         )
 
@@ -483,12 +490,12 @@ class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, bias)
-        return kernels.downsample(x, bias, dtype)
+        return stream.downsample(x, bias, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_full: Tensor, of_half: Tensor) -> tuple[Tensor | None, ...]:
-        return *kernels.downsample_grad(of_full, of_half, *ctx.saved_tensors), None
+        return *stream.downsample_grad(of_full, of_half, *ctx.saved_tensors), None
 
 
 class _Combine(torch.autograd.Function):
@@ -498,12 +505,12 @@ class _Combine(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, slow, scale)
         ctx.settings = (factor, limits)
-        return kernels.combine(x, slow, scale, factor)
+        return stream.combine(x, slow, scale, factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_all = kernels.combine_grad(grad.contiguous(), *ctx.saved_tensors, *ctx.settings)
+        of_all = stream.combine_grad(grad.contiguous(), *ctx.saved_tensors, *ctx.settings)
         return *of_all, None, None
 
 
@@ -529,5 +536,5 @@ class _Linear(torch.autograd.Function):
         return (
             grad @ half(weight, x.dtype) if ctx.needs_input_grad[0] else None,
             _weights_grad(ctx.needs_input_grad[1], grad, x),
-            kernels.column_sums(grad) if ctx.needs_input_grad[2] else None,
+            column_sums(grad) if ctx.needs_input_grad[2] else None,
         )

@@ -68,7 +68,7 @@ def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     if is_exporting():
         return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
     if gpu.takes_kernels(x):
-        return gpu.kernels().swoosh(x, shift, offset)
+        return gpu.kernels("model.kernels.front_end").swoosh(x, shift, offset)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Swoosh.apply(x, shift, offset)
     return swoosh_and_slope(x, shift, offset, with_slope=False)[0]
@@ -160,7 +160,7 @@ class BiasNorm(nn.Module):
             mean_square = (x - self.bias).square().mean(dim=-1, keepdim=True)
             return x * (mean_square.rsqrt() * log_scale.exp())
         if gpu.takes_kernels(x):
-            return gpu.kernels().bias_norm(x, self.bias, log_scale)
+            return gpu.kernels("model.kernels.front_end").bias_norm(x, self.bias, log_scale)
         return _BiasNorm.apply(x, self.bias, log_scale)
 
 
@@ -254,7 +254,9 @@ class Balancer(nn.Module):
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Adds the pushes for `x` (..., C) to `grad` of the same shape."""
         if gpu.takes_kernels(x):
-            return self.adjust_in_place(x.contiguous(), grad.clone(memory_format=torch.contiguous_format))
+            return self.adjust_in_place(
+                x.contiguous(), grad.clone(memory_format=torch.contiguous_format)
+            )
         rows = x.reshape(-1, x.size(-1)), grad.reshape(-1, x.size(-1))
         return self.push(x, grad, *self.pushes(*(self.sample(matrix) for matrix in rows)))
 
@@ -262,7 +264,7 @@ class Balancer(nn.Module):
         """`adjust` by kernels; both are (..., C), or some of the channels of such."""
         limits = (self.min_positive, self.max_positive, self.min_abs, self.max_abs)
         every = self._every(x.numel() // x.size(-1))
-        gpu.layers().kernels.balance(x, grad, limits, self.GRAD_SHARE, every)
+        gpu.kernels("model.kernels.regularisers").balance(x, grad, limits, self.GRAD_SHARE, every)
         return grad
 
     def sample(self, rows: Tensor) -> Tensor:
@@ -343,7 +345,9 @@ class Whiten(nn.Module):
     def adjust(self, x: Tensor, grad: Tensor) -> Tensor:
         """Adds the gradient of the measure of `x` (..., C) to `grad` if it is too high."""
         if gpu.takes_kernels(x):
-            return gpu.layers().kernels.whiten(x, grad, self.limit, self.GRAD_SHARE)
+            return gpu.kernels("model.kernels.regularisers").whiten(
+                x, grad, self.limit, self.GRAD_SHARE
+            )
         with torch.enable_grad():
             flat = x.detach().reshape(-1, x.size(-1)).requires_grad_()
             measure = whitening_measure(flat)

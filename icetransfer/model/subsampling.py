@@ -87,7 +87,7 @@ class ConvNeXt(nn.Module):
         # all the rest of the depthwise convolution.
         bias = first.bias + first.weight.flatten(1) @ depthwise.bias
         if gpu.takes_kernels(x) and padding == (CONVNEXT_SIDE, CONVNEXT_SIDE):
-            x = gpu.kernels().depthwise_conv2d(x, depthwise.weight)
+            x = gpu.kernels("model.kernels.front_end").depthwise_conv2d(x, depthwise.weight)
         else:
             x = F.conv2d(x, depthwise.weight, padding=padding, groups=depthwise.groups)
         if is_plain_float32(x):

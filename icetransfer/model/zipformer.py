@@ -490,7 +490,7 @@ class Zipformer(nn.Module):
         own = lengths.to(x.device, non_blocking=True)
         outputs = []
         if gpu.takes_kernels(x):
-            layers = gpu.layers()
+            layers = gpu.kernels("model.layer")
             for i, stack in enumerate(self.encoders):
                 x = self._fit(x, i)
                 x = layers.run_stack(stack, x, own, chunk_size, left_context_frames)

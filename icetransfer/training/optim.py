@@ -176,7 +176,7 @@ class _FlatGroup:
         sizes = [param.numel() for param in self.params]
         self.sizes = torch.tensor(sizes, device=first.device)
         self.is_scalar = self.sizes == 1
-        kernels = gpu.kernels("training") if gpu.takes_kernels(first) else None
+        kernels = gpu.kernels("training.kernels") if gpu.takes_kernels(first) else None
         self.segments = kernels.Segments(sizes, first.device) if kernels else None
         total, count = sum(sizes), len(sizes)
 

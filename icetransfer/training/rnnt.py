@@ -228,7 +228,9 @@ def rnnt_loss_pruned(
     padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
     targets = padded.unsqueeze(1).expand(-1, logits.shape[1], -1).gather(2, ranges)
     if gpu.takes_kernels(logits):
-        symbol, blank = gpu.kernels("training").pick_log_probs(logits, targets, termination_symbol)
+        symbol, blank = gpu.kernels("training.kernels").pick_log_probs(
+            logits, targets, termination_symbol
+        )
     else:
         symbol, blank = _PickLogProbs.apply(full_precision(logits), targets, termination_symbol)
 
@@ -335,7 +337,7 @@ def _score_by_kernels(
     ctx: Any, px: Tensor, py: Tensor, boundary: Tensor, needs_grad: bool, return_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`_LatticeScore.forward` of the regular lattice in two kernels."""
-    kernels = gpu.kernels("training")
+    kernels = gpu.kernels("training.kernels")
     scores, alpha = kernels.lattice_scores(px, py, boundary)
     if not (needs_grad or return_grad):
         return scores.to(px.dtype), None, None

@@ -1,10 +1,6 @@
-"""Kernels of the model in Triton, each with the function of torch tensors that runs it.
+"""Kernels of the front end: the swoosh, BiasNorm, and the depthwise convolution of images.
 
-Imported only where Triton is; see `gpu.takes_kernels`.  What gradients of parameters sum over all
-frames is summed by a fixed number of programs, whose parts torch then adds up: the same order, and
-so the same result, in each run.
-
-Shapes: N batch, T frames, C channels, K convolution kernel, H heads, S keys, R relative positions.
+Shapes: N batch, T frames, F bins, C channels, K convolution kernel.
 """
 
 from __future__ import annotations
@@ -18,18 +14,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icetransfer.model.gpu import launch
-from icetransfer.model.swoosh import SWOOSH_SLOPE
+from icetransfer.model.kernels.common import (
+    PROGRAMS,
+    counters,
+    is_last,
+    scratch,
+    swoosh_of,
+    swoosh_slope,
+    total_of_tiles,
+)
 
 BLOCK = 1024  # values of an elementwise program
 SPLITS = 64  # programs that share the sum over all frames, for each block of channels
-SLOPE = tl.constexpr(SWOOSH_SLOPE)
 
 
 def _channel_block(channels: int, most: int = 64) -> int:
     return min(most, triton.next_power_of_2(channels))
-
-
-# ------------------------------------------------------------------------------------- activations
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -39,9 +39,7 @@ def _swoosh_kernel(
     at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     inside = at < size
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    z = x - SHIFT
-    softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
-    tl.store(out_ptr + at, softplus - SLOPE * x - OFFSET, mask=inside)
+    tl.store(out_ptr + at, swoosh_of(x, SHIFT, OFFSET), mask=inside)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -50,8 +48,7 @@ def _swoosh_grad_kernel(x_ptr, grad_ptr, out_ptr, size, SHIFT: tl.constexpr, B: 
     inside = at < size
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    slope = 1.0 / (1.0 + tl.exp(SHIFT - x)) - SLOPE
-    tl.store(out_ptr + at, grad * slope, mask=inside)
+    tl.store(out_ptr + at, grad * swoosh_slope(x, SHIFT), mask=inside)
 
 
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
@@ -87,10 +84,6 @@ def _dense(x: Tensor) -> Tensor:
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
-
-
-
-# ---------------------------------------------------------------------------------------- BiasNorm
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -186,21 +179,18 @@ def _norm_blocks(channels: int) -> tuple[int, int]:
     return block, max(1, 2048 // block)
 
 
-# ---------------------------------------------------------------------- depthwise convolution, 2-D
-
-
 @triton.jit(do_not_specialize=["T", "rows"])
 def _conv2d_kernel(
     x_ptr, weight_ptr, out_ptr, T, F, rows, C,
     K: tl.constexpr, FLIP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     has_channel = channel < C
     inside = (row < rows)[:, None] & has_channel[None, :]
-    f = (row % F).to(tl.int32)
-    t = ((row // F) % T).to(tl.int32)
-    at = row[:, None] * C + channel[None, :]
+    f = row % F
+    t = row // F % T
+    at = row.to(tl.int64)[:, None] * C + channel[None, :]
     total = tl.zeros([BM, BC], tl.float32)
     for k in range(K * K):  # not unrolled, which takes seconds to compile
         dt = k // K - K // 2
@@ -216,30 +206,38 @@ def _conv2d_kernel(
     tl.store(out_ptr + at, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "rows", "rows_each"])
+@triton.jit(do_not_specialize=["T", "lines", "each"])
 def _conv2d_weight_grad_kernel(
-    x_ptr, grad_ptr, parts_ptr, T, F, rows, rows_each, C,
+    x_ptr, grad_ptr, parts_ptr, counter_ptr, out_ptr, T, F, lines, each, C,
     K: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """A part of the sums over all places, one place at a time and all taps at once."""
-    part = tl.program_id(0).to(tl.int64)
+    """Place by place, all taps at once; a line has the bins of one frame."""
+    part = tl.program_id(0)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     has_channel = channel < C
     k = tl.arange(0, BK)
     dt = k // K - K // 2
     df = k % K - K // 2
-    shift = (dt * F + df)[:, None] * C + channel[None, :]
+    is_tap = (k < K * K)[:, None] & has_channel[None, :]
     total = tl.zeros([BK, BC], tl.float32)
-    for row in range(part * rows_each, tl.minimum((part + 1) * rows_each, rows)):
-        f = (row % F).to(tl.int32) + df
-        t = ((row // F) % T).to(tl.int32) + dt
-        there = (k < K * K) & (t >= 0) & (t < T) & (f >= 0) & (f < F)
-        mask = there[:, None] & has_channel[None, :]
-        x = tl.load(x_ptr + row * C + shift, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + row * C + channel, mask=has_channel, other=0.0).to(tl.float32)
-        total += x * grad[None, :]
-    own = parts_ptr + part * (K * K) * C + k[:, None] * C + channel[None, :]
-    tl.store(own, total, mask=(k < K * K)[:, None] & has_channel[None, :])
+    for line in range(part * each, tl.minimum((part + 1) * each, lines)):
+        t = line % T + dt
+        in_time = ((t >= 0) & (t < T))[:, None] & is_tap
+        start = tl.cast(line, tl.int64) * F * C
+        shift = (dt * F + df)[:, None] * C + channel[None, :]
+        for f in range(F):
+            mask = ((f + df >= 0) & (f + df < F))[:, None] & in_time
+            x = tl.load(x_ptr + start + f * C + shift, mask=mask, other=0.0).to(tl.float32)
+            grad = tl.load(grad_ptr + start + f * C + channel, mask=has_channel, other=0.0)
+            total += x * grad.to(tl.float32)[None, :]
+    size = K * K * C
+    place = channel[None, :] * (K * K) + k[:, None]
+    tl.store(parts_ptr + part.to(tl.int64) * size + place, total, mask=is_tap)
+    parts = tl.num_programs(0)
+    if is_last(counter_ptr + tl.program_id(1), parts):
+        tl.store(
+            out_ptr + place, total_of_tiles(parts_ptr, parts, size, place, is_tap), mask=is_tap
+        )
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -268,19 +266,17 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        kernel, (_, time, bins, channels) = weight.size(2), x.shape
-        rows, block = x.numel() // channels, min(16, triton.next_power_of_2(channels))
-        each = triton.cdiv(rows, min(rows, 4 * SPLITS))
-        programs = triton.cdiv(rows, each)
-        parts = torch.empty(
-            programs, kernel * kernel, channels, dtype=torch.float32, device=x.device
-        )
+        kernel, (batch, time, bins, channels) = weight.size(2), x.shape
+        lines, block = batch * time, min(16, triton.next_power_of_2(channels))
+        blocks = triton.cdiv(channels, block)
+        each = triton.cdiv(lines, max(1, min(lines, PROGRAMS // blocks)))
+        programs = triton.cdiv(lines, each)
+        of_weight = torch.empty_like(weight)
         launch(
-            _conv2d_weight_grad_kernel, (programs, triton.cdiv(channels, block)), x, grad, parts,
-            time, bins, rows, each, channels, K=kernel,
-            BK=triton.next_power_of_2(kernel * kernel), BC=block,
+            _conv2d_weight_grad_kernel, (programs, blocks), x, grad,
+            scratch(programs * weight.numel(), x.device), counters(x.device), of_weight, time, bins,
+            lines, each, channels, K=kernel, BK=triton.next_power_of_2(kernel * kernel), BC=block,
         )  # fmt: skip
-        of_weight = parts.sum(0).t().reshape(weight.shape)
         return _conv2d(grad, weight, flip=True), of_weight
 
 
