@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from icetransfer.config import Train
-from icetransfer.data.augment import augment, make_transform
+from icetransfer.data.augment import make_transform
 from icetransfer.data.blocks import hold_blocks
 from icetransfer.data.loader import Batch
 from icetransfer.data.subset import subset_path
@@ -39,6 +39,7 @@ from icetransfer.model.averaging import update_averaged_model
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import sha256
+from icetransfer.training.augment import augment
 from icetransfer.training.branch import make_branch
 from icetransfer.training.diagnosis import diagnose, moments, spread, token_entropy
 from icetransfer.training.distributed import World, join_world
@@ -181,7 +182,9 @@ def forward_backward(
         for part in batch.split(pieces):
             losses, _, out_lens = compute_losses(run, part, part.features, *tier)
             total = losses.total(simple, pruned, settings.ctc_loss_scale)
-            run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            # In this thread: to hand over to autograd's own costs more than a tenth of a step.
+            with torch.autograd.set_multithreading_enabled(False):
+                run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             sums[number] += loss_sums(total, losses, out_lens.sum())
     return sums.sum(0)
 

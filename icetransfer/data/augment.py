@@ -4,6 +4,7 @@ Masks and warps are SpecAugment (Park et al. 2019), through lhotse.  Noise, such
 added to the features of single cuts by those who load them.
 """
 
+import math
 import random
 from pathlib import Path
 
@@ -45,6 +46,59 @@ def augment(transform: Transform | None, features: Tensor, feature_lens: Tensor)
     segments = torch.stack([rows, torch.zeros_like(rows), feature_lens], dim=1)
     augmented: Tensor = transform(features, supervision_segments=segments.int())
     return augmented
+
+
+def draw_plan(transform: Transform, feature_lens: Tensor, frames: int, bins: int) -> Tensor:
+    """What `augment` would do to a batch, drawn as lhotse draws it, for those who do it otherwise.
+
+    Args:
+        transform: from `make_transform`.
+        feature_lens: (N,), on the CPU.
+        frames: T, of the batch with its padding.
+        bins: F.
+
+    Returns:
+        (N, 3 + 2 * (bands + stretches)) int32: frames within which time is warped, the frame in
+        their middle and where that goes (twice 0 for no warp); then first and last (exclusive)
+        of each masked band of bins and of each masked stretch of frames.
+    """
+    warps = [_draw_warp(transform, int(length)) for length in feature_lens]
+    masks = [_draw_masks(transform, frames, bins) for _ in warps]
+    stretches = _stretches(transform, frames)[0]
+    plan = torch.zeros(len(warps), 3 + 2 * (transform.num_feature_masks + stretches))
+    for row, warp, mask in zip(plan, warps, masks, strict=True):
+        row[:3] = torch.tensor(warp)
+        if mask is not None:
+            row[3:] = mask
+    return plan.int()
+
+
+def _draw_warp(transform: Transform, length: int) -> tuple[int, int, int]:
+    factor = transform.time_warp_factor
+    if random.random() > transform.p or not factor or factor < 1 or length <= 2 * factor + 1:
+        return length, 0, 0
+    centre = np.random.randint(factor + 1, length - factor)
+    return length, centre, np.random.randint(centre - factor, centre + factor + 1)
+
+
+def _stretches(transform: Transform, frames: int) -> tuple[int, int]:
+    """How many stretches of a batch of so many frames are masked, and how long they can be."""
+    most = transform.max_frames_mask_fraction * frames
+    number = min(transform.num_frame_masks, math.ceil(most / transform.frames_mask_size))
+    return number, int(min(transform.frames_mask_size, most // max(number, 1)))
+
+
+def _draw_masks(transform: Transform, frames: int, bins: int) -> Tensor | None:
+    """First and last of each band and stretch, one after the other; None for no masks."""
+    if random.random() > transform.p:
+        return None
+    drawn = []
+    bands = (transform.num_feature_masks, transform.features_mask_size)
+    for (number, size), whole in ((bands, bins), (_stretches(transform, frames), frames)):
+        sizes = torch.randint(0, size, (1, number))
+        first = (torch.rand(1, number) * (whole - sizes)).long()
+        drawn.append(torch.stack([first, first + sizes], dim=2).flatten())
+    return torch.cat(drawn)
 
 
 class Noise:

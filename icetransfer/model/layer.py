@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from icetransfer.model.gpu import half, refresh_halves, working_type
+from icetransfer.model.gpu import half, working_type
 from icetransfer.model.kernels import attention, convolution, gates, stream
 from icetransfer.model.kernels.attention import Heads, Use
 from icetransfer.model.kernels.common import Sight, column_sums, mm32
@@ -70,7 +70,6 @@ def run_stack(stack: Any, x: Tensor, lengths: Tensor, chunk_size: int, left_cont
 
 
 def _run_layers(stack: Any, x: Stream, sight: Sight) -> Tensor:
-    refresh_halves()
     position = stack.encoder_pos(x.full).to(x.half.dtype)
     for layer in stack.layers:
         x = run_layer(layer, x, position, sight)
@@ -137,7 +136,7 @@ def _bias(linear: nn.Linear, dtype: torch.dtype) -> Tensor:
     return half(linear.bias, dtype)
 
 
-# ------------------------------------------------------------------------------- the residual stream
+# ------------------------------------------------------------------------------ the residual stream
 
 
 def _add(x: Stream, y: Tensor, module: Any) -> Stream:
@@ -320,7 +319,7 @@ class _Convolution(torch.autograd.Function):
         )
 
 
-# ----------------------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------------------- attention
 
 
 def _weights(module: Any, x: Tensor, position: Tensor, sight: Sight, uses: list[Use]) -> Tensor:
@@ -483,7 +482,7 @@ class _NonlinAttention(torch.autograd.Function):
         )
 
 
-# ---------------------------------------------------------------------------- between two frame rates
+# -------------------------------------------------------------------------- between two frame rates
 
 
 class _Downsample(torch.autograd.Function):
@@ -514,7 +513,7 @@ class _Combine(torch.autograd.Function):
         return *of_all, None, None
 
 
-# ------------------------------------------------------------------------------- maps elsewhere
+# ----------------------------------------------------------------------------------- maps elsewhere
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -491,6 +491,7 @@ class Zipformer(nn.Module):
         outputs = []
         if gpu.takes_kernels(x):
             layers = gpu.kernels("model.layer")
+            gpu.refresh_halves()
             for i, stack in enumerate(self.encoders):
                 x = self._fit(x, i)
                 x = layers.run_stack(stack, x, own, chunk_size, left_context_frames)

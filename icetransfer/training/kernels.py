@@ -1,10 +1,10 @@
-"""Kernels of loss and optimiser in Triton, each with the function of torch tensors that runs it.
+"""Kernels of loss, optimiser and SpecAugment in Triton, each with the function that runs it.
 
-Imported only where Triton is; see `model/gpu.py`.  The transducer's lattice is walked by one program a sequence,
-frame by frame; within a frame, where a symbol's place depends on the one before it, by a scan of
-log2(S) steps.  Forward variables are float64, as in the plain form: a long utterance's score has
-thousands of nats, while its arcs' probabilities come from differences of scores.  Exponentials and
-logarithms, of differences, are float32.
+Imported only where Triton is; see `model/gpu.py`.  The transducer's lattice is walked by a program
+for each sequence, frame by frame; within a frame, where a symbol's place depends on the one before
+it, by a scan of log2(S) steps.  Forward variables are float64, as in the plain form: a long
+utterance's score has thousands of nats, while its arcs' probabilities come from differences of
+scores.  Exponentials and logarithms, of differences, are float32.
 
 Shapes: N batch, T frames, S symbols, R pruning range, V vocabulary.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icetransfer.model.gpu import launch
+from icetransfer.model.kernels.common import cdiv, next_power_of_2
 
 NEVER = tl.constexpr(-1.0e30)  # the log-probability of what cannot be; sums of it stay finite
 UNREACHABLE = tl.constexpr(-1.0e29)
@@ -156,7 +157,7 @@ def lattice_occupations(
 
 
 def _settings(S: int) -> dict[str, int]:
-    block = triton.next_power_of_2(S + 1)
+    block = next_power_of_2(S + 1)
     return {"B": block, "num_warps": 1 if block <= 128 else 4}
 
 
@@ -215,7 +216,7 @@ class _PickLogProbs(torch.autograd.Function):
         picked, blanks, normaliser = torch.empty(
             3, *targets.shape, dtype=torch.float32, device=logits.device
         ).unbind(0)
-        ctx.settings = {"BLANK": blank, "B": triton.next_power_of_2(logits.size(-1))}
+        ctx.settings = {"BLANK": blank, "B": next_power_of_2(logits.size(-1))}
         launch(
             _pick_kernel, (targets.numel(),), logits, targets, picked, blanks, normaliser,
             logits.size(-1), **ctx.settings,
@@ -299,3 +300,87 @@ class Segments:
         out = values.new_empty(self._total)
         launch(_segment_spread_kernel, (self._parts,), values, self._bounds, out, self.BLOCK)
         return out
+
+
+@triton.jit
+def _cubic(x, NEAR: tl.constexpr):
+    """Weight of a sample at distance x, in cubic interpolation with a = -0.75."""
+    if NEAR:
+        return (1.25 * x - 2.25) * x * x + 1.0
+    return ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0
+
+
+@triton.jit(do_not_specialize=["T", "WIDTH"])
+def _warp_kernel(x_ptr, plan_ptr, out_ptr, T, F, WIDTH, BT: tl.constexpr, BF: tl.constexpr):
+    n = tl.program_id(1)
+    length = tl.load(plan_ptr + n * WIDTH)
+    centre = tl.load(plan_ptr + n * WIDTH + 1)
+    warped = tl.load(plan_ptr + n * WIDTH + 2)
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    bin = tl.arange(0, BF)
+    inside = (t < T)[:, None] & (bin < F)[None, :]
+    x = x_ptr + n.to(tl.int64) * T * F + bin[None, :]
+    right = t >= warped
+    begin = tl.where(right, centre, 0)  # of the part that the frame comes from
+    size = tl.where(right, length - centre, centre)
+    step = size.to(tl.float32) / tl.maximum(tl.where(right, length - warped, warped), 1)
+    place = step * (t - tl.where(right, warped, 0) + 0.5) - 0.5
+    low = tl.floor(place)
+    over = place - low
+    low = low.to(tl.int32)
+    out = tl.zeros([BT, BF], tl.float32)
+    for k in tl.static_range(4):
+        source = begin + tl.minimum(tl.maximum(low + k - 1, 0), size - 1)
+        source = tl.where(t < length, source, t)  # past the end nothing is warped
+        distance = tl.abs(over - (k - 1))
+        weight = _cubic(distance, k == 1 or k == 2)
+        weight = tl.where(t < length, weight, 1.0 if k == 1 else 0.0)
+        value = tl.load(x + source[:, None] * F, mask=inside, other=0.0)
+        out += weight[:, None] * value
+    tl.store(out_ptr + (n.to(tl.int64) * T + t)[:, None] * F + bin[None, :], out, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "WIDTH", "BANDS", "STRETCHES"])
+def _mask_kernel(
+    x_ptr, plan_ptr, mean_ptr, T, F, WIDTH, BANDS, STRETCHES, BT: tl.constexpr, BF: tl.constexpr
+):
+    n = tl.program_id(1)
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    bin = tl.arange(0, BF)
+    masked_bin = bin >= F
+    masked_frame = t >= T
+    plan = plan_ptr + n * WIDTH + 3
+    for band in range(BANDS):
+        first, last = tl.load(plan + 2 * band), tl.load(plan + 2 * band + 1)
+        masked_bin = masked_bin | ((bin >= first) & (bin < last))
+    for stretch in range(BANDS, BANDS + STRETCHES):
+        first, last = tl.load(plan + 2 * stretch), tl.load(plan + 2 * stretch + 1)
+        masked_frame = masked_frame | ((t >= first) & (t < last))
+    inside = (t < T)[:, None] & (bin < F)[None, :]
+    masked = masked_frame[:, None] | masked_bin[None, :]
+    own = x_ptr + (n.to(tl.int64) * T + t)[:, None] * F + bin[None, :]
+    mean = tl.load(mean_ptr + n) + tl.zeros([BT, BF], tl.float32)
+    tl.store(own, mean, mask=inside & masked)
+
+
+def spec_augment(features: Tensor, plan: Tensor, bands: int) -> Tensor:
+    """Warps and masks features (N, T, F), as `data.augment.draw_plan` has drawn it.
+
+    Args:
+        features: float32.
+        plan: (N, 3 + 2 * (bands + stretches)) int32, on the device.
+        bands: masked bins come in so many, the masked frames in the rest.
+
+    Returns:
+        (N, T, F), a new tensor.
+    """
+    batch, time, bins = features.shape
+    features, out = features.contiguous(), torch.empty_like(features)
+    grid = (cdiv(time, 32), batch)
+    sizes = (time, bins, plan.size(1))
+    block = next_power_of_2(bins)
+    launch(_warp_kernel, grid, features, plan, out, *sizes, BT=32, BF=block)
+    stretches = (plan.size(1) - 3) // 2 - bands
+    mean = out.mean(dim=(1, 2))
+    launch(_mask_kernel, grid, out, plan, mean, *sizes, bands, stretches, BT=32, BF=block)
+    return out

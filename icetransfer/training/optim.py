@@ -8,7 +8,7 @@ second, slower Adam update along the tensor's direction.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -193,6 +193,7 @@ class _FlatGroup:
             ]
             for flat in (self.values, self.grads)
         )
+        self.zeros = first.detach().new_zeros(max(sizes))  # in place of gradients that are missing
         self._gather()
 
         self.delta, self.exp_avg_sq = (torch.zeros_like(self.values) for _ in range(2))
@@ -278,7 +279,7 @@ class _FlatGroup:
         """Copies the parameters and gradients in."""
         torch.cat([param.reshape(-1) for param in self.params], out=self.values)
         parts = [
-            torch.zeros_like(param).view(-1) if param.grad is None else param.grad.reshape(-1)
+            self.zeros[: param.numel()] if param.grad is None else param.grad.reshape(-1)
             for param in self.params
         ]
         torch.cat(parts, out=self.grads)
@@ -289,7 +290,7 @@ class _FlatGroup:
             norms = self.segments.dot(self.values, self.values).sqrt_()
         else:
             norms = torch.cat([torch.linalg.vector_norm(s, dim=1) for s in self.value_stacks])
-        rms = norms.div_(self.sizes.sqrt())
+        rms: Tensor = norms.div_(self.sizes.sqrt())
         return rms.masked_fill_(self.is_scalar, self.group["scalar_lr_scale"])
 
     def _spread_rms(self) -> None:
@@ -299,7 +300,7 @@ class _FlatGroup:
     def _spread(self, of_tensors: Tensor) -> Tensor:
         """(n,) to (E,)."""
         if self.segments:
-            return self.segments.spread(of_tensors)
+            return cast(Tensor, self.segments.spread(of_tensors))
         spread = torch.empty_like(self.values)
         parts = torch.split_with_sizes(spread, [s.numel() for s in self.value_stacks])
         rows = torch.split_with_sizes(of_tensors, [len(s) for s in self.value_stacks])

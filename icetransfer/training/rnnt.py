@@ -13,8 +13,8 @@ emits symbol s and stays in frame t, or emits blank and goes to frame t+1. In th
 a frame emits blank or one symbol, and both arcs go to frame t+1.
 
 `boundary` is (N, 4) int64, rows [0, 0, S_n, T_n]: the part of the padded lattice that belongs to
-sequence n. None means that every sequence fills it. It may lie on the CPU when the rest is on a GPU;
-then nothing here waits for that.
+sequence n. None means that every sequence fills it. It may lie on the CPU when the rest is on a
+GPU; then nothing here waits for that.
 """
 
 import warnings

@@ -22,9 +22,11 @@ from icetransfer.model.kernels.common import (
     NEVER,
     PROGRAMS,
     Sight,
+    cdiv,
     counters,
     dot,
     is_last,
+    next_power_of_2,
     scratch,
     total_of_tiles,
 )
@@ -337,9 +339,8 @@ def _offset_grad_kernel(
     if chunk > 0:  # no key is seen from further away than this
         if first - (T - 1) >= chunk:
             high = low
-        if left >= 0:
-            if first + B - 1 - (T - 1) <= -(left + 1) * chunk:
-                high = low
+        if (left >= 0) & (first + B - T <= -(left + 1) * chunk):
+            high = low
     for n in range(part * each, tl.minimum((part + 1) * each, N)):
         base = (h * N + n).to(tl.int64) * T * S
         start = (n + tl.zeros([1], tl.int64)) * T
@@ -387,18 +388,17 @@ TILE = 64  # queries and keys of a program
 def attention_weights(proj: Tensor, offsets: Tensor, heads: Heads, sight: Sight) -> Tensor:
     """Softmax of the capped scores of content and position.
 
-    Args:
-        proj: (N, T, W): queries, keys, and positions of all heads.
-        offsets: (H * P, R), the projected encoding of relative positions.
+    `proj` (N, T, W) has the queries, keys and positions of all heads, `offsets` (H * P, R) is the
+    projected encoding of relative positions.
 
     Returns:
         (H, N, T, S), S being T and what makes rows begin at multiples of 16.  Keys of other chunks
         that a query may not see are left as they were; keys past the end have weight zero.
     """
     batch, time, width = proj.shape
-    keys = triton.cdiv(time, 16) * 16
+    keys = cdiv(time, 16) * 16
     out = proj.new_empty(heads.count, batch, time, keys)
-    grid = (triton.cdiv(time, TILE), heads.count * batch)
+    grid = (cdiv(time, TILE), heads.count * batch)
     launch(
         _weights_kernel, grid, proj, offsets, sight.lengths, out, batch, time, keys, sight.chunk,
         sight.left, sight.step, width, H=heads.count, Q=heads.query, P=heads.position,
@@ -417,8 +417,7 @@ def attend_gated(
 ) -> tuple[Tensor, Tensor]:
     """Values (N, T, E) averaged with the first head's weights, and that times the gates.
 
-    Args:
-        gates: (N, T, 3E); the last third is taken.
+    The gates are the last third of (N, T, 3E).
     """
     return _attend(weights, value, 1, sight, gates)
 
@@ -431,7 +430,7 @@ def _attend(
     out = torch.empty_like(value)
     gated = out if gates is None else torch.empty_like(value)
     block = min(64, _dot_size(channels))
-    grid = (triton.cdiv(time, TILE), heads * batch, triton.cdiv(channels, block))
+    grid = (cdiv(time, TILE), heads * batch, cdiv(channels, block))
     launch(
         _attend_kernel, grid, weights, value, value if gates is None else gates[:, :, 2 * width :],
         out, gated, batch, time, weights.size(3), sight.chunk, sight.left, channels, width,
@@ -446,7 +445,7 @@ def attend_grad(weights: Tensor, grad: Tensor, heads: int, sight: Sight) -> Tens
     channels = width // heads
     out = torch.empty_like(grad)
     block = min(64, _dot_size(channels))
-    grid = (triton.cdiv(time, TILE), heads * batch, triton.cdiv(channels, block))
+    grid = (cdiv(time, TILE), heads * batch, cdiv(channels, block))
     launch(
         _attend_grad_kernel, grid, weights, grad, out, batch, time, weights.size(3), sight.chunk,
         sight.left, channels, width, BD=block, B=TILE,
@@ -468,15 +467,14 @@ def attention_weights_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the projection (N, T, W) and of the offsets (H * P, R, float32).
 
-    Args:
-        uses: two by all heads, (N, T, H * D), and one by the first head, (N, T, E).
+    Two uses of the weights are by all heads, (N, T, H * D), and the last by the first, (N, T, E).
     """
     batch, time, width = proj.shape
     channels, extra = uses[0].value.size(2) // heads.count, uses[2].value.size(2)
     of_scores, of_proj = torch.empty_like(weights), torch.empty_like(proj)
     sizes = (batch, time, weights.size(3), sight.chunk, sight.left)
-    tiles = triton.cdiv(time, TILE)
-    query, position = _dot_size(heads.query), triton.next_power_of_2(heads.position)
+    tiles = cdiv(time, TILE)
+    query, position = _dot_size(heads.query), next_power_of_2(heads.position)
     launch(
         _weights_grad_kernel, (tiles, heads.count * batch), weights, proj, offsets, sight.lengths,
         *uses[0], *uses[1], *uses[2], of_scores, of_proj, *sizes, sight.step, channels, extra,
@@ -488,14 +486,15 @@ def attention_weights_grad(
         H=heads.count, Q=heads.query, BQ=query, B=TILE,
     )  # fmt: skip
     reach = 2 * time - 1
-    blocks = triton.cdiv(reach, 64)
+    blocks = cdiv(reach, 64)
     programs = max(1, min(batch, 2 * PROGRAMS // (blocks * heads.count)))
-    each = triton.cdiv(batch, programs)
-    programs = triton.cdiv(batch, each)
+    each = cdiv(batch, programs)
+    programs = cdiv(batch, each)
     of_offsets = torch.empty(offsets.shape, dtype=torch.float32, device=proj.device)
     launch(
         _offset_grad_kernel, (blocks, heads.count, programs), of_scores, proj,
-        scratch(programs * offsets.numel(), proj.device), counters(proj.device), of_offsets, *sizes, each, width, H=heads.count, Q=heads.query,
+        scratch(programs * offsets.numel(), proj.device), counters(proj.device), of_offsets,
+        *sizes, each, width, H=heads.count, Q=heads.query,
         P=heads.position, BP=_dot_size(heads.position), BI=TILE, B=64,
     )  # fmt: skip
     return of_proj, of_offsets
@@ -503,4 +502,4 @@ def attention_weights_grad(
 
 def _dot_size(channels: int) -> int:
     """Channels of a tile that a matrix product takes."""
-    return max(16, triton.next_power_of_2(channels))
+    return max(16, next_power_of_2(channels))

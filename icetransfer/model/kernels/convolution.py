@@ -17,8 +17,10 @@ from icetransfer.model.kernels.common import (
     PROGRAMS,
     ROWS,
     Sight,
+    cdiv,
     counters,
     is_last,
+    next_power_of_2,
     scratch,
     swoosh_of,
     total_of,
@@ -272,7 +274,7 @@ def conv(
     batch, time, channels = x.shape
     out, active = torch.empty_like(x), torch.empty_like(x)
     block = _channel_block(channels)
-    grid = (triton.cdiv(time, ROWS), triton.cdiv(channels, block), batch)
+    grid = (cdiv(time, ROWS), cdiv(channels, block), batch)
     launch(
         _conv_kernel, grid, x, *weights, out, active, time, chunk, channels, *form,
         K=weights.chunkwise.size(2), BT=ROWS, BC=block,
@@ -285,9 +287,7 @@ def conv_grad(
 ) -> tuple[Tensor, Tensor, ConvWeights]:
     """From the gradient of the convolution (N, T, C) those of all that went into it.
 
-    Args:
-        x: (N, T, C), what `conv` took.
-        gates: (N, T, 2C), what `glu` took.
+    `x` (N, T, C) is what `conv` took, `gates` (N, T, 2C) what `glu` took.
 
     Returns:
         The gradient of `gates`, its sums (2C,), and those of the parameters.
@@ -295,10 +295,10 @@ def conv_grad(
     batch, time, channels = grad.shape
     kernel = weights.chunkwise.size(2)
     rows, block = batch * time, _channel_block(channels)
-    blocks, tiles = triton.cdiv(channels, block), batch * triton.cdiv(time, ROWS)
+    blocks, tiles = cdiv(channels, block), batch * cdiv(time, ROWS)
     scaled = torch.empty_like(grad)
     launch(
-        _scaled_kernel, (triton.cdiv(rows, ROWS), blocks), grad, weights.scale, scaled, rows, time,
+        _scaled_kernel, (cdiv(rows, ROWS), blocks), grad, weights.scale, scaled, rows, time,
         chunk, channels, K=kernel, BT=ROWS, BC=block,
     )  # fmt: skip
     programs = max(1, min(tiles, 4 * PROGRAMS // blocks))
@@ -318,12 +318,12 @@ def _conv_weight_grad(
 ) -> ConvWeights:
     batch, time, channels = grad.shape
     kernel = weights.chunkwise.size(2)
-    block = min(16, triton.next_power_of_2(channels))
-    blocks = triton.cdiv(channels, block)
+    block = min(16, next_power_of_2(channels))
+    blocks = cdiv(channels, block)
     wanted = PROGRAMS // blocks
-    stretches = max(1, min(wanted // batch, triton.cdiv(time, ROWS)))
-    each = triton.cdiv(time, stretches)
-    stretches = triton.cdiv(time, each)
+    stretches = max(1, min(wanted // batch, cdiv(time, ROWS)))
+    each = cdiv(time, stretches)
+    stretches = cdiv(time, each)
     programs = stretches * max(1, min(batch, wanted // stretches))
     of = ConvWeights(*(torch.empty_like(weight) for weight in weights))
     biases = torch.empty(2, channels, dtype=torch.float32, device=x.device)
@@ -331,17 +331,17 @@ def _conv_weight_grad(
         _conv_weight_grad_kernel, (programs, blocks), x, grad, scaled,
         scratch(programs * 2 * (kernel + 1) * channels, x.device), counters(x.device), of.causal,
         of.chunkwise, biases, batch, time, chunk, each, channels, K=kernel,
-        BK=triton.next_power_of_2(kernel + 1), BC=block,
+        BK=next_power_of_2(kernel + 1), BC=block,
     )  # fmt: skip
     # A chunk that is shorter than the kernel leaves some of the scales alone.
     of_scale = of.scale.zero_() if chunk < kernel else of.scale
-    rows = batch * triton.cdiv(time, chunk)
-    block = min(32, triton.next_power_of_2(channels))
-    blocks = triton.cdiv(channels, block)
+    rows = batch * cdiv(time, chunk)
+    block = min(32, next_power_of_2(channels))
+    blocks = cdiv(channels, block)
     places = min(chunk, 2 * kernel)
-    programs = max(1, min(triton.cdiv(rows, ROWS), 4 * PROGRAMS // (places * blocks)))
-    each = triton.cdiv(triton.cdiv(rows, programs), ROWS) * ROWS
-    programs = triton.cdiv(rows, each)
+    programs = max(1, min(cdiv(rows, ROWS), 4 * PROGRAMS // (places * blocks)))
+    each = cdiv(cdiv(rows, programs), ROWS) * ROWS
+    programs = cdiv(rows, each)
     launch(
         _conv_scale_grad_kernel, (places, blocks, programs), x, grad, weights.chunkwise,
         weights.chunk_bias, scratch(programs * places * channels, x.device), counters(x.device),
@@ -351,4 +351,4 @@ def _conv_weight_grad(
 
 
 def _channel_block(channels: int) -> int:
-    return min(64, triton.next_power_of_2(channels))
+    return min(64, next_power_of_2(channels))

@@ -16,8 +16,10 @@ from torch.autograd.function import once_differentiable
 from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
     PROGRAMS,
+    cdiv,
     counters,
     is_last,
+    next_power_of_2,
     scratch,
     swoosh_of,
     swoosh_slope,
@@ -29,7 +31,7 @@ SPLITS = 64  # programs that share the sum over all frames, for each block of ch
 
 
 def _channel_block(channels: int, most: int = 64) -> int:
-    return min(most, triton.next_power_of_2(channels))
+    return min(most, next_power_of_2(channels))
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -64,7 +66,7 @@ class _Swoosh(torch.autograd.Function):
         ctx.shift = shift
         out = torch.empty_like(x)
         size = x.numel()
-        launch(_swoosh_kernel, (triton.cdiv(size, BLOCK),), x, out, size, shift, offset, BLOCK)
+        launch(_swoosh_kernel, (cdiv(size, BLOCK),), x, out, size, shift, offset, BLOCK)
         return out
 
     @staticmethod
@@ -74,7 +76,7 @@ class _Swoosh(torch.autograd.Function):
         if grad.stride() != x.stride():
             grad = torch.empty_like(x).copy_(grad)
         out, size = torch.empty_like(x), x.numel()
-        grid = (triton.cdiv(size, BLOCK),)
+        grid = (cdiv(size, BLOCK),)
         launch(_swoosh_grad_kernel, grid, x, grad, out, size, ctx.shift, BLOCK)
         return out, None, None
 
@@ -148,7 +150,7 @@ class _BiasNorm(torch.autograd.Function):
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, bias.dtype))
         scale = torch.empty(rows, dtype=torch.float32, device=x.device)
         block, together = _norm_blocks(channels)
-        grid = (triton.cdiv(rows, together),)
+        grid = (cdiv(rows, together),)
         launch(
             _bias_norm_kernel, grid, x, bias, log_scale, out, scale, rows, channels, together, block
         )
@@ -163,7 +165,7 @@ class _BiasNorm(torch.autograd.Function):
         rows = x.numel() // channels
         block, together = _norm_blocks(channels)
         programs = 4 * SPLITS
-        rows_each = triton.cdiv(triton.cdiv(rows, programs), together) * together
+        rows_each = cdiv(cdiv(rows, programs), together) * together
         parts = torch.empty(programs, channels + 1, dtype=torch.float32, device=x.device)
         launch(
             _bias_norm_grad_kernel, (programs,), x, bias, log_scale, scale, grad, out, parts, rows,
@@ -175,7 +177,7 @@ class _BiasNorm(torch.autograd.Function):
 
 def _norm_blocks(channels: int) -> tuple[int, int]:
     """Channels, rounded up to a power of two, and rows that a program takes at a time."""
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     return block, max(1, 2048 // block)
 
 
@@ -267,15 +269,15 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         kernel, (batch, time, bins, channels) = weight.size(2), x.shape
-        lines, block = batch * time, min(16, triton.next_power_of_2(channels))
-        blocks = triton.cdiv(channels, block)
-        each = triton.cdiv(lines, max(1, min(lines, PROGRAMS // blocks)))
-        programs = triton.cdiv(lines, each)
+        lines, block = batch * time, min(16, next_power_of_2(channels))
+        blocks = cdiv(channels, block)
+        each = cdiv(lines, max(1, min(lines, PROGRAMS // blocks)))
+        programs = cdiv(lines, each)
         of_weight = torch.empty_like(weight)
         launch(
             _conv2d_weight_grad_kernel, (programs, blocks), x, grad,
             scratch(programs * weight.numel(), x.device), counters(x.device), of_weight, time, bins,
-            lines, each, channels, K=kernel, BK=triton.next_power_of_2(kernel * kernel), BC=block,
+            lines, each, channels, K=kernel, BK=next_power_of_2(kernel * kernel), BC=block,
         )  # fmt: skip
         return _conv2d(grad, weight, flip=True), of_weight
 
@@ -284,7 +286,7 @@ def _conv2d(x: Tensor, weight: Tensor, flip: bool) -> Tensor:
     _, time, bins, channels = x.shape
     rows, block = x.numel() // channels, _channel_block(channels)
     out = torch.empty_like(x)
-    grid = (triton.cdiv(rows, 32), triton.cdiv(channels, block))
+    grid = (cdiv(rows, 32), cdiv(channels, block))
     launch(
         _conv2d_kernel, grid, x, weight, out, time, bins, rows, channels,
         K=weight.size(2), FLIP=flip, BM=32, BC=block,

@@ -100,7 +100,7 @@ def _glu_kernel(x_ptr, lengths_ptr, out_ptr, rows, T, C, step, BR: tl.constexpr,
 
 
 def glu(x: Tensor, sight: Sight) -> Tensor:
-    """First half of the channels of (N, T, 2C) times the sigmoid of the second; zero past the end."""
+    """First half of the channels of (N, T, 2C) times the sigmoid of the second; 0 past the end."""
     batch, time, width = x.shape
     out = x.new_empty(batch, time, width // 2)
     grid, settings = tiles(batch * time, width // 2)
@@ -160,10 +160,7 @@ def tanh_gate(x: Tensor) -> Tensor:
 def outer_gate_grad(x: Tensor, out: Tensor, grad: Tensor, of_x: Tensor) -> tuple[Tensor, Tensor]:
     """Back through out * gate, the gate being the last third of `x` (N, T, 3E).
 
-    Args:
-        out: (N, T, E).
-        grad: of the product.
-        of_x: (N, T, 3E); takes the gate's gradient.
+    `grad` is that of the product (N, T, E); `of_x` (N, T, 3E) takes the gate's.
 
     Returns:
         The gradient of `out`, and the product once more.

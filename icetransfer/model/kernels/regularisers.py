@@ -12,9 +12,11 @@ from torch import Tensor
 
 from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
+    cdiv,
     column_sums,
     is_last,
     mm32,
+    next_power_of_2,
     shares,
     tile,
     tiles,
@@ -84,14 +86,15 @@ def balance(
     """Adds a balancer's pushes for `x` (N, T, C) to `grad`, in place.
 
     Args:
-        x: rows of channels, which may be some of a wider tensor's; `grad` likewise.
+        x: rows of channels, which may be some of a wider tensor's.
+        grad: likewise.
         limits: of the fraction of positive values, and of the mean magnitude.
         share: size of a push, relative to the mean magnitude of the channel's gradient.
         every: the statistics are those of one frame in so many.
     """
     channels = x.size(-1)
     frames = x.numel() // channels
-    rows = triton.cdiv(frames, every)
+    rows = cdiv(frames, every)
     sums = shares(x, rows, channels, number=3)
     push = torch.empty(2, channels, dtype=torch.float32, device=x.device)
     launch(
@@ -155,7 +158,7 @@ def whiten(x: Tensor, grad: Tensor, limit: float, share: float) -> Tensor:
     centred = rows - (column_sums(rows) / len(rows)).to(x.dtype)
     covariance = mm32(centred.t(), centred)
     matrix = torch.empty(channels, channels, dtype=x.dtype, device=x.device)
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     launch(
         _whiten_kernel, (1,), covariance, matrix, channels, limit,
         BR=max(1, min(block, 8192 // block)), B=block,

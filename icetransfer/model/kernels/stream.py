@@ -19,9 +19,11 @@ from torch import Tensor
 from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
     PROGRAMS,
+    cdiv,
     counters,
     finish,
     is_last,
+    next_power_of_2,
     scratch,
     shares,
     tile,
@@ -68,7 +70,7 @@ def _residual_grad_kernel(
 
 
 def residual(full: Tensor, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """full + y + bias: the next full and half, (N, T, C)."""
+    """Full + y + bias: the next full and half, (N, T, C)."""
     out, half, channels = torch.empty_like(full), torch.empty_like(y), full.size(-1)
     rows = full.numel() // channels
     grid, settings = tiles(rows, channels)
@@ -168,7 +170,7 @@ class Skip(NamedTuple):
 def mix(
     source: Tensor, full: Tensor, y: Tensor, bias: Tensor, scale: Tensor, skip: Skip
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """source + scale * (full + y + bias - source): full, half, and what is scaled, in half."""
+    """Source + scale * (full + y + bias - source): full, half, and what is scaled, in half."""
     out, half, change = torch.empty_like(full), torch.empty_like(y), torch.empty_like(y)
     _, time, channels = full.shape
     rows = full.numel() // channels
@@ -291,11 +293,9 @@ def norm_mix(
     source: Tensor, full: Tensor, y: Tensor, bias: Tensor, scale: Tensor, centre: Tensor,
     log_scale: Tensor, skip: Skip,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """source + scale * (BiasNorm(full + y + bias) - source).
+    """Source + scale * (BiasNorm(full + y + bias) - source).
 
-    Args:
-        centre: BiasNorm's bias (C,).
-        log_scale: BiasNorm's, ().
+    `centre` (C,) and `log_scale` () are BiasNorm's.
 
     Returns:
         Full, half; full + y + bias, what is scaled (half), and BiasNorm's factor of each frame.
@@ -307,7 +307,7 @@ def norm_mix(
     norm = torch.empty(rows, dtype=torch.float32, device=full.device)
     block, together = _whole_rows(channels)
     launch(
-        _norm_mix_kernel, (triton.cdiv(rows, together),), source, full, y, bias, scale, centre,
+        _norm_mix_kernel, (cdiv(rows, together),), source, full, y, bias, scale, centre,
         log_scale, out, half, x, change, norm, rows, time, channels, skip.seed, skip.share,
         BR=together, B=block,
     )  # fmt: skip
@@ -320,10 +320,8 @@ def norm_mix_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of source and full (float32), of y (half), and of the parameters.
 
-    Args:
-        of_half: None where it is in `of_full` already.
-        saved: what is scaled, full + y + bias, BiasNorm's factors; scale, centre and log_scale.
-        limits: of the log scale.
+    `of_half` is None where it is in `of_full` already.  Saved are what is scaled, full + y + bias,
+    BiasNorm's factors, scale, centre and log_scale; the limits are of log_scale.
 
     Returns:
         The last is (3C + 1,): of scale, centre, bias and log_scale.
@@ -332,16 +330,17 @@ def norm_mix_grad(
     _, time, channels = of_full.shape
     rows = of_full.numel() // channels
     block, together = _whole_rows(channels)
-    programs = max(1, min(triton.cdiv(rows, together), PROGRAMS // 4))
-    each = triton.cdiv(triton.cdiv(rows, programs), together) * together
-    programs = triton.cdiv(rows, each)
+    programs = max(1, min(cdiv(rows, together), PROGRAMS // 4))
+    each = cdiv(cdiv(rows, programs), together) * together
+    programs = cdiv(rows, each)
     sums = torch.empty(3 * channels + 1, dtype=torch.float32, device=of_full.device)
     of_source, of_x = torch.empty_like(of_full), torch.empty_like(of_full)
     half = torch.empty_like(change)
     launch(
         _norm_mix_grad_kernel, (programs,), of_full, of_full if of_half is None else of_half, x,
         change, norm, scale, centre, log_scale, of_source, of_x, half,
-        scratch(programs * len(sums), of_full.device), counters(of_full.device), sums, rows, each, time, channels, *skip, *limits,
+        scratch(programs * len(sums), of_full.device), counters(of_full.device), sums, rows, each,
+        time, channels, *skip, *limits,
         BOTH=of_half is not None, BR=together, B=block,
     )  # fmt: skip
     return of_source, of_x, half, sums
@@ -349,7 +348,7 @@ def norm_mix_grad(
 
 def _whole_rows(channels: int) -> tuple[int, int]:
     """Channels, rounded up to a power of two, and rows that a program takes at a time."""
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     return block, max(1, 2048 // block)
 
 
@@ -431,13 +430,13 @@ def downsample(x: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     """Weighted means of groups of frames, (N, T, C) to (N, ceil(T / F), C): full and half."""
     batch, time, channels = x.shape
     factor = bias.numel()
-    slow = triton.cdiv(time, factor)
+    slow = cdiv(time, factor)
     out = x.new_empty(batch, slow, channels)
     half = torch.empty_like(out, dtype=dtype)
     grid, settings = tiles(batch * slow, channels)
     launch(
         _downsample_kernel, grid, x, bias, out, half, batch * slow, time, slow, channels,
-        FACTOR=factor, BF=triton.next_power_of_2(factor), **settings,
+        FACTOR=factor, BF=next_power_of_2(factor), **settings,
     )  # fmt: skip
     return out, half
 
@@ -450,15 +449,15 @@ def downsample_grad(
     factor, slow = bias.numel(), of_full.size(1)
     rows = batch * slow
     block, together = _whole_rows(channels)
-    programs = max(1, min(triton.cdiv(rows, together), PROGRAMS))
-    each = triton.cdiv(triton.cdiv(rows, programs), together) * together
-    programs = triton.cdiv(rows, each)
+    programs = max(1, min(cdiv(rows, together), PROGRAMS))
+    each = cdiv(cdiv(rows, programs), together) * together
+    programs = cdiv(rows, each)
     of_bias = torch.empty(factor, dtype=torch.float32, device=x.device)
     of_x = torch.empty_like(x)
     launch(
         _downsample_grad_kernel, (programs,), of_full, of_half, x, bias, of_x,
-        scratch(programs * factor, x.device), counters(x.device), of_bias, rows, each, time, slow, channels, FACTOR=factor,
-        BF=triton.next_power_of_2(factor), BR=together, B=block,
+        scratch(programs * factor, x.device), counters(x.device), of_bias, rows, each, time, slow,
+        channels, FACTOR=factor, BF=next_power_of_2(factor), BR=together, B=block,
     )  # fmt: skip
     return of_x, of_bias
 
@@ -512,7 +511,7 @@ def _combine_grad_kernel(
 
 
 def combine(x: Tensor, slow: Tensor, scale: Tensor, factor: int) -> Tensor:
-    """x + scale * (slow, each frame repeated `factor` times, - x), (N, T, C) float32."""
+    """X + scale * (slow, each frame repeated `factor` times, - x), (N, T, C) float32."""
     _, time, channels = x.shape
     out, rows = torch.empty_like(x), x.numel() // channels
     grid, settings = tiles(rows, channels)

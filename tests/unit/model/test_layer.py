@@ -215,7 +215,9 @@ def without_draws(model: Zipformer) -> None:
 
 def test_regularisers_and_limits(monkeypatch) -> None:
     model, x, _ = encoder()
-    lengths = torch.tensor([25, 25])  # what is past the end of an utterance counts here, and differs
+    lengths = torch.tensor(
+        [25, 25]
+    )  # what is past the end of an utterance counts here, and differs
     without_draws(model)
     monkeypatch.setattr(scaling, "fires", lambda prob: True)
     with torch.no_grad():  # beyond both limits, so that gradients are turned round

@@ -1,11 +1,19 @@
-"""The Triton kernels of the transducer loss against their plain forms, in the interpreter or on a
-GPU, with poisoned outputs."""
+"""The Triton kernels of loss, optimiser and SpecAugment against their plain
+forms, in the interpreter or on a GPU, with poisoned outputs."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
+from lhotse.dataset.signal_transforms import SpecAugment
 from torch import Tensor
 
+from icetransfer.data.augment import augment as augment_by_lhotse
+from icetransfer.experiment import seed_everything
+from icetransfer.model import gpu
 from icetransfer.training import rnnt
+from icetransfer.training.augment import augment
 from tests.kernels import DEVICE, gradients, kernels_of, poisoned
 
 kernels = kernels_of("icetransfer.training.kernels")
@@ -86,3 +94,36 @@ def test_pick_log_probs(dtype, vocab) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     bound = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     assert (grad.double() - wanted).norm() < bound * wanted.norm()
+
+
+@pytest.mark.parametrize("frames", [(230, 180, 40), (90,)])
+def test_spec_augment_is_that_of_lhotse(frames, monkeypatch) -> None:
+    transform = SpecAugment(
+        time_warp_factor=20, num_feature_masks=2, num_frame_masks=3, frames_mask_size=15, p=0.8
+    )
+    lengths = torch.tensor(frames)
+    features = torch.randn(len(frames), 240 if len(frames) > 1 else 90, 80)
+    changed = 0
+    for seed in range(4):
+        seed_everything(seed)
+        expected = augment_by_lhotse(transform, features, lengths)
+        drawn = (random.random(), float(np.random.rand()), float(torch.rand(())))
+        monkeypatch.setattr(gpu, "takes_kernels", lambda x: True)
+        seed_everything(seed)
+        out = augment(transform, features.to(DEVICE), lengths)
+        assert drawn == (random.random(), float(np.random.rand()), float(torch.rand(())))
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=2e-5)
+        changed += not torch.equal(expected, features)
+    assert changed
+
+
+def test_sums_and_values_of_segments() -> None:
+    sizes = [1, 7, 5000, 3, 4096, 1]
+    segments = kernels.Segments(sizes, DEVICE)
+    a, b = torch.randn(2, sum(sizes), device=DEVICE)
+    parts = zip(a.double().split(sizes), b.double().split(sizes), strict=True)
+    expected = torch.stack([x @ y for x, y in parts])
+    torch.testing.assert_close(segments.dot(a, b).double(), expected, rtol=1e-4, atol=1e-4)
+    values = torch.randn(len(sizes), device=DEVICE)
+    spread = segments.spread(values)
+    assert torch.equal(spread, values.repeat_interleave(torch.tensor(sizes, device=DEVICE)))
