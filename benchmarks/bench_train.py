@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from icetransfer.config import Config, load_config
-from icetransfer.data.augment import augment, make_transform
+from icetransfer.data.augment import make_transform
 from icetransfer.data.features import NUM_BINS, PADDING
 from icetransfer.experiment import seed_everything
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.model.transducer import SIZES, TransducerModel, build_transducer
+from icetransfer.training.augment import augment
 from icetransfer.training.loss import loss_scales, transducer_loss
 from icetransfer.training.optim import ScaledAdam
 from icetransfer.training.resume import choose_precision, make_optimizer
@@ -230,12 +231,12 @@ class Bench:
         self.lens = torch.full((case.utterances,), frames)
         shape = (case.utterances, max(1, round(TOKENS_A_SECOND * case.seconds)))
         self.tokens = torch.randint(1, self.model.vocab_size, shape).to(device)
-        self.token_lens = torch.full((case.utterances,), shape[1]).to(device)
+        self.token_lens = torch.full((case.utterances,), shape[1])
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Padded, augmented features and their lengths on the device."""
+        """Padded, augmented features on the device, and their lengths."""
         padded = nn.utils.rnn.pad_sequence(self.utterances, True, padding_value=PADDING)
-        return augment(self.transform, padded.to(self.device), self.lens), self.lens.to(self.device)
+        return augment(self.transform, padded.to(self.device), self.lens), self.lens
 
     def encode(self, features: Tensor, lens: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
         """The encoder at one chunk size, with all of the left context."""

@@ -62,15 +62,16 @@ def draw_plan(transform: Transform, feature_lens: Tensor, frames: int, bins: int
         their middle and where that goes (twice 0 for no warp); then first and last (exclusive)
         of each masked band of bins and of each masked stretch of frames.
     """
-    warps = [_draw_warp(transform, int(length)) for length in feature_lens]
-    masks = [_draw_masks(transform, frames, bins) for _ in warps]
-    stretches = _stretches(transform, frames)[0]
-    plan = torch.zeros(len(warps), 3 + 2 * (transform.num_feature_masks + stretches))
-    for row, warp, mask in zip(plan, warps, masks, strict=True):
-        row[:3] = torch.tensor(warp)
-        if mask is not None:
-            row[3:] = mask
-    return plan.int()
+    bands = (transform.num_feature_masks, transform.features_mask_size)
+    stretches = _stretches(transform, frames)
+    warps = [_draw_warp(transform, length) for length in feature_lens.tolist()]
+    drawn = [_draw_masks(transform, bands, stretches) for _ in warps]
+    columns = [torch.tensor(warps)]
+    for axis, whole in enumerate((bins, frames)):
+        sizes = torch.cat([row[2 * axis] for row in drawn])
+        firsts = (torch.cat([row[2 * axis + 1] for row in drawn]) * (whole - sizes)).long()
+        columns.append(torch.stack([firsts, firsts + sizes], dim=2).flatten(1))
+    return torch.cat(columns, dim=1).int()
 
 
 def _draw_warp(transform: Transform, length: int) -> tuple[int, int, int]:
@@ -88,17 +89,17 @@ def _stretches(transform: Transform, frames: int) -> tuple[int, int]:
     return number, int(min(transform.frames_mask_size, most // max(number, 1)))
 
 
-def _draw_masks(transform: Transform, frames: int, bins: int) -> Tensor | None:
-    """First and last of each band and stretch, one after the other; None for no masks."""
-    if random.random() > transform.p:
-        return None
-    drawn = []
-    bands = (transform.num_feature_masks, transform.features_mask_size)
-    for (number, size), whole in ((bands, bins), (_stretches(transform, frames), frames)):
-        sizes = torch.randint(0, size, (1, number))
-        first = (torch.rand(1, number) * (whole - sizes)).long()
-        drawn.append(torch.stack([first, first + sizes], dim=2).flatten())
-    return torch.cat(drawn)
+def _draw_masks(
+    transform: Transform, bands: tuple[int, int], stretches: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Sizes of the bands (1, number), and what decides where they begin; the same of stretches."""
+    if random.random() > transform.p:  # masks of no size
+        return tuple(torch.zeros(1, number) for number, _ in (bands, bands, stretches, stretches))
+    return tuple(
+        drawn
+        for number, most in (bands, stretches)
+        for drawn in (torch.randint(0, most, (1, number)), torch.rand(1, number))
+    )
 
 
 class Noise:

@@ -108,6 +108,14 @@ def balance(
     )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["rows"])
+def _centre_kernel(x_ptr, sums_ptr, out_ptr, rows, C, BR: tl.constexpr, BC: tl.constexpr):
+    _, column, inside, at = tile(rows, C, BR, BC)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(sums_ptr + column, mask=column < C, other=0.0) / rows
+    tl.store(out_ptr + at, x - mean[None, :], mask=inside)
+
+
 @triton.jit(do_not_specialize=["limit"])
 def _whiten_kernel(cov_ptr, out_ptr, C, limit, BR: tl.constexpr, B: tl.constexpr):
     column = tl.arange(0, B)
@@ -155,7 +163,12 @@ def whiten(x: Tensor, grad: Tensor, limit: float, share: float) -> Tensor:
     """
     channels = x.size(-1)
     rows = x.reshape(-1, channels)
-    centred = rows - (column_sums(rows) / len(rows)).to(x.dtype)
+    grid, settings = tiles(len(rows), channels)
+    centred = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    launch(
+        _centre_kernel, grid, rows.contiguous(), column_sums(rows), centred, len(rows), channels,
+        **settings,
+    )  # fmt: skip
     covariance = mm32(centred.t(), centred)
     matrix = torch.empty(channels, channels, dtype=x.dtype, device=x.device)
     block = next_power_of_2(channels)
@@ -165,7 +178,6 @@ def whiten(x: Tensor, grad: Tensor, limit: float, share: float) -> Tensor:
     )  # fmt: skip
     penalty = centred @ matrix
     grad, out = grad.contiguous(), torch.empty_like(grad, memory_format=torch.contiguous_format)
-    grid, settings = tiles(len(rows), channels)
     launch(
         _add_share_kernel, grid, grad, penalty, column_sums(grad, square=True),
         column_sums(penalty, square=True), out, len(rows), channels, share, B=block, **settings,
