@@ -147,7 +147,7 @@ class ScaledAdam(Optimizer):
         if skip is not None:
             usable = usable & ~skip
         for flat, norm in zip(trained, norms, strict=True):
-            flat.step(norm, usable)
+            flat.step(norm, usable, is_scaled=found_inf is not None)
         return loss
 
 
@@ -242,16 +242,17 @@ class _FlatGroup:
                     view.copy_(state[name])
                 state[name] = view
 
-    def step(self, norm: Tensor, usable: Tensor) -> None:
+    def step(self, norm: Tensor, usable: Tensor, is_scaled: bool) -> None:
         """Updates the parameters from the gradients that were gathered.
 
         Args:
             norm: what `gather` returned.
             usable: whether to; when false, the gradients count as zero and nothing decays.
+            is_scaled: whether a GradScaler looks for a scale at which gradients are finite.
         """
         group, step = self.group, self.states[0]["step"]
         beta1, beta2 = group["betas"]
-        factor = self._clipping_factor(step, norm, usable)
+        factor = self._clipping_factor(step, norm, usable, is_scaled)
         if factor is not None:
             self.grads.mul_(factor.to(self.grads.dtype))
         self.grads.masked_fill_(~usable, 0.0)
@@ -336,7 +337,9 @@ class _FlatGroup:
         scale_step.masked_fill_(self.is_scalar, 0.0)
         self.delta.addcmul_(self.values, self._spread(scale_step), value=1 - beta1)
 
-    def _clipping_factor(self, step: int, norm: Tensor, usable: Tensor) -> Tensor | None:
+    def _clipping_factor(
+        self, step: int, norm: Tensor, usable: Tensor, is_scaled: bool
+    ) -> Tensor | None:
         """What to multiply the gradients with; also keeps the record of recent norms.
 
         Raises:
@@ -356,6 +359,8 @@ class _FlatGroup:
             if early:
                 recent = recent[-step:]
             median = recent[len(recent) // 4 * 2].item()  # waits for the device
+            if not math.isfinite(median) and early and is_scaled:
+                return None  # the scale was too large for most of the first steps, as it may be
             if not math.isfinite(median):
                 raise FloatingPointError(
                     f"ScaledAdam: at step {step} most recent gradient norms are not finite; lower "

@@ -211,3 +211,15 @@ def test_one_type_per_group() -> None:
     with pytest.raises(ValueError, match=r"float32.*float64"):
         ScaledAdam([a, b], lr=0.01).step()
     ScaledAdam([{"params": [a]}, {"params": [b]}], lr=0.01).step()
+
+
+def test_a_scale_that_is_too_large_at_first_is_no_error() -> None:
+    tensors = params((3, 2))
+    optimizer = ScaledAdam(tensors, lr=0.01, clipping_scale=2.0)
+    before = tensors[0].detach().clone()
+    for step in range(25):  # as a GradScaler in half precision
+        found = step < 12
+        optimizer.found_inf = torch.tensor(float(found))
+        tensors[0].grad = torch.full((3, 2), float("inf") if found else 1.0)
+        optimizer.step()
+        assert torch.equal(tensors[0], before) == found
