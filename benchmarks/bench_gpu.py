@@ -80,7 +80,9 @@ class Run:
     world: Any = field(default_factory=lambda: SimpleNamespace(size=1, rank=0))
 
     def __post_init__(self) -> None:
-        self.model = self.model.to(self.device).train()
+        if next(self.model.parameters()).device.type != self.device.type:
+            self.model = self.model.to(self.device)
+        self.model.train()
         self.optimizer = ScaledAdam(self.model.parameters(), lr=0.02, clipping_scale=2.0)
         half = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1.0, enabled=half)

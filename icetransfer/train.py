@@ -210,7 +210,8 @@ def compute_losses(
 def loss_sums(total: Tensor, losses: TransducerLosses, frames: Tensor) -> Tensor:
     """The losses in the order of `monitor.LOSSES`, then the encoder frames, detached."""
     ctc = torch.zeros_like(total) if losses.ctc is None else losses.ctc
-    parts = (total, losses.simple, losses.pruned, ctc, frames.to(total))
+    frames = frames.to(total.device, total.dtype, non_blocking=True)
+    parts = (total, losses.simple, losses.pruned, ctc, frames)
     return torch.stack([part.detach() for part in parts])
 
 

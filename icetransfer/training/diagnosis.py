@@ -41,12 +41,13 @@ def moments(out: Tensor, out_lens: Tensor) -> Tensor:
 
     Args:
         out: encoder output, (N, T, C).
-        out_lens: frames of each utterance, (N,).
+        out_lens: frames of each utterance, (N,), here or on the CPU.
 
     Returns:
         (C + 1,) float32: the sum of each channel, then that of all squares.
     """
-    frames = torch.arange(out.size(1), device=out.device) < out_lens.unsqueeze(1)
+    lens = out_lens.to(out.device, non_blocking=True)
+    frames = torch.arange(out.size(1), device=out.device) < lens.unsqueeze(1)
     heard = out.float() * frames.unsqueeze(2)
     return torch.cat([heard.sum((0, 1)), heard.square().sum().reshape(1)])
 
