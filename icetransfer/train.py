@@ -35,6 +35,7 @@ from icetransfer.experiment import (
     stage_parser,
     write_provenance,
 )
+from icetransfer.model import gpu
 from icetransfer.model.averaging import update_averaged_model
 from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
@@ -337,6 +338,8 @@ def begin(experiment: Experiment, world: World) -> Run | None:
         log.info("skip: %s is complete", checkpoint_path(experiment, newest[0]))
         return None
     torch.set_num_threads(experiment.config.train.threads)
+    if slower := gpu.prepare():
+        log.warning("%s", slower)
     run = start_run(experiment, newest, world)
     settings = run.settings
     _ = run.dev  # read now, so that what is wrong with it is not found after hours

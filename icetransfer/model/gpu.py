@@ -14,8 +14,11 @@ Shapes: N batch, T frames, C channels, K convolution kernel, H heads, S keys, R 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +28,48 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)  # older cards have too little shared memory for the largest tiles
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def takes_kernels(x: Tensor) -> bool:
-    """Whether kernels compute on `x`: on a GPU, where Triton is, and not in float64."""
-    return HAS_TRITON and x.is_cuda and x.dtype in DTYPES
+    """Whether kernels compute on `x`: on a GPU that can, where Triton is, and not in float64."""
+    return x.is_cuda and x.dtype in DTYPES and HAS_TRITON and _is_able(x.device)
+
+
+@functools.cache
+def _is_able(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def prepare() -> str | None:
+    """Sets torch up for training on what is here.
+
+    Returns:
+        What makes it slower than it could be, and what to do about it; None for nothing.
+    """
+    if not torch.cuda.is_available():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        if torch.version.cuda is None or hidden or not DRIVER.is_file():
+            return None
+        return (
+            f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it, so training "
+            f"runs on the CPU: it needs a driver for CUDA {torch.version.cuda} or newer "
+            f"(nvidia-smi says which one this is for), or install torch for an older CUDA; "
+            f"CUDA_VISIBLE_DEVICES= says that the CPU is meant"
+        )
+    able = _is_able(torch.device("cuda", torch.cuda.current_device()))
+    if HAS_TRITON and able:
+        return None
+    # cuDNN plans a grouped convolution for each new shape, which takes longer than to compute it.
+    torch.backends.cudnn.enabled = False
+    if able:
+        return "Triton is not installed, so training is several times slower: pip install triton"
+    name, least = torch.cuda.get_device_name(), ".".join(map(str, LEAST_CAPABILITY))
+    return (
+        f"{name} is older than what the kernels are for (compute capability {least}), so training "
+        f"is several times slower; train.precision=fp16 is its fastest"
+    )
 
 
 def kernels(name: str) -> Any:
