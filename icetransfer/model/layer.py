@@ -1,7 +1,7 @@
 """A Zipformer stack as a GPU computes it: few launches, few passes over memory, the same numbers.
 
 `zipformer.py` and `attention.py` say what is computed.  Here each module is one function with a
-backward pass of its own: matrix products by torch, all else by the kernels of `layer_kernels.py`.
+backward pass of its own: matrix products by torch, all else by the kernels of `kernels/`.
 The bias of a module's last map is added with its output to the residual stream.
 
 The stream is a pair: in float32 and, for matrix products, in the type of autocast.

@@ -1,4 +1,4 @@
-"""The bench of a GPU in its form for the CPU: precisions against float64, and a training in fp16."""
+"""The bench of a GPU in its form for the CPU: precisions, and a training in half precision."""
 
 import re
 import subprocess
