@@ -145,6 +145,14 @@ def _length(seed: int = 1) -> Iterator[Cell]:
         yield Cell("nl", "slots", hours, "ml", steps, 16, 0.1, 0, new=new, seed=seed)
 
 
+def _new() -> Iterator[Cell]:
+    """The scheme's own rates and freezing, but what is new at rates of its own."""
+    for hours, steps, decoder in (("2min", 1500, 0.1), ("30min", 2500, 1), ("8min", 1500, 1)):
+        for new in (6, 2500 / steps, 3):
+            frozen = steps // 5
+            yield Cell("nl", "slots", hours, "ml", steps, 16, 0.3, frozen, round(new, 2), decoder)
+
+
 def _batch() -> Iterator[Cell]:
     """public.yaml's batch of 400 s, by accumulation."""
     for loaded, new, steps in itertools.product((0.1, 0.3, 1), (1, 3), (220, 600)):
@@ -167,6 +175,7 @@ GRIDS = {
     "rates-2min": lambda: _rates("2min", 1000),
     "real-nl": lambda: _real("nl", "nl_nathalie"),
     "rates-10h": lambda: _rates("10h", 8000),
+    "new": _new,
     "batch": _batch,
     "real-it": lambda: _real("it", "it_asterisk_carlo"),
     "short-8min-seed2": lambda: _short("8min", 420, seed=2),
