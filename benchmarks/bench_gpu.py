@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,6 +45,7 @@ from icetransfer.model.transducer import (
     build_transducer,
 )
 from icetransfer.train import clip_and_step, compute_losses, forward_backward
+from icetransfer.training.distributed import GradientSums, World
 from icetransfer.training.memory import until_it_fits
 from icetransfer.training.optim import ScaledAdam
 
@@ -77,9 +77,10 @@ class Run:
     step: int = 1000
     seed: int = 1
     rate: float = 1.0
-    world: Any = field(default_factory=lambda: SimpleNamespace(size=1, rank=0))
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
+        self.gradient_sums = GradientSums(self.world, self.model.parameters())
         if next(self.model.parameters()).device.type != self.device.type:
             self.model = self.model.to(self.device)
         self.model.train()

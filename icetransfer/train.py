@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -146,7 +146,7 @@ def train_step(
     for attempt in until_it_fits(run.step, shares):
         with attempt:
             sums = forward_backward(run, shares, tier, attempt.pieces)
-    sums = run.world.sum_gradients(run.model.parameters(), sums)
+    sums = run.gradient_sums.finish(sums)
     numbers = clip_and_step(run, sums)
     update_averaged_model(run.step, average_period(run.settings), run.model, run.averaged)
     meter.add(run.step, shares, numbers)
@@ -183,8 +183,12 @@ def forward_backward(
         for part in batch.split(pieces):
             losses, _, out_lens = compute_losses(run, part, part.features, *tier)
             total = losses.total(simple, pruned, settings.ctc_loss_scale)
+            is_last = pieces == 1 and number == len(shares) - 1
             # In this thread: to hand over to autograd's own costs more than a tenth of a step.
-            with torch.autograd.set_multithreading_enabled(False):
+            with (
+                torch.autograd.set_multithreading_enabled(False),
+                run.gradient_sums.last_backward() if is_last else nullcontext(),
+            ):
                 run.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             sums[number] += loss_sums(total, losses, out_lens.sum())
     return sums.sum(0)

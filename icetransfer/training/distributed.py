@@ -4,9 +4,9 @@ torchrun or Slurm's srun start the processes, on one node or several.  Each comp
 of its share of a step's batch, and all step with their sum: losses are sums over utterances, so N
 processes do what one would do with N times the batch.
 
-The sums are taken here, after a step's last backward pass, and not by DistributedDataParallel.
-That takes means; and it needs the same number of backward passes in every process, while here a
-share may be empty, and one that does not fit into the memory is tried again in pieces.
+The sums are taken here, and not by DistributedDataParallel.  That takes means; and it needs the
+same number of backward passes in every process, while here a share may be empty, and one that does
+not fit into the memory is tried again in pieces.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-BUCKET = 1 << 25  # gradients reduced at once, 128 MB in float32
+BUCKET = 1 << 23  # gradients summed at once, 32 MB in float32
 
 
 @dataclass(frozen=True)
@@ -55,39 +55,6 @@ class World:
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank)
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Sums the gradients over all processes, in place, and with them some numbers.
-
-        Args:
-            parameters: one without a gradient here has a gradient of zero.
-            numbers: (n,) float32.
-
-        Returns:
-            The sum of the numbers.
-        """
-        if self.size == 1:
-            return numbers
-        trained = [p for p in parameters if p.requires_grad]
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained] + [numbers]
-        buckets: list[list[Tensor]] = [[]]
-        for part in parts:
-            if sum(p.numel() for p in buckets[-1]) + part.numel() > BUCKET and buckets[-1]:
-                buckets.append([])
-            buckets[-1].append(part)
-        flat = [torch.cat([part.reshape(-1) for part in bucket]) for bucket in buckets]
-        for work in [dist.all_reduce(bucket, async_op=True) for bucket in flat]:
-            work.wait()
-        summed: list[Tensor] = [
-            value.view_as(part)
-            for bucket, sums in zip(buckets, flat, strict=True)
-            for part, value in zip(
-                bucket, torch.split_with_sizes(sums, [p.numel() for p in bucket]), strict=True
-            )
-        ]
-        for parameter, gradient in zip(trained, summed, strict=False):
-            parameter.grad = gradient
-        return summed[-1]
 
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -131,6 +98,108 @@ class World:
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+
+class GradientSums:
+    """Sums of the gradients of all processes, begun while the last backward pass of a step runs.
+
+    Gradients leave in buckets, those of the last layers first, and in the same order in every
+    process: a bucket when all of its gradients are there and the one before it has left.  What has
+    left is not sent again, should the backward pass end for lack of memory and be computed in
+    pieces after all.
+
+    Args:
+        world: the processes.
+        parameters: of the model; those that require no gradient are left out while it is so.
+    """
+
+    def __init__(self, world: World, parameters: Iterable[nn.Parameter]) -> None:
+        self._world = world
+        self._parameters = list(parameters)[::-1]
+        self._buckets: list[list[nn.Parameter]] = []
+        self._bucket_of: dict[nn.Parameter, int] = {}
+        self._hooked: set[nn.Parameter] = set()
+        self._unused: set[nn.Parameter] = set()  # had no gradient after the last backward pass
+        self._awaited: list[set[nn.Parameter]] = []
+        self._sent: list[tuple[Tensor, dist.Work | None]] = []
+        self._is_open = False
+
+    @contextmanager
+    def last_backward(self) -> Iterator[None]:
+        """In it runs the last backward pass of a step, if it is the whole of a share."""
+        if self._world.size == 1:
+            yield
+            return
+        self._lay_out()
+        self._awaited = [set(bucket) - self._unused for bucket in self._buckets]
+        self._is_open = True
+        try:
+            yield
+            self._unused = {p for bucket in self._buckets for p in bucket if p.grad is None}
+        finally:
+            self._is_open = False
+
+    def finish(self, numbers: Tensor) -> Tensor:
+        """Puts the sums in the place of the gradients.
+
+        Args:
+            numbers: (n,) float32, which are summed as well.
+
+        Returns:
+            The sums of the numbers.
+        """
+        if self._world.size == 1:
+            return numbers
+        self._lay_out()
+        while len(self._sent) < len(self._buckets):
+            self._send()
+        numbers = numbers.clone()
+        dist.all_reduce(numbers)
+        for bucket, (sums, work) in zip(self._buckets, self._sent, strict=True):
+            if work is not None:
+                work.wait()
+            sizes = [p.numel() for p in bucket]
+            for parameter, value in zip(bucket, torch.split_with_sizes(sums, sizes), strict=True):
+                parameter.grad = value.view_as(parameter)
+        self._sent = []
+        return numbers
+
+    def _lay_out(self) -> None:
+        """Deals the parameters that are trained into buckets, if others are than before."""
+        trained = [p for p in self._parameters if p.requires_grad]
+        if len(trained) == len(self._bucket_of) and all(p in self._bucket_of for p in trained):
+            return
+        self._buckets, size = [], BUCKET
+        for parameter in trained:
+            if size + parameter.numel() > BUCKET:
+                self._buckets.append([])
+                size = 0
+            self._buckets[-1].append(parameter)
+            size += parameter.numel()
+        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
+        self._unused = set()
+        for parameter in set(trained) - self._hooked:
+            parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+        self._hooked |= set(trained)
+
+    def _take(self, parameter: Tensor) -> None:
+        """A parameter has its gradient."""
+        if not self._is_open or parameter not in self._bucket_of:
+            return
+        own = cast(nn.Parameter, parameter)
+        if self._bucket_of[own] < len(self._sent):
+            raise RuntimeError("a gradient came after its bucket had left: it had none before")
+        self._awaited[self._bucket_of[own]].discard(own)
+        while len(self._sent) < len(self._buckets) and not self._awaited[len(self._sent)]:
+            self._send()
+
+    @torch.no_grad()
+    def _send(self) -> None:
+        bucket = self._buckets[len(self._sent)]
+        flat = torch.cat(
+            [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in bucket]
+        )
+        self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from icetransfer.model.averaging import StateDict, start_average
 from icetransfer.model.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
 from icetransfer.model.parts import by_parameter, is_in
 from icetransfer.model.transducer import TransducerModel, build_transducer
-from icetransfer.training.distributed import World
+from icetransfer.training.distributed import GradientSums, World
 from icetransfer.training.faults import (
     MAX_RETURNS,
     RATE_FACTOR,
@@ -64,6 +64,7 @@ class Run:
         scaler: of the loss, when it is computed in fp16.
         precision: the type of most of the computation, float32 for all of it.
         world: the processes that train together.
+        gradient_sums: over them.
         tokenizer: of the model's tokens.
         step: steps done.
         rate: factor on the learning rate; below 1 after returns from bad batches.
@@ -80,6 +81,7 @@ class Run:
     scaler: torch.amp.GradScaler
     precision: torch.dtype
     world: World
+    gradient_sums: GradientSums
     tokenizer: Tokenizer
     step: int = 0
     rate: float = 1.0
@@ -256,6 +258,7 @@ def start_run(
         ),
         precision=precision,
         world=world,
+        gradient_sums=GradientSums(world, model.parameters()),
         tokenizer=tokenizer,
         rate=RATE_FACTOR ** len(read_returns(returns_path(experiment))),
     )

@@ -208,7 +208,8 @@ def test_buckets_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with distributed.join_world() as world:
             for number, parameter in enumerate(parameters[:3]):
                 parameter.grad = torch.full_like(parameter, number + 10.0 * world.rank)
-            numbers = world.sum_gradients(parameters, torch.tensor([1.0, world.rank]))
+            sums = distributed.GradientSums(world, parameters)
+            numbers = sums.finish(torch.tensor([1.0, world.rank]))
             assert numbers.tolist() == [3.0, 3.0]
             assert [p.grad.unique().tolist() for p in parameters] == [[30], [33], [36], [0]]
             assert world.share(world.rank) == 0
@@ -217,6 +218,97 @@ def test_buckets_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(distributed, "BUCKET", 7)
     assert in_processes(3, reduce) == [0, 0, 0]
+
+
+class Layers(torch.nn.Module):
+    """Some layers, one of which can fail on its way back, and a parameter that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.ones(3))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(5))
+        self.fails = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, layer in enumerate(self.layers):
+            x = layer(x).tanh()
+            if number == 1:
+                x.register_hook(self._fail)
+        return x.square().sum()
+
+    def _fail(self, grad: torch.Tensor) -> None:
+        if self.fails:
+            raise MemoryError
+
+
+def test_sums_leave_while_the_backward_pass_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reduce() -> None:
+        torch.manual_seed(0)
+        model, x = Layers(), torch.randn(4, 3, 6, 4)  # steps, processes, frames, channels
+        with distributed.join_world() as world:
+            sums = distributed.GradientSums(world, model.parameters())
+            early: list[int] = []
+            inner = sums._send
+            monkeypatch.setattr(sums, "_send", lambda: (early.append(sums._is_open), inner())[1])
+            for step in range(4):
+                early.clear()
+                model.zero_grad()
+                shares = x[step, :2] if step == 2 else x[step]
+                whole = torch.stack([model(share) for share in shares]).sum()
+                expected = torch.autograd.grad(whole, list(model.layers.parameters()))
+                model.fails = step == 3 and world.rank == 1
+                if world.rank < len(shares):  # else there is nothing to do
+                    try:
+                        with sums.last_backward():
+                            model(x[step, world.rank]).backward()
+                    except MemoryError:  # as for lack of memory: once more, in pieces
+                        assert any(early)
+                        model.fails = False
+                        model.zero_grad()
+                        for piece in x[step, world.rank].split(2):
+                            model(piece).backward()
+                numbers = sums.finish(torch.tensor([float(world.rank)]))
+                assert numbers.tolist() == [3.0]
+                for parameter, grad in zip(model.layers.parameters(), expected, strict=True):
+                    torch.testing.assert_close(parameter.grad, grad)
+                assert not model.unused.grad.any()
+                assert len(early) == len(sums._buckets) > 3
+                if step == 1:  # all but that of what is not used, which is known by now
+                    assert all(early)
+
+    monkeypatch.setattr(distributed, "BUCKET", 20)
+    assert in_processes(3, reduce) == [0, 0, 0]
+
+
+@pytest.mark.usefixtures("spied")
+def test_three_processes_with_uneven_shares(prepare) -> None:
+    settings = (*SETTINGS, "train.max_steps=3", "train.checkpoint_every=3")
+    one = prepare("whole", *settings, "train.batch_seconds=12")
+    three = prepare("thirds", *settings, "train.batch_seconds=4")
+    train.train(one)
+    assert in_processes(3, lambda: train.train(three)) == [0, 0, 0]
+    for name, gradient in gradients(one).items():
+        for rank in range(3):
+            error = (gradients(three, rank)[name] - gradient).norm() / (gradient.norm() + 1e-6)
+            assert error < 1e-4, (name, error)
+
+
+def test_a_process_that_dies_ends_the_others(prepare, monkeypatch) -> None:
+    experiment = prepare("dies")
+    inner = train.train_step
+
+    def dying(run: Any, *rest: Any) -> torch.Tensor:
+        if run.step == 2 and run.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(run, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", dying)
+        codes = in_processes(2, lambda: train.train(experiment))
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, None)
+    assert in_processes(2, lambda: train.train(experiment)) == [0, 0]
+    assert resume.saved_steps(experiment)[-1] == 8
 
 
 def test_srun_tells_who_is_who(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
