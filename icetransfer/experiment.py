@@ -317,12 +317,24 @@ def run_logged(directory: Path, stage: Callable[[Experiment], None]) -> None:
     main(lambda: _run_logged(open_experiment(directory), stage))
 
 
+class LogFile(logging.FileHandler):
+    """A log file; lines that cannot be written to it, on a full disk, end nothing."""
+
+    is_complete = True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Says so once, instead of logging's traceback for each line."""
+        if self.is_complete:
+            self.is_complete = False
+            print(f"{self.baseFilename} lacks lines ({sys.exc_info()[1]})", file=sys.stderr)
+
+
 def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:
     script = Path(sys.argv[0])
     log_file = experiment.dir / "log" / f"{script.stem}.log"
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler = LogFile(log_file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     except OSError as error:  # a read-only experiment can be read all the same
