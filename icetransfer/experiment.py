@@ -300,7 +300,8 @@ def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
         doc: the module's docstring, for `--help`.
         stage: what the stage does.
     """
-    run_logged(stage_parser(doc).parse_args().exp, stage)
+    directory = stage_parser(doc).parse_args().exp
+    run_logged(lambda: open_experiment(directory), stage)
 
 
 def stage_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -312,9 +313,14 @@ def stage_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_logged(directory: Path, stage: Callable[[Experiment], None]) -> None:
-    """Runs a stage on an experiment, with a log file and its cost, as `run_stage` does."""
-    main(lambda: _run_logged(open_experiment(directory), stage))
+def run_logged(find: Callable[[], Experiment], stage: Callable[[Experiment], None]) -> None:
+    """Runs a stage on an experiment, with a lock, a log file and its cost, as `run_stage` does.
+
+    Args:
+        find: says which experiment; what it raises is reported as what the stage raises.
+        stage: what is done.
+    """
+    main(lambda: _run_logged(find(), stage))
 
 
 class LogFile(logging.FileHandler):
