@@ -33,6 +33,7 @@ from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
 
 log = logging.getLogger("icetransfer")
@@ -104,7 +105,7 @@ class Experiment:
             return self.config.train.max_steps
         if not self.scheme_path.is_file():
             raise ValueError(f"{self.scheme_path} does not exist: run stage 6, which makes it")
-        decided = json.loads(self.scheme_path.read_text(encoding="utf-8"))["values"]
+        decided = read_json(self.scheme_path, ["values"])["values"]
         return int(decided["max_steps"])
 
     @property
@@ -252,7 +253,7 @@ def _record_change(directory: Path, changed: list[str]) -> None:
     for line in changed:
         log.warning("%s: changed (%s): %s", directory, _effect(line), line)
     path = directory / "provenance.json"
-    tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tree = read_json(path, ()) if path.is_file() else {}
     now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": _last_step(directory)}
     tree.setdefault("changes", []).append(now | {"keys": changed})
     atomic.write_text(path, json.dumps(tree, indent=2) + "\n")
@@ -278,7 +279,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 def write_provenance(experiment: Experiment, stage: str, **more: Any) -> None:
     """Adds the stage's provenance to the experiment's `provenance.json`."""
     path = experiment.dir / "provenance.json"
-    stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stages = read_json(path, ()) if path.is_file() else {}
     stages[stage] = provenance(seed=experiment.config.seed, **more)
     atomic.write_text(path, json.dumps(stages, indent=2) + "\n")
 

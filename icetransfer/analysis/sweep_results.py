@@ -4,7 +4,6 @@
 """
 
 import csv
-import json
 import math
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import numpy as np
 from icetransfer.analysis.bootstrap import Resampling
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.significance import Array, Utterances, read_utterances
+from icetransfer.stage.json_file import read_json
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
@@ -96,7 +96,7 @@ def _from_csv(path: Path) -> list[Result]:
 def _from_folder(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.rglob("wer.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, ())
         missing = [name for name in REQUIRED if found.get(name) is None]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}")

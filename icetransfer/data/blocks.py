@@ -45,6 +45,7 @@ from icetransfer.data.tokenizer import UNK_ID, Tokenizer
 from icetransfer.experiment import Experiment, log
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
 
 BLOCK_CUTS = 20_000  # 50 MB in memory
@@ -338,7 +339,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / "index.json"
     if not path.is_file():
         return None
-    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    index: dict[str, Any] = read_json(path, ["sources", "blocks", "cuts", "seconds"])
     return index
 
 

@@ -14,8 +14,10 @@ from icetransfer import transfer
 from icetransfer.config import load_config
 from icetransfer.data import features, subset, tokenizer
 from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.export import Source, export_tier
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
+from icetransfer.streaming.exported import Exported, write_tokens
 
 WORDS = ("een", "twee", "drie", "vier", "vijf", "zes")
 CORPUS = "tones"
@@ -131,6 +133,19 @@ def base_path(tmp_path_factory: pytest.TempPathFactory, nano_dims: TransducerDim
     path = tmp_path_factory.mktemp("base") / "base.pt"
     save_checkpoint(path, build_transducer(nano_dims, seed=11))
     return path
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_dims: TransducerDims) -> Exported:
+    """An export at 320 ms of a model that says "een" in every frame."""
+    folder = tmp_path_factory.mktemp("nano")
+    tokens = ["<blk>", "<sos/eos>", "<unk>", "▁", "▁een", *(f"t{i}" for i in range(5, 20))]
+    write_tokens(tokens, folder / "given.txt")
+    model = build_transducer(nano_dims, seed=1).eval()
+    model.joiner.output_linear.bias.data[4] = 9.0
+    source = Source(folder / "nano.pt", model, folder / "given.txt", "0" * 64)
+    export_tier(source, Exported(folder / "chunk-16-left-16"), 16, 16, ["int8"])
+    return Exported(folder / "chunk-16-left-16")
 
 
 @pytest.fixture(scope="session")
