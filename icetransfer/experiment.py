@@ -143,7 +143,13 @@ def open_experiment(directory: Path) -> Experiment:
     saved = directory / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{saved} does not exist: run the recipe's run.sh, which makes it")
-    return Experiment(directory, config.load_config([saved]))
+    try:
+        return Experiment(directory, config.load_config([saved]))
+    except ValueError as error:
+        raise ValueError(
+            f"{saved} is not what was saved there: bring it back, or remove it and "
+            f"run run.sh again\n{error}"
+        ) from None
 
 
 def create_experiment(

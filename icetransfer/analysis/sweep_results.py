@@ -4,6 +4,7 @@
 """
 
 import csv
+import io
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from icetransfer.analysis.bootstrap import Resampling
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.significance import Array, Utterances, read_utterances
 from icetransfer.stage.json_file import read_json
+from icetransfer.stage.text import read_text
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
@@ -85,12 +87,11 @@ def read_results(path: Path) -> list[Result]:
 def _from_csv(path: Path) -> list[Result]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
 
 
 def _from_folder(folder: Path) -> list[Result]:

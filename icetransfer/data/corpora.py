@@ -204,7 +204,7 @@ def _replaced(seen: Path) -> str:
 def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]) -> str:
     """What to say of the splits without a recording; "" where each may be empty."""
     shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
-    first = "; the first: " + "; ".join(shown) if shown else f": {source.folder} is empty"
+    first = "; the first: " + "; ".join(shown) if shown else f": {_where(source)} is empty"
     if len(empty) == len(SPLITS):
         return f"none of its {len(rejections)} recordings can be used{first}"
     missing = [split for split in empty if kinds.must_hold(source.corpus, split)]
@@ -216,6 +216,14 @@ def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]
     else:
         advice = "add recordings, or take the split out of data.corpora"
     return f"no recording of it is for {' or '.join(missing)}{left_out}. To go on, {advice}"
+
+
+def _where(source: Source) -> str:
+    """Where a corpus comes from: its manifests, or its folder."""
+    corpus = source.corpus
+    if isinstance(corpus, kinds.ManifestCorpus):
+        return ", ".join(str(path) for split in SPLITS for path in getattr(corpus, split))
+    return str(source.folder)
 
 
 def _made_from(source: Source) -> dict[str, Any]:

@@ -205,11 +205,9 @@ def read_manifest(path: Path) -> list[Cut]:
     """The cuts of a manifest; an empty file is no cuts.
 
     Raises:
-        ValueError: the file does not exist.
+        ValueError: the file does not exist, or is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
-    return list(CutSet.from_jsonl_lazy(path))
+    return list(CutSet.from_dicts(read_jsonl_gz(path)))
 
 
 def write_manifest(cuts: list[Cut], path: Path) -> None:

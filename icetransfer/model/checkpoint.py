@@ -273,12 +273,20 @@ def _check_family(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _recorded_dims(path: Path, metadata: Mapping[str, Any]) -> TransducerDims:
+    dims = metadata.get("dims") if isinstance(metadata, Mapping) else None
+    if not isinstance(dims, Mapping):
+        raise ValueError(
+            f"{path} does not say the model's dimensions: it is damaged, make it again"
+        )
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} is of checkpoint format {metadata.get('format')}, expected {FORMAT}: use the "
             f"version of icetransfer that wrote it"
         )
-    return TransducerDims.from_dict(metadata["dims"])
+    try:
+        return TransducerDims.from_dict(dims)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _check_overrides(path: Path, dims: TransducerDims, overrides: Mapping[str, str | int]) -> None:

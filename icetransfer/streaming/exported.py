@@ -17,6 +17,7 @@ from icetransfer.experiment import log
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
+from icetransfer.stage.text import read_text
 from icetransfer.streaming.metadata import Sizes, check_encoder, numbers_of
 
 PARTS = ("encoder", "decoder", "joiner")
@@ -191,7 +192,7 @@ def read_tokens(path: Path) -> list[str]:
         raise ValueError(f"{path} does not exist; expected the tokens.txt of the model")
     tokens = []
     # Not splitlines() or strip(): U+0085, U+2028 and U+3000 are tokens of some models.
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n")):
         found = re.fullmatch(r"([^\n]+?)[ \t]+(\d+)[ \t]*", line)
         if not found or found[2] != str(number):
             raise ValueError(f'{path}:{number + 1}: expected "token {number}", got {line!r}')
