@@ -25,6 +25,7 @@ from lhotse import Features, MonoCut, Recording, SupervisionSegment
 
 from icetransfer import config
 from icetransfer.data import blocks, features, loader
+from icetransfer.data.shards import ShardReader
 from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer
 from icetransfer.experiment import Experiment
@@ -83,7 +84,7 @@ def write_data(folder: Path, store: str, cuts: int) -> None:
                 type="icetransfer-fbank", num_frames=frames, num_features=80, frame_shift=0.01,
                 sampling_rate=16000, start=start / 100, duration=seconds, recording_id="made",
                 channels=0, storage_path=str(shard) if stored else "",
-                storage_type=features.ShardReader.name if stored else features.ON_THE_FLY,
+                storage_type=ShardReader.name if stored else features.ON_THE_FLY,
                 storage_key=f"{start}:{start + frames}" if stored else "",
             )  # fmt: skip
             custom = {"source_id": names[-1]}
@@ -92,7 +93,7 @@ def write_data(folder: Path, store: str, cuts: int) -> None:
             )
             lines.write(json.dumps(cut.to_dict()) + "\n")
     atomic.write_text(subset_path(experiment), "".join(f"made {name}\n" for name in names))
-    experiment.lang_dir.mkdir(exist_ok=True)
+    experiment.lang_dir.mkdir(parents=True, exist_ok=True)
     (experiment.lang_dir / "bpe.model").write_bytes(train_tokenizer(WORDS, 40))
 
 
@@ -107,7 +108,7 @@ def load(folder: Path, store: str, batches: int) -> dict[str, float]:
     """Loads batches over the ends of some blocks, or of epochs where there is one block."""
     experiment = made_up_experiment(folder, store)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    held = blocks.open_blocks(blocks.training_data(experiment).folder)
+    held = blocks.open_blocks(blocks.training_data(experiment))
     after = 10**9  # batches of a block: so many are its end
     places = [
         loader.Place(0, number, after) if number < held.count else loader.Place(number, 0, after)

@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from icetransfer.config import Config, load_config
 from icetransfer.data.augment import make_transform
-from icetransfer.data.features import NUM_BINS, PADDING
+from icetransfer.data.features import PADDING
+from icetransfer.data.shards import NUM_BINS
 from icetransfer.experiment import seed_everything
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.scaling import set_batch_count

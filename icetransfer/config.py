@@ -242,9 +242,9 @@ class Train(Section):
     """Steps that a part stays as it was loaded; -1: all."""
     clipping_scale: float = 2.0
     """A gradient longer than this times the recent median is shortened to it."""
-    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
+    chunk_sizes: tuple[int, ...] = Field((8, 16, 32, -1), min_length=1)
     """50 Hz frames, multiples of 8, -1 for offline; one is drawn for each step."""
-    left_context_frames: tuple[int, ...] = (64, 128, -1)
+    left_context_frames: tuple[int, ...] = Field((64, 128, -1), min_length=1)
     """50 Hz frames, -1 for all; one is drawn with the chunk size."""
     prune_range: int = Field(5, ge=2)
     """Symbols a frame that the pruned transducer loss looks at."""
@@ -292,6 +292,16 @@ class Train(Section):
             raise ValueError("epochs and max_steps both say how long to train: set one of them")
         if self.branches and self.schedule.kind != "cooldown":
             raise ValueError("branches need schedule.kind=cooldown: Eden's rate is never constant")
+        return self
+
+    @model_validator(mode="after")
+    def _check_left_context(self) -> "Train":
+        if illegal := [
+            frames for frames in self.left_context_frames if frames != -1 and frames < 1
+        ]:
+            raise ValueError(
+                f"left_context_frames has {illegal}: expected 50 Hz frames above 0, or -1 for all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -353,7 +363,7 @@ class Decode(Section):
     """What runs the model; torch decodes fp32 only."""
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     """The precisions that are exported and decoded."""
-    chunk_sizes: tuple[int, ...] = (8, 16, 32, -1)
+    chunk_sizes: tuple[int, ...] = Field((8, 16, 32, -1), min_length=1)
     """The latency tiers: 50 Hz frames (16 = 320 ms), multiples of 8, -1 for offline."""
     left_context_frames: int = Field(128, ge=1)
     """50 Hz frames that attention looks back beyond the chunk."""

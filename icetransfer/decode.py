@@ -37,6 +37,7 @@ from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import Experiment, log, provenance, run_stage, write_provenance
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import progress_bar
 from icetransfer.stage.stamp import sha256
 from icetransfer.streaming import latency
@@ -371,7 +372,7 @@ def decode_run(
     target = folder / "wer.json"
     quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
-        found = json.loads(target.read_text(encoding="utf-8"))
+        found = read_json(target, ())
         made = {key: found[key] for key in made_from if key in found}
         changed = [key for key in made if made[key] != made_from[key]]
         if found.get("quantisation", {}) != quantisation:
@@ -422,7 +423,7 @@ def _check_export(experiment: Experiment, run: score.Decoding, checkpoint_sha256
     exported.check(run.precision)
     made_of = {}
     if exported.description.is_file():
-        made_of = json.loads(exported.description.read_text(encoding="utf-8"))["made_of"]
+        made_of = read_json(exported.description, ["made_of"])["made_of"]
     if made_of.get("sha256") != checkpoint_sha256:
         raise ValueError(
             f"{exported.dir} was not exported from {experiment.averaged_checkpoint} as it is now: "

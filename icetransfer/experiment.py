@@ -33,6 +33,7 @@ from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
 
 log = logging.getLogger("icetransfer")
@@ -104,7 +105,7 @@ class Experiment:
             return self.config.train.max_steps
         if not self.scheme_path.is_file():
             raise ValueError(f"{self.scheme_path} does not exist: run stage 6, which makes it")
-        decided = json.loads(self.scheme_path.read_text(encoding="utf-8"))["values"]
+        decided = read_json(self.scheme_path, ["values"])["values"]
         return int(decided["max_steps"])
 
     @property
@@ -142,7 +143,13 @@ def open_experiment(directory: Path) -> Experiment:
     saved = directory / "config.yaml"
     if not saved.is_file():
         raise ValueError(f"{saved} does not exist: run the recipe's run.sh, which makes it")
-    return Experiment(directory, config.load_config([saved]))
+    try:
+        return Experiment(directory, config.load_config([saved]))
+    except ValueError as error:
+        raise ValueError(
+            f"{saved} is not what was saved there: bring it back, or remove it and "
+            f"run run.sh again\n{error}"
+        ) from None
 
 
 def create_experiment(
@@ -252,7 +259,7 @@ def _record_change(directory: Path, changed: list[str]) -> None:
     for line in changed:
         log.warning("%s: changed (%s): %s", directory, _effect(line), line)
     path = directory / "provenance.json"
-    tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tree = read_json(path, ()) if path.is_file() else {}
     now = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": _last_step(directory)}
     tree.setdefault("changes", []).append(now | {"keys": changed})
     atomic.write_text(path, json.dumps(tree, indent=2) + "\n")
@@ -278,7 +285,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 def write_provenance(experiment: Experiment, stage: str, **more: Any) -> None:
     """Adds the stage's provenance to the experiment's `provenance.json`."""
     path = experiment.dir / "provenance.json"
-    stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stages = read_json(path, ()) if path.is_file() else {}
     stages[stage] = provenance(seed=experiment.config.seed, **more)
     atomic.write_text(path, json.dumps(stages, indent=2) + "\n")
 
@@ -300,7 +307,8 @@ def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
         doc: the module's docstring, for `--help`.
         stage: what the stage does.
     """
-    run_logged(stage_parser(doc).parse_args().exp, stage)
+    directory = stage_parser(doc).parse_args().exp
+    run_logged(lambda: open_experiment(directory), stage)
 
 
 def stage_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -312,9 +320,26 @@ def stage_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_logged(directory: Path, stage: Callable[[Experiment], None]) -> None:
-    """Runs a stage on an experiment, with a log file and its cost, as `run_stage` does."""
-    main(lambda: _run_logged(open_experiment(directory), stage))
+def run_logged(find: Callable[[], Experiment], stage: Callable[[Experiment], None]) -> None:
+    """Runs a stage on an experiment, with a lock, a log file and its cost, as `run_stage` does.
+
+    Args:
+        find: says which experiment; what it raises is reported as what the stage raises.
+        stage: what is done.
+    """
+    main(lambda: _run_logged(find(), stage))
+
+
+class LogFile(logging.FileHandler):
+    """A log file; lines that cannot be written to it, on a full disk, end nothing."""
+
+    is_complete = True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Says so once, instead of logging's traceback for each line."""
+        if self.is_complete:
+            self.is_complete = False
+            print(f"{self.baseFilename} lacks lines ({sys.exc_info()[1]})", file=sys.stderr)
 
 
 def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:
@@ -322,7 +347,7 @@ def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> 
     log_file = experiment.dir / "log" / f"{script.stem}.log"
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler = LogFile(log_file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     except OSError as error:  # a read-only experiment can be read all the same

@@ -38,6 +38,7 @@ from icetransfer.model.transducer import StreamingState, TransducerModel
 from icetransfer.onnx.graph import name_layers, shorten_names, simplify
 from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import (
     Exported,
@@ -382,7 +383,7 @@ def export_tier(
         "kept": {precision: sorted(kept.get(precision, ())) for precision in wanted},
     }
     if exported.description.is_file():
-        found = json.loads(exported.description.read_text(encoding="utf-8"))
+        found = read_json(exported.description, ["made_of"])
         if found["made_of"] == made_of:
             log.info("skip: %s is complete", exported.dir)
             return
@@ -433,7 +434,7 @@ def kept_layers(
     """
     if not experiment.remedy_file.is_file():
         return {}
-    found = json.loads(experiment.remedy_file.read_text(encoding="utf-8"))
+    found = read_json(experiment.remedy_file, ["checkpoint_sha256", "rows"])
     if found["checkpoint_sha256"] != checkpoint:
         log.warning("%s is of another checkpoint: run it again", experiment.remedy_file)
         return {}

@@ -8,7 +8,6 @@ card is made with the bundle, by `icetransfer.pack`.
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import Exported
 from icetransfer.training.scheme import settle
@@ -70,7 +70,7 @@ def read_base_model(root: Path, name: str) -> tuple[Experiment, list[dict[str, A
             f"{run.averaged_checkpoint} has {size} bytes; at most {MAX_BYTES} were expected of a "
             f"file in the repository: make transfer.size smaller"
         )
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    results = [read_json(path) for path in paths]
     digest = sha256(run.averaged_checkpoint)
     if any(result["checkpoint_sha256"] != digest for result in results):
         raise ValueError(
@@ -111,7 +111,7 @@ def publish(root: Path) -> None:
 
 def _facts(name: str, run: Experiment) -> dict[str, str | int]:
     config = run.config
-    stages = json.loads((run.dir / "provenance.json").read_text(encoding="utf-8"))
+    stages = read_json(run.dir / "provenance.json", ["train"])
     train = stages["train"]
     corpora = [c for c in config.data.corpora.values() if isinstance(c, SyntheticCorpus)]
     languages = sorted({corpus.language or config.language for corpus in corpora})
@@ -150,13 +150,13 @@ def read_results(experiment: Experiment, chunk_size: int) -> list[dict[str, Any]
     """The wer.json of a tier's runs that are there."""
     runs = (run for run in planned_runs(experiment.config) if run.chunk_size == chunk_size)
     paths = [run.folder(experiment.decode_dir) / "wer.json" for run in runs]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
 def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> str:
     """MODEL_CARD.md: base model, data, errors by precision, licences, provenance."""
     config = experiment.config
-    exported = json.loads(source.description.read_text(encoding="utf-8"))
+    exported = read_json(source.description, ["made_of"])
     start = _read(experiment.dir / "transfer.json").get("base_model") or {}
     subset = _read(experiment.manifests_dir / f"subset-{hours_label(config.hours)}.json")
     facts = {
@@ -208,7 +208,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(path, ())
     return found
 
 

@@ -14,6 +14,7 @@ is ruled out at the 5 % level, one-sided; else "either".  The interval printed i
 
 import argparse
 import csv
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ from icetransfer.analysis.sweep_results import (
 from icetransfer.config import hours_label
 from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
+from icetransfer.stage.text import read_text
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
 REACH = 10.0  # times the amounts of a sweep: farther out it says nothing
@@ -310,18 +312,17 @@ def read_plan(path: Path) -> list[Request]:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected a CSV file with language and hours")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        lacking = [name for name in ("language", "hours") if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"{path} lacks the columns {', '.join(lacking)}")
-        requests = []
-        for line in reader:
-            try:
-                tier = int(line["chunk_ms"]) if line.get("chunk_ms") else None
-                requests.append(Request(_hours(line["hours"]), line["language"], tier))
-            except ValueError as error:
-                raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    lacking = [name for name in ("language", "hours") if name not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {', '.join(lacking)}")
+    requests = []
+    for line in reader:
+        try:
+            tier = int(line["chunk_ms"]) if line.get("chunk_ms") else None
+            requests.append(Request(_hours(line["hours"] or ""), line["language"], tier))
+        except ValueError as error:
+            raise ValueError(f"{path}:{reader.line_num}: {error}") from None
     if not requests:
         raise ValueError(f"{path} has no line below its header")
     return requests

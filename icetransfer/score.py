@@ -33,6 +33,7 @@ from icetransfer.config import Config, chunk_label, tier_folder
 from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
+from icetransfer.stage.json_file import read_json
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
@@ -218,6 +219,23 @@ def _aligned_lines(pairs: list[tuple[str, str]]) -> list[str]:
     return [("  ref: " + " ".join(top)).rstrip(), ("  hyp: " + " ".join(bottom)).rstrip()]
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a wer.json.
+
+    Raises:
+        ValueError: it is damaged, lacks what a table shows, or has no numbers there.
+    """
+    numbers = ("wer", "cer", "insertions", "deletions", "substitutions", "words", "failed", "rtf")
+    names = Decoding.__dataclass_fields__
+    result: dict[str, Any] = read_json(path, [*names, *numbers, "model_bytes"])
+    for key in (*numbers, "model_bytes", "chunk_size", "left_context_frames"):
+        if not isinstance(result[key], int | float):
+            raise ValueError(
+                f"{path}: {key} is {result[key]!r}, expected a number: decode it again"
+            )
+    return result
+
+
 def read_rows(path: Path) -> list[Row]:
     """Reads recogs.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -245,7 +263,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        runs.setdefault(path.parent, _decoding_of(json.loads(path.read_text(encoding="utf-8"))))
+        runs.setdefault(path.parent, _decoding_of(read_result(path)))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
@@ -253,7 +271,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             missing += 1
             table.add_row(*names, "[red]not decoded[/red]")
             continue
-        result = json.loads((folder / "wer.json").read_text(encoding="utf-8"))
+        result = read_result(folder / "wer.json")
         numbers = _numbers(result, folder / "recogs.jsonl")
         if experiment.config.decode.latency:
             numbers += latency_cells(result)
@@ -301,7 +319,7 @@ def costs_above_margin(experiment: Experiment) -> list[str]:
     for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
         path = run.folder(experiment.decode_dir) / "wer.json"
         if path.is_file():
-            results[run] = json.loads(path.read_text(encoding="utf-8"))
+            results[run] = read_json(path, ["wer"])
     lines = []
     for run, result in results.items():
         full = results.get(replace(run, precision="fp32"))
@@ -322,7 +340,7 @@ def collapsed_results(experiment: Experiment) -> list[str]:
     for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
         path = run.folder(experiment.decode_dir) / "wer.json"
         if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path, ["wer"])
             if has_collapsed(result):
                 found.append(
                     f"{run.test_set}, {run.engine}, {run.precision}, {chunk_label(run.chunk_size)}"

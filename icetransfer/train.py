@@ -30,6 +30,7 @@ from icetransfer.experiment import (
     RUN_AGAIN,
     Experiment,
     log,
+    open_experiment,
     run_logged,
     seed_everything,
     stage_parser,
@@ -41,7 +42,7 @@ from icetransfer.model.scaling import set_batch_count
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import sha256
 from icetransfer.training.augment import augment
-from icetransfer.training.branch import make_branch
+from icetransfer.training.branch import branch_of, make_branch
 from icetransfer.training.diagnosis import diagnose, moments, spread, token_entropy
 from icetransfer.training.distributed import World, join_world
 from icetransfer.training.faults import BAD_RUN, BadRun, StopSignals, naming_lost_workers
@@ -460,10 +461,16 @@ def _run() -> None:
     )  # fmt: skip
     args = parser.parse_args()
 
-    def stage(experiment: Experiment) -> None:
-        train(experiment if args.branch is None else make_branch(experiment, args.branch))
+    def find() -> Experiment:
+        experiment = open_experiment(args.exp)
+        return experiment if args.branch is None else branch_of(experiment, args.branch)
 
-    run_logged(args.exp, stage)
+    def stage(experiment: Experiment) -> None:
+        if args.branch is not None:
+            make_branch(open_experiment(args.exp), args.branch)
+        train(experiment)
+
+    run_logged(find, stage)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Shapes: U utterances, K clusters, R resamples.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -24,6 +25,8 @@ import kaldialign
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from icetransfer.stage.text import read_text
 
 RESAMPLES = 2000
 CONFIDENCE = 95  # percent
@@ -78,15 +81,17 @@ def read_utterances(path: Path) -> Utterances:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; stage 9 (decode) writes it")
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                rows.append((str(row["id"]), row.get("speaker") or "", row["ref"], row["hyp"]))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: {error!r}; expected an object with id, ref and hyp"
-                ) from None
+    for number, line in enumerate(io.StringIO(read_text(path)), 1):
+        try:
+            row = json.loads(line)
+            texts = [row[key] for key in ("id", "ref", "hyp")] + [row.get("speaker") or ""]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{texts} are not all texts")
+            rows.append((texts[0], texts[3], texts[1], texts[2]))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}:{number}: {error!r}; expected an object with id, ref and hyp"
+            ) from None
     return make_utterances(sorted(rows), str(path))
 
 

@@ -4,7 +4,7 @@
 """
 
 import csv
-import json
+import io
 import math
 import multiprocessing
 import os
@@ -20,6 +20,8 @@ import numpy as np
 from icetransfer.analysis.bootstrap import Resampling
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.significance import Array, Utterances, read_utterances
+from icetransfer.stage.json_file import read_json
+from icetransfer.stage.text import read_text
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
 ENGINES = ("sherpa", "onnxruntime", "torch", "")  # the runtime that ships comes first
@@ -85,18 +87,17 @@ def read_results(path: Path) -> list[Result]:
 def _from_csv(path: Path) -> list[Result]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; expected a CSV file with {', '.join(REQUIRED)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    return [_parse(line, f"{path}:{reader.line_num}", path.parent) for line in reader]
 
 
 def _from_folder(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.rglob("wer.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, ())
         missing = [name for name in REQUIRED if found.get(name) is None]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}")

@@ -9,16 +9,22 @@ reads one block, not the epoch.  A recipe of up to `BLOCK_CUTS` cuts is one bloc
 With train.mix the cuts of another recipe have blocks of their own, with the text that the tokens of
 this one can write -> exp/mixed_data.
 
+`index.json` holds a digest of each block.  One that does not have it any more is noticed when it is
+read, and made again from the features' manifests.
+
 With train.shar the blocks are a lhotse Shar besides: their features lie in the order of the
 manifests, a tar file for each block that is read from its start to its end, also over a network.
 """
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
+import os
 import shlex
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,11 +45,13 @@ from icetransfer.data.tokenizer import UNK_ID, Tokenizer
 from icetransfer.experiment import Experiment, log
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
 
 BLOCK_CUTS = 20_000  # 50 MB in memory
 SHAR_BLOCK_CUTS = 2_000  # with their features, 0.7 GB of 12-second cuts
 SORTED_AT_ONCE = 10_000  # cuts of which the blocks are written together
+FORMAT = 2  # of index.json; blocks of another one are made again, and compared
 LINE = "line"  # of a manifest, in the custom fields of a cut that is not parsed yet
 
 
@@ -115,61 +123,6 @@ class Screen:
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Training cuts in blocks.
-
-    Attributes:
-        folder: with the manifests.
-        count: of the blocks.
-        cuts: in all of them.
-        seconds: of audio in all of them, at all speeds.
-        shar: the folder or the address with their features, None where the manifests say.
-    """
-
-    folder: Path
-    count: int
-    cuts: int
-    seconds: float
-    shar: str | None = None
-
-    def read(self, number: int) -> list[Cut]:
-        """The cuts of a block, by name; `parsed` makes whole ones of them.
-
-        Their features are in memory when they come from a Shar.
-        """
-        if self.shar is not None:
-            fields = {
-                "cuts": [str(_block_path(self.folder, number))],
-                "features": [_address(self.shar, f"features.{number:06d}.tar")],
-            }
-            return list(CutSet.from_shar(fields=fields))
-        with gzip.open(_block_path(self.folder, number), "rt", encoding="utf-8") as lines:
-            return [_outlined(line) for line in lines]
-
-
-def _outlined(line: str) -> Cut:
-    """What batches are formed by of a line of a manifest; the rest stays text: it is faster."""
-    facts = json.loads(line)
-    custom = {LINE: line, "num_frames": facts["features"]["num_frames"]}
-    return MonoCut(facts["id"], facts["start"], facts["duration"], 0, custom=custom)
-
-
-def parsed(cut: Cut) -> Cut:
-    """The whole cut of one that `Blocks.read` gave."""
-    line = (cut.custom or {}).get(LINE)
-    if line is None:
-        return cut
-    facts = json.loads(line)
-    facts.pop("type")
-    return MonoCut.from_dict(facts)
-
-
-def num_frames(cut: Cut) -> int:
-    """Feature frames of a cut, parsed or not."""
-    return int(cut.num_frames or cut.custom["num_frames"])
-
-
-@dataclass(frozen=True)
 class Origin:
     """What blocks are made from.
 
@@ -200,6 +153,97 @@ class Origin:
             if not path.is_file():
                 raise ValueError(f"{path} does not exist: run stages 1 to 4, which make it")
         return {path.name: sha256(path) for path in paths}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Training cuts in blocks.
+
+    Attributes:
+        origin: what they were made from, and where they are.
+        index: what index.json says of them.
+        shar: the folder or the address with their features, None where the manifests say.
+    """
+
+    origin: Origin
+    index: Mapping[str, Any]
+    shar: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Of the blocks."""
+        return len(self.index["blocks"])
+
+    @property
+    def cuts(self) -> int:
+        """In all blocks."""
+        return int(self.index["cuts"])
+
+    @property
+    def seconds(self) -> float:
+        """Of audio in all blocks, at all speeds."""
+        return float(self.index["seconds"])
+
+    def read(self, number: int) -> list[Cut]:
+        """The cuts of a block, by name; `parsed` makes whole ones of them.
+
+        Their features are in memory when they come from a Shar.
+
+        Raises:
+            ValueError: the block is damaged and cannot be made again, or the Shar cannot be read.
+        """
+        packed = self._whole(number)
+        if self.shar is None:
+            with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8") as lines:
+                return [_outlined(line) for line in lines]
+        features = _address(self.shar, f"features.{number:06d}.tar")
+        manifest = _block_path(self.origin.folder, number)
+        try:
+            fields = {"cuts": [str(manifest)], "features": [features]}
+            return list(CutSet.from_shar(fields=fields))
+        except Exception as error:  # of the tar, the network, or lhotse's assertions
+            raise ValueError(
+                f"{features} does not hold the features of {manifest} ({error}): copy it again, or "
+                f"remove it and the index.json beside it, and train again, which writes it"
+            ) from error
+
+    def _whole(self, number: int) -> bytes:
+        """The content of a block's file, made again if it is not what it was."""
+        path, digest = _block_path(self.origin.folder, number), self.index["blocks"][number]
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+        log.warning("%s is damaged: it is made again from the features' manifests", path)
+        _make_again(self.origin, self.index, number)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(
+                f"{path} is damaged, and what is made of the same manifests is not what it was: "
+                f"was icetransfer or zlib another version then? Use another --exp"
+            )
+        return content
+
+
+def _outlined(line: str) -> Cut:
+    """What batches are formed by of a line of a manifest; the rest stays text: it is faster."""
+    facts = json.loads(line)
+    custom = {LINE: line, "num_frames": facts["features"]["num_frames"]}
+    return MonoCut(facts["id"], facts["start"], facts["duration"], 0, custom=custom)
+
+
+def parsed(cut: Cut) -> Cut:
+    """The whole cut of one that `Blocks.read` gave."""
+    line = (cut.custom or {}).get(LINE)
+    if line is None:
+        return cut
+    facts = json.loads(line)
+    facts.pop("type")
+    return MonoCut.from_dict(facts)
+
+
+def num_frames(cut: Cut) -> int:
+    """Feature frames of a cut, parsed or not."""
+    return int(cut.num_frames or cut.custom["num_frames"])
 
 
 def training_data(experiment: Experiment) -> Origin:
@@ -255,12 +299,18 @@ def hold_blocks(experiment: Experiment) -> None:
         _hold(experiment, mixed, BLOCK_CUTS)
 
 
-def open_blocks(folder: Path, shar: str | None = None) -> Blocks:
-    """The blocks that `hold_blocks` made in a folder."""
-    index = _read_index(folder)
+def open_blocks(origin: Origin, shar: str | None = None) -> Blocks:
+    """The blocks that `hold_blocks` made.
+
+    Raises:
+        ValueError: they are not there any more.
+    """
+    index = _read_index(origin.folder)
     if index is None:
-        raise ValueError(f"{folder} is not there any more: run again from the start of training")
-    return Blocks(folder, index["blocks"], index["cuts"], index["seconds"], shar)
+        raise ValueError(
+            f"{origin.folder} is not there any more: run again from the start of training"
+        )
+    return Blocks(origin, index, shar)
 
 
 def _hold(experiment: Experiment, origin: Origin, size: int) -> dict[str, Any]:
@@ -268,7 +318,7 @@ def _hold(experiment: Experiment, origin: Origin, size: int) -> dict[str, Any]:
     sources, index = origin.digests(), _read_index(folder)
     if index is None:
         _make_blocks(origin, folder, sources, size)
-    elif index["sources"] != sources:
+    elif (index["sources"], index.get("format")) != (sources, FORMAT):
         fresh = folder.with_name(f"{folder.name}.new")
         _make_blocks(origin, fresh, sources, size)
         _refuse_changes(experiment, folder, fresh)
@@ -289,8 +339,14 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / "index.json"
     if not path.is_file():
         return None
-    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    index: dict[str, Any] = read_json(path, ["sources", "blocks", "cuts", "seconds"])
     return index
+
+
+def _count(index: Mapping[str, Any]) -> int:
+    """The blocks that an index, of any format, is of."""
+    blocks = index["blocks"]  # in the first format a number, now their digests
+    return blocks if isinstance(blocks, int) else len(blocks)
 
 
 def _make_blocks(origin: Origin, folder: Path, sources: dict[str, str], size: int) -> None:
@@ -318,18 +374,46 @@ def _make_blocks(origin: Origin, folder: Path, sources: dict[str, str], size: in
     _append(folder, dealt)
     if not cuts:
         raise ValueError(f"none of the {seen} cuts can be trained on: {dict(screen.left_out)}")
-    blocks = 0
+    blocks: list[str] = []
     for part in sorted(folder.glob("block-*.jsonl")):  # a block may be empty, and is none then
         lines = map(json.loads, part.read_text(encoding="utf-8").splitlines())
-        write_jsonl_gz(_block_path(folder, blocks), sorted(lines, key=lambda cut: cut["id"]))
+        path = _block_path(folder, len(blocks))
+        write_jsonl_gz(path, sorted(lines, key=lambda cut: cut["id"]))
+        blocks.append(sha256(path))
         part.unlink()
-        blocks += 1
     index = {
-        "blocks": blocks, "cuts": cuts, "seconds": seconds, "sources": sources,
-        "messages": screen.messages(),
+        "format": FORMAT, "size": size, "blocks": blocks, "cuts": cuts, "seconds": seconds,
+        "sources": sources, "messages": screen.messages(),
         "longest": screen.longest, "fullest": screen.fullest,
     }  # fmt: skip
     atomic.write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
+
+
+def _make_again(origin: Origin, index: Mapping[str, Any], number: int) -> None:
+    """Makes all blocks again, which is the way to one, and puts one in its place.
+
+    Every process that trains may do so at once, each in a folder of its own.
+
+    Raises:
+        ValueError: what they were made from is not there any more, or is not what it was.
+    """
+    path = _block_path(origin.folder, number)
+    try:
+        sources = origin.digests()
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged and cannot be made again: {error}") from None
+    if changed := [name for name, found in sources.items() if found != index["sources"].get(name)]:
+        raise ValueError(
+            f"{path} is damaged and cannot be made again, because {', '.join(changed)} changed "
+            f"since: bring back what it was, or use another --exp"
+        )
+    host = socket.gethostname()
+    fresh = origin.folder.with_name(f".{host}-{os.getpid()}.partial.{origin.folder.name}")
+    try:
+        _make_blocks(origin, fresh, sources, index["size"])
+        _block_path(fresh, number).replace(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _based(cut: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -399,7 +483,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     assert index is not None
     facts: dict[str, Any] = {
         cut["id"]: [cut["features"]["num_frames"], joined_text(cut["supervisions"])]
-        for number in range(index["blocks"])
+        for number in range(_count(index))
         for cut in read_jsonl_gz(_block_path(folder, number))
     }
     return facts | {"bpe.model": index["sources"]["bpe.model"]}
@@ -422,9 +506,10 @@ def _hold_shar(folder: Path, index: dict[str, Any], shar: str) -> None:
         ValueError: it is of other blocks, or cannot be read.
     """
     if "://" not in shar and not (Path(shar) / "index.json").is_file():
-        for number in range(index["blocks"]):
+        count = _count(index)
+        for number in range(count):
             _write_shard(folder, number, Path(shar))
-            log.info("block %d of %d -> %s", number + 1, index["blocks"], shar)
+            log.info("block %d of %d -> %s", number + 1, count, shar)
         atomic.write_text(Path(shar) / "index.json", json.dumps(index, indent=1) + "\n")
     try:
         with open_best(_address(shar, "index.json"), "r") as file:

@@ -43,6 +43,7 @@ from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 
 FORMAT = 2  # of the manifests; what older ones hold is made again
 PART = 1000  # recordings that are checked together
@@ -143,7 +144,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
     seen = manifests_dir / f"{name}_audio.jsonl.gz"
     parts = manifests_dir / f"{name}_parts"
     if record.is_file() and all(target.is_file() for target in targets.values()):
-        before = json.loads(record.read_text(encoding="utf-8"))["made_from"]
+        before = read_json(record, ["made_from"])["made_from"]
         changed = sorted(key for key in before | made_from if before.get(key) != made_from.get(key))
         if not changed and (replaced := _replaced(seen)):
             changed = [f"recordings, such as {replaced}"]
@@ -203,7 +204,7 @@ def _replaced(seen: Path) -> str:
 def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]) -> str:
     """What to say of the splits without a recording; "" where each may be empty."""
     shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
-    first = "; the first: " + "; ".join(shown) if shown else f": {source.folder} is empty"
+    first = "; the first: " + "; ".join(shown) if shown else f": {_where(source)} is empty"
     if len(empty) == len(SPLITS):
         return f"none of its {len(rejections)} recordings can be used{first}"
     missing = [split for split in empty if kinds.must_hold(source.corpus, split)]
@@ -215,6 +216,14 @@ def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]
     else:
         advice = "add recordings, or take the split out of data.corpora"
     return f"no recording of it is for {' or '.join(missing)}{left_out}. To go on, {advice}"
+
+
+def _where(source: Source) -> str:
+    """Where a corpus comes from: its manifests, or its folder."""
+    corpus = source.corpus
+    if isinstance(corpus, kinds.ManifestCorpus):
+        return ", ".join(str(path) for split in SPLITS for path in getattr(corpus, split))
+    return str(source.folder)
 
 
 def _made_from(source: Source) -> dict[str, Any]:
@@ -248,7 +257,7 @@ def _check_all(
 ) -> list[Rejection]:
     """Checks every recording, part by part; returns what was left out, in the corpus's order."""
     key = parts / "made_from.json"
-    if not key.is_file() or json.loads(key.read_text(encoding="utf-8")) != made_from:
+    if not key.is_file() or read_json(key) != made_from:
         shutil.rmtree(parts, ignore_errors=True)  # of another corpus or normaliser
         atomic.write_text(key, json.dumps(made_from, ensure_ascii=False))
     utterances = without_duplicates(read_utterances(source))

@@ -5,7 +5,6 @@ there unless the config says where they lie.  What a person must bring is named,
 and where to.  A run that was interrupted goes on where it stopped.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from icetransfer.data.readers.mls import archive_name
 from icetransfer.data.synthetic import speech
 from icetransfer.data.utterances import SPLITS
 from icetransfer.settings import corpora as kinds
+from icetransfer.stage.json_file import read_json
 
 
 def corpus_dir(data: config.Data, name: str) -> Path:
@@ -149,7 +149,7 @@ def fetch_voxpopuli(folder: Path, language: str, splits: Sequence[str]) -> None:
     site = PUBLISHED["voxpopuli"].site
     counts = folder / "n_files.json"
     fetch(f"{site}/n_files.json", counts)
-    archives = json.loads(counts.read_text(encoding="utf-8"))
+    archives = read_json(counts)
     if language not in archives:
         raise ValueError(f"{counts} has no {language!r}: remove it and run the stage again")
     for split in splits:

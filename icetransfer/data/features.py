@@ -9,7 +9,6 @@ With data.features.store=on_the_fly nothing is computed here: the manifests say 
 cut will have, and whoever loads a batch calls `compute`.
 """
 
-import functools
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -31,19 +30,18 @@ from lhotse import CutSet, Features, set_current_audio_backend
 from lhotse.audio.backend import LibsndfileBackend
 from lhotse.cut import Cut
 from lhotse.features.base import FeatureExtractor, register_extractor
-from lhotse.features.io import FeaturesReader, register_reader
 from lhotse.utils import compute_num_frames, fastcopy
 from numpy.typing import NDArray
 
 from icetransfer import config
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.shards import NUM_BINS, ShardReader, is_whole, write_shard
 from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.stamp import sha256
 
-NUM_BINS = 80
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
@@ -203,39 +201,13 @@ def is_on_the_fly(cut: Cut) -> bool:
     return bool(cut.features.storage_type == ON_THE_FLY)
 
 
-@functools.lru_cache(maxsize=4096)
-def _open_shard(path: str) -> NDArray[np.float16]:
-    shard: NDArray[np.float16] = np.load(path, mmap_mode="r")
-    return shard
-
-
-@register_reader
-class ShardReader(FeaturesReader):  # type: ignore[misc]
-    """Reads a cut's rows from a shard, one array of many cuts' frames; the key is "first:last"."""
-
-    name = "icetransfer-shard"
-
-    def __init__(self, storage_path: str) -> None:
-        self.storage_path = storage_path
-
-    def read(
-        self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None
-    ) -> NDArray[np.float32]:
-        """Frames (T, 80) of the cut stored under `key`, or a part of them."""
-        first, last = (int(row) for row in key.split(":"))
-        rows = _open_shard(str(self.storage_path))[first:last]
-        return rows[left_offset_frames:right_offset_frames].astype(np.float32)
-
-
 def read_manifest(path: Path) -> list[Cut]:
     """The cuts of a manifest; an empty file is no cuts.
 
     Raises:
-        ValueError: the file does not exist.
+        ValueError: the file does not exist, or is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
-    return list(CutSet.from_jsonl_lazy(path))
+    return list(CutSet.from_dicts(read_jsonl_gz(path)))
 
 
 def write_manifest(cuts: list[Cut], path: Path) -> None:
@@ -295,14 +267,9 @@ def compute_shard(
         except ValueError as error:
             problems.append(f"{error}: left out")
     arrays = make_extractor(settings.extractor)(waves)
-    array, row = stem.with_name(stem.name + ".npy"), 0
-    for copy, features in zip(kept, arrays, strict=True):
-        rows = f"{row}:{row + len(features)}"
+    array = stem.with_name(stem.name + ".npy")
+    for copy, features, rows in zip(kept, arrays, write_shard(array, arrays), strict=True):
         copy.features = _described(copy, len(features), ShardReader.name, str(array), rows)
-        row += len(features)
-    with atomic.atomic_path(array) as temporary:
-        empty = np.zeros((0, NUM_BINS), np.float16)
-        np.save(temporary, np.concatenate([empty, *(a.astype(np.float16) for a in arrays)]))
     write_manifest(kept, manifest)
     return problems
 
@@ -341,10 +308,13 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
     target = experiment.manifests_dir / f"{corpus}_{split}_fbank.jsonl.gz"
     folder = experiment.data_dir / "fbank" / f"{corpus}_{split}"
     _forget_features_of_another(source, target, folder)
+    settings = experiment.config.data.features
+    in_shar = split == "train" and experiment.config.train.shar  # its features may be nowhere else
+    if settings.store == "precomputed" and not in_shar:
+        _forget_damaged_shards(target, folder)
     if target.is_file():
         log.info("skip: %s is complete", target)
         return
-    settings = experiment.config.data.features
     speeds = settings.speeds if split == "train" else (1.0,)
     cuts, seconds = 0, 0.0
     for cut in read_jsonl_gz(source):
@@ -382,6 +352,16 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
         target.unlink(missing_ok=True)
         shutil.rmtree(folder)
     atomic.write_text(record, digest)
+
+
+def _forget_damaged_shards(target: Path, folder: Path) -> None:
+    """Removes the manifests of shards that are not there any more or cut short."""
+    for manifest in sorted(folder.glob("*.jsonl.gz")):
+        shard = folder / manifest.name.replace(".jsonl.gz", ".npy")
+        if not is_whole(shard):
+            log.warning("%s is gone or cut short: it is computed anew", shard)
+            target.unlink(missing_ok=True)
+            manifest.unlink()
 
 
 def _compute_shards(

@@ -43,6 +43,8 @@ def read_jsonl_gz(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} does not exist: run the recipe's earlier stages, which make it")
     number = 0
     try:
+        if not path.stat().st_size:  # a packed file of nothing has some bytes
+            raise EOFError("it has no bytes")
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 number += 1

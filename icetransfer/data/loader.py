@@ -28,7 +28,8 @@ from icetransfer.data.blocks import (
     parsed,
     training_data,
 )
-from icetransfer.data.features import NUM_BINS, PADDING, compute, is_on_the_fly, read_manifest
+from icetransfer.data.features import PADDING, compute, is_on_the_fly, read_manifest
+from icetransfer.data.shards import NUM_BINS
 from icetransfer.data.subset import order_key
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log
@@ -131,8 +132,8 @@ def load_features(cut: Cut) -> NDArray[np.float32]:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
-            f"Bring the file back, or remove the split's *_fbank.jsonl.gz in the manifests and "
-            f"run stage 2 again; training then goes on from its last checkpoint"
+            f"Bring the file back, or run stage 2 again, which makes it; training then goes on "
+            f"from its last checkpoint"
         ) from error
     if features.shape[0] != cut.num_frames:
         raise ValueError(
@@ -435,7 +436,7 @@ def train_loader(
         origins = [(origins[0][0], settings.shar, 1 - share), (mixed, None, share)]
     orders = [
         Order(
-            open_blocks(origin.folder, shar),
+            open_blocks(origin, shar),
             settings.batch_seconds * shares.count * share,
             experiment.config.seed,
             settings.join_seconds,

@@ -34,14 +34,25 @@ class Tokenizer:
             model: a `bpe.model` file, or its bytes.
 
         Raises:
-            ValueError: the file is missing or its special ids are others.
+            ValueError: the file is missing or is damaged, or its special ids are others.
         """
         where = "bytes"
         if isinstance(model, Path):
             if not model.is_file():
                 raise ValueError(f"{model} does not exist: run stage 4, which trains the tokenizer")
             where, model = str(model), model.read_bytes()
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            size = self._processor.vocab_size()
+        except RuntimeError as error:
+            raise ValueError(
+                f"{where} is not a sentencepiece model, or is damaged ({error}): bring back what "
+                f"it was; before training, stage 4 makes it again"
+            ) from None
+        if size <= UNK_ID:
+            raise ValueError(
+                f"{where} has {size} tokens: expected at least {list(SPECIAL_SYMBOLS)}"
+            )
         first = [self._processor.id_to_piece(i) for i in range(UNK_ID)]
         if tuple(first) != SPECIAL_SYMBOLS or self._processor.unk_id() != UNK_ID:
             raise ValueError(

@@ -10,7 +10,6 @@ import difflib
 import pathlib
 import pickle
 import re
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -160,7 +159,7 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
         extra: tensors, numbers, strings, and lists and dictionaries of them.
 
     Raises:
-        OSError: it could not be written; a file of that name is as it was.
+        FullDiskError: it could not be written; a file of that name is as it was.
     """
     content = {
         "model": plain_state(model),
@@ -170,18 +169,12 @@ def save_checkpoint(path: Path, model: TransducerModel, **extra: Any) -> None:
     try:
         with atomic.atomic_path(path) as temporary:
             torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
-        # torch's file writer says RuntimeError when the disk is full. Any other is not about the
-        # file: the one of a data loading process that died comes out of whatever runs just then.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+    except RuntimeError as error:
+        # torch's file writer says so when the disk is full. Any other is not about the file: the
+        # one of a data loading process that died comes out of whatever runs just then.
+        if "inline_container" not in str(error):
             raise
-        free = shutil.disk_usage(path.parent).free
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise OSError(
-            f"{path} could not be written ({reason}; {free / 1e6:.1f} MB are "
-            f"free in its folder); files written before are as they were. Make room, then run the "
-            f"same command again"
-        ) from error
+        raise atomic.FullDiskError(path, str(error).splitlines()[0]) from error
 
 
 def _load_file(path: Path, trusted: bool) -> dict[str, Any]:
@@ -280,12 +273,20 @@ def _check_family(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _recorded_dims(path: Path, metadata: Mapping[str, Any]) -> TransducerDims:
+    dims = metadata.get("dims") if isinstance(metadata, Mapping) else None
+    if not isinstance(dims, Mapping):
+        raise ValueError(
+            f"{path} does not say the model's dimensions: it is damaged, make it again"
+        )
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} is of checkpoint format {metadata.get('format')}, expected {FORMAT}: use the "
             f"version of icetransfer that wrote it"
         )
-    return TransducerDims.from_dict(metadata["dims"])
+    try:
+        return TransducerDims.from_dict(dims)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _check_overrides(path: Path, dims: TransducerDims, overrides: Mapping[str, str | int]) -> None:

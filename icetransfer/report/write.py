@@ -18,6 +18,7 @@ from icetransfer.report.document import document
 from icetransfer.report.tables import COLUMNS, remarks
 from icetransfer.score import planned_runs
 from icetransfer.stage import atomic, cost
+from icetransfer.stage.json_file import read_json
 
 FIGURES = "figures"
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
@@ -62,7 +63,7 @@ def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str],
 
 def _read_result(path: Path, results: Path, cell: Row) -> Row:
     """A wer.json, and where its utterances are."""
-    result: Row = json.loads(path.read_text(encoding="utf-8"))
+    result: Row = read_json(path)
     result.pop("provenance", None)  # stands in wer.json; the sweep's own is in the report
     result["hours"] = cell["hours"]
     result["recogs"] = os.path.relpath(path.with_name("recogs.jsonl"), results)
@@ -86,7 +87,7 @@ def _cost(cell: Row, folder: Path, results: list[Row]) -> Row:
     training: Row = {}
     path = folder / "provenance.json"
     if path.is_file():
-        training = json.loads(path.read_text(encoding="utf-8")).get("train", {})
+        training = read_json(path, ()).get("train", {})
     seconds = [r["rtf"] * r["audio_seconds"] for r in results if "audio_seconds" in r]
     return {
         **{key: cell[key] for key in ("language", "init", "hours", "seed")},
@@ -119,7 +120,7 @@ def write_report(results: Path, root: Path) -> Row:
     path = results / PLAN
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run ./run_all.sh, which makes it")
-    plan = json.loads(path.read_text(encoding="utf-8"))
+    plan = read_json(path, ["sweep", "cells"])
     rows, missing, costs = collect(plan, results, root)
     atomic.write_text(results / "results.csv", results_csv(rows))
     notes = remarks(rows, results)
@@ -176,7 +177,7 @@ def publish(results: Path, target: Path) -> None:
     path = results / "report.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run the report without --publish first")
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = read_json(path, ["missing", "failures", "gap", "results"])
     holes = [*tree["missing"], *tree["failures"]]
     if holes or tree["gap"] is None:
         raise ValueError(f"{path}: not to be published with {len(holes)} holes: {holes[:3]}")

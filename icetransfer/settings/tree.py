@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from icetransfer.stage.text import read_text
+
 # The parser in C, where PyYAML has it: the same trees, ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 COMMAND_LINE = "the command line"
@@ -70,7 +72,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"config file {file} does not exist")
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER) or {}
+        tree = yaml.load(read_text(file), YAML_LOADER) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config file {file} is not YAML: {error}") from None
     if not isinstance(tree, dict):

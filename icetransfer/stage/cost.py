@@ -5,8 +5,6 @@ that is killed outright does not.  The report sums them up.
 """
 
 import ctypes
-import json
-import logging
 import os
 import sys
 import time
@@ -15,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-JOULES_PER_KWH = 3.6e6
+from icetransfer.stage.lines import append_line, read_lines
 
-log = logging.getLogger("icetransfer")
+JOULES_PER_KWH = 3.6e6
 
 
 class EnergyCounters:
@@ -93,22 +91,7 @@ def measured(path: Path, stage: str) -> Iterator[None]:
                 # of this node's GPUs; the other nodes have as many, and do the same
                 nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
                 entry["joules"] = round((after - before) * nodes)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _append_line(path, json.dumps(entry))
-        except OSError as error:
-            log.warning("%s: what this stage cost is not noted (%s)", path, error.strerror)
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Adds a line, on a line of its own also after one that was torn by a full disk or a kill."""
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        torn = False
-        if size:
-            file.seek(size - 1)
-            torn = file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        append_line(path, entry)
 
 
 def _uses_gpu() -> bool:
@@ -123,12 +106,7 @@ def read_costs(path: Path) -> dict[str, dict[str, Any]]:
         By stage: runs, wall_hours, device, device_hours, and kwh (None where it was not counted).
     """
     stages: dict[str, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the disk was full, or the process died in it
+    for entry in read_lines(path, ("stage", "wall_seconds", "devices", "device")):
         new = {"runs": 0, "wall_hours": 0.0, "device_hours": 0.0, "kwh": None}
         own = stages.setdefault(entry["stage"], new)
         hours = entry["wall_seconds"] / 3600

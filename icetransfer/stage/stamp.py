@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 
 log = logging.getLogger("icetransfer")
 
@@ -57,7 +58,7 @@ class Stamp:
         """The inputs that are others than those the output was made from; none without a stamp."""
         if not self.path.is_file():
             return []
-        before: dict[str, str | None] = json.loads(self.path.read_text(encoding="utf-8"))
+        before: dict[str, str | None] = read_json(self.path, ())
         names = sorted(before.keys() | self.inputs.keys())
         pairs = [(before.get(name, ""), self.inputs.get(name, "")) for name in names]
         return [

@@ -5,7 +5,6 @@ precision: `encoder.onnx` (fp32), `encoder.int8.onnx`, ...  Before a runtime get
 checked here: a runtime would end the process, or recognise nonsense without a word.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,10 @@ import onnx
 
 from icetransfer.experiment import log
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import sha256
+from icetransfer.stage.text import read_text
+from icetransfer.streaming.metadata import Sizes, check_encoder, numbers_of
 
 PARTS = ("encoder", "decoder", "joiner")
 
@@ -58,7 +60,7 @@ class Exported:
         """How the files of a precision were made, with the layers that were kept out of it."""
         if not self.description.is_file():
             return {}
-        made_of = json.loads(self.description.read_text(encoding="utf-8"))["made_of"]
+        made_of = read_json(self.description, ["made_of"])["made_of"]
         settings = made_of.get("export", {})
         if precision not in settings:
             return {}  # fp32 and fp16 have none
@@ -80,7 +82,7 @@ class Exported:
             )
         if not self.description.is_file():
             return  # exported by others: `inspect` sees what the files say of themselves
-        exported = json.loads(self.description.read_text(encoding="utf-8")).get("files", {})
+        exported = read_json(self.description, ()).get("files", {})
         for path in files:
             wanted, size = exported.get(path.name), path.stat().st_size
             if wanted and size != wanted["bytes"]:
@@ -110,13 +112,14 @@ class Exported:
                 f"{files['encoder']}: model_type is {encoder.get('model_type')!r} in its metadata, "
                 f"expected 'zipformer2': it is of another model family"
             )
-        try:
-            vocab_size, context_size = int(decoder["vocab_size"]), int(decoder["context_size"])
-            joiner_dim = int(graphs["joiner"].metadata["joiner_dim"])
-        except KeyError as error:
+        (vocab_size,) = numbers_of(files["decoder"], decoder, "vocab_size", 1)
+        (context_size,) = numbers_of(files["decoder"], decoder, "context_size", 1)
+        (joiner_dim,) = numbers_of(files["joiner"], graphs["joiner"].metadata, "joiner_dim", 1)
+        if ("y", 1, context_size) not in graphs["decoder"].sizes:
             raise ValueError(
-                f"{self.dir}: {error} is not in the metadata of its decoder or joiner; export again"
-            ) from None
+                f"{files['decoder']}: its input is not of the context_size of {context_size} that "
+                f"its metadata has; export again"
+            )
         sizes = {
             "encoder": (graphs["encoder"].width, joiner_dim),
             "decoder": (graphs["decoder"].width, joiner_dim),
@@ -129,11 +132,10 @@ class Exported:
                     f"files: they are of different models; export again"
                 )
         check_vocabulary(read_tokens(self.tokens), self.tokens, vocab_size, files["decoder"])
-        if "decode_chunk_len" not in encoder:
+        if "x_lens" in {name for name, _, _ in graphs["encoder"].sizes}:
             return Facts(-1, -1, vocab_size, context_size)
-        # the stack that is not downsampled has the most
-        left = max(map(int, encoder["left_context_len"].split(",")))
-        return Facts(int(encoder["decode_chunk_len"]) // 2, left, vocab_size, context_size)
+        chunk, left = check_encoder(files["encoder"], encoder, graphs["encoder"].sizes)
+        return Facts(chunk, left, vocab_size, context_size)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 class _Graph(NamedTuple):
     metadata: dict[str, str]
     width: int  # of the last axis of the first output
+    sizes: Sizes
 
 
 def _read_graph(path: Path) -> _Graph:
@@ -165,7 +168,12 @@ def _read_graph(path: Path) -> _Graph:
         raise ValueError(
             f"{path} is not a whole ONNX model ({error}); copy it again, or export it again"
         ) from error
-    return _Graph({item.key: item.value for item in proto.metadata_props}, width)
+    sizes = {
+        (given.name, axis, dim.dim_value)
+        for given in proto.graph.input
+        for axis, dim in enumerate(given.type.tensor_type.shape.dim)
+    }
+    return _Graph({str(item.key): str(item.value) for item in proto.metadata_props}, width, sizes)
 
 
 def read_tokens(path: Path) -> list[str]:
@@ -184,7 +192,7 @@ def read_tokens(path: Path) -> list[str]:
         raise ValueError(f"{path} does not exist; expected the tokens.txt of the model")
     tokens = []
     # Not splitlines() or strip(): U+0085, U+2028 and U+3000 are tokens of some models.
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n")):
         found = re.fullmatch(r"([^\n]+?)[ \t]+(\d+)[ \t]*", line)
         if not found or found[2] != str(number):
             raise ValueError(f'{path}:{number + 1}: expected "token {number}", got {line!r}')

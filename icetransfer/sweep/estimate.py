@@ -4,7 +4,6 @@ The disk is counted, the time measured: `--estimate` trains a few steps of the s
 and decodes with it, here, and multiplies.
 """
 
-import json
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from icetransfer import config
 from icetransfer.experiment import Experiment
 from icetransfer.score import planned_runs
 from icetransfer.settings.tree import YAML_LOADER
+from icetransfer.stage.lines import read_lines
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours
 from icetransfer.sweep.slurm import plain
@@ -201,8 +201,7 @@ def probe(sweep: Sweep, cell: Cell) -> Pace:
     if done.returncode:
         raise ValueError(f"the probe failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
     folder = recipe / name
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = [json.loads(line) for line in lines]
+    measured = read_lines(folder / "metrics.jsonl", ("step", "kind"))
     train = [row["audio_per_second"] for row in measured if row["kind"] == "train"]
     probed = Experiment(folder, config.load_config([folder / "config.yaml"]))
     results: list[dict[str, Any]] = [

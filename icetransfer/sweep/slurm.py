@@ -38,6 +38,7 @@ from icetransfer import config
 from icetransfer.experiment import RUN_AGAIN, log, main
 from icetransfer.settings.section import Section
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job, JobError
 from icetransfer.sweep.plan import Plan, Sweep, base_model_jobs, too_little_data
@@ -134,7 +135,7 @@ class Submission:
 
 def read_submission(path: Path) -> Submission:
     """Reads what `Submission.write` wrote."""
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = read_json(path, ["jobs", "needed", "resources"])
     own, needed = jobs.from_json(tree["jobs"]), jobs.from_json(tree["needed"])
     return Submission(own, needed, Resources.model_validate(tree["resources"]))
 
@@ -253,7 +254,7 @@ class Queue:
         """The arrays that this sweep has submitted, ever."""
         if not self._record.is_file():
             return []
-        entries: list[dict[str, Any]] = json.loads(self._record.read_text(encoding="utf-8"))
+        entries: list[dict[str, Any]] = read_json(self._record)
         return entries
 
     def queued(self, fresh: bool = False) -> dict[str, tuple[str, str, str]]:

@@ -1,7 +1,6 @@
 """Where the cells of a sweep are, read off files and squeue, and the report of what is there."""
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from icetransfer.experiment import Experiment
 from icetransfer.report import PLAN
 from icetransfer.score import planned_runs
 from icetransfer.stage import atomic
+from icetransfer.stage.lines import last_lines
 from icetransfer.sweep import jobs
 from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan
 from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
@@ -102,19 +102,8 @@ def _wer(sweep: Sweep, cell: Cell) -> str:
 
 def _progress(experiment: Experiment) -> str:
     """The step of a training, and the time left at the pace of its last steps."""
-    path = experiment.dir / "metrics.jsonl"
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL), os.SEEK_SET)
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    last = None
-    for line in lines:
-        if line.endswith("}"):
-            with suppress(json.JSONDecodeError):  # the first line may be a part of one
-                numbers = json.loads(line)
-                last = numbers if numbers.get("kind") == "train" else last
+    lines = last_lines(experiment.dir / "metrics.jsonl", TAIL, ("step", "kind"))
+    last = next((line for line in reversed(lines) if line["kind"] == "train"), None)
     if last is None:
         return ""
     step, train = last["step"], settled_train(settle(experiment).config)

@@ -18,8 +18,8 @@ from icetransfer.training.resume import average_period, branch_point, checkpoint
 from icetransfer.training.scheme import Scheme, save, settle, settled_train
 
 
-def make_branch(experiment: Experiment, steps: int) -> Experiment:
-    """Makes the experiment of a shorter run, which then trains from where it leaves the long one.
+def branch_of(experiment: Experiment, steps: int) -> Experiment:
+    """The experiment of a shorter run, with its config; nothing is written.
 
     Args:
         experiment: of the long run, which has got that far.
@@ -51,10 +51,27 @@ def make_branch(experiment: Experiment, steps: int) -> Experiment:
     if not source.is_file():
         raise ValueError(f"{name}: {source} does not exist: train until step {point} first")
     config = long.config.model_copy(update={"train": short})
-    branch = Experiment(experiment.dir.with_name(f"{experiment.dir.name}-{steps}steps"), config)
+    return Experiment(experiment.dir.with_name(f"{experiment.dir.name}-{steps}steps"), config)
+
+
+def make_branch(experiment: Experiment, steps: int) -> Experiment:
+    """Makes the experiment of a shorter run, which then trains from where it leaves the long one.
+
+    The long run may go on meanwhile: it keeps the checkpoint, and nothing of it is written.
+
+    Args:
+        experiment: of the long run, which has got that far.
+        steps: of the short run, one of `train.branches`.
+
+    Raises:
+        ValueError: no branch of this length can be made, and why.
+    """
+    branch = branch_of(experiment, steps)
     if (branch.dir / "config.yaml").is_file():
         log.info("%s is there", branch.dir)
         return branch
+    point = branch_point(settled_train(settle(experiment).config), steps)
+    source = checkpoint_path(experiment, point)
     branch.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     save(branch, Scheme({}, {}))  # nothing is open any more
     shutil.copyfile(experiment.init_checkpoint, branch.init_checkpoint)
@@ -62,6 +79,6 @@ def make_branch(experiment: Experiment, steps: int) -> Experiment:
     with atomic.atomic_path(checkpoint_path(branch, point)) as temporary:
         shutil.copyfile(source, temporary)
     write_provenance(branch, "branch", of=str(experiment.dir), step=point, sha256=sha256(source))
-    atomic.write_text(branch.dir / "config.yaml", dump_config(config))
+    atomic.write_text(branch.dir / "config.yaml", dump_config(branch.config))
     log.info("-> %s, from step %d of %s", branch.dir, point, experiment.dir)
     return branch

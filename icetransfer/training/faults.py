@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 
 # Ctrl-C, and what Slurm sends before the time is up.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -130,7 +131,7 @@ def read_returns(path: Path) -> list[Return]:
     """The returns of a run so far; none when there is no file."""
     if not path.is_file():
         return []
-    return [Return(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    return [Return(**entry) for entry in read_json(path)]
 
 
 def write_returns(path: Path, returns: list[Return]) -> None:

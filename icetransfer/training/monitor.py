@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from icetransfer.data.loader import Batch
 from icetransfer.experiment import log
 from icetransfer.stage import atomic
+from icetransfer.stage.lines import append_line, read_lines
 from icetransfer.training.distributed import World
 from icetransfer.training.faults import BadBatches
 
@@ -133,8 +134,12 @@ class Reporter:
         from rich.progress import BarColumn, Progress, TextColumn
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics = _open_metrics(folder / "metrics.jsonl", step)
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+        self._metrics = folder / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+        with self._going_on_without("metrics.jsonl"):
+            _drop_later(self._metrics, step)
+        with self._going_on_without("tensorboard"):
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         self._total = max_steps
         self._first, self._start = step, time.perf_counter()
         self._dev = ""
@@ -155,10 +160,13 @@ class Reporter:
 
     def report(self, step: int, numbers: dict[str, float], kind: str) -> None:
         """Writes the numbers of a step; `kind` is train or dev."""
-        self._metrics.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
-        self._metrics.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        append_line(self._metrics, {"step": step, "kind": kind, **numbers})
+        if self._board:
+            board, self._board = self._board, None  # once it fails, it does so for good
+            with self._going_on_without("tensorboard"):
+                for name, value in numbers.items():
+                    board.add_scalar(f"{kind}/{name}", value, step)
+                self._board = board
         loss = numbers.get("loss", math.nan)
         if kind == "dev":
             self._dev = f", dev loss {loss:.4f}"
@@ -179,13 +187,21 @@ class Reporter:
     def close(self) -> None:
         """Flushes the files and takes the bar away."""
         self._bar.stop()
-        self._board.close()
-        self._metrics.close()
+        if self._board:
+            with self._going_on_without("tensorboard"):
+                self._board.close()
+
+    @contextmanager
+    def _going_on_without(self, name: str) -> Iterator[None]:
+        """Warns of what cannot be written, on a full disk, and goes on."""
+        try:
+            yield
+        except OSError as error:
+            path = self._metrics.with_name(name)
+            log.warning("%s is not written any more (%s)", path, error.strerror or error)
 
 
-def _open_metrics(path: Path, step: int) -> Any:
-    """Opens metrics.jsonl to append, without what a killed run wrote after its checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    atomic.write_text(path, "".join(line + "\n" for line in whole))
-    return path.open("a", encoding="utf-8")
+def _drop_later(path: Path, step: int) -> None:
+    """Takes out of metrics.jsonl what a killed run wrote after its checkpoint."""
+    kept = [line for line in read_lines(path, ("step", "kind")) if line["step"] <= step]
+    atomic.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -7,7 +7,6 @@ memory.  Nothing of the try stays: the run begins afterwards as if there had bee
 """
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from icetransfer.data.blocks import encoder_frames
 from icetransfer.data.loader import Batch
 from icetransfer.data.subset import subset_path
 from icetransfer.experiment import Experiment, log
+from icetransfer.stage.json_file import read_json
 from icetransfer.training import scheme
 from icetransfer.training.memory import Attempt
 from icetransfer.training.resume import Run, start_run
@@ -59,7 +59,7 @@ class Extreme:
 def extremes(run: Run) -> list[Extreme]:
     """The longest and the fullest recording that the run trains on."""
     path = run.experiment.dir / "train_data" / "index.json"
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(path, ["longest", "fullest"])
     return [Extreme(*index[name]) for name in ("longest", "fullest")]
 
 

@@ -33,6 +33,7 @@ from icetransfer.model.averaging import StateDict, start_average
 from icetransfer.model.checkpoint import Checkpoint, DamagedError, read_checkpoint, save_checkpoint
 from icetransfer.model.parts import by_parameter, is_in
 from icetransfer.model.transducer import TransducerModel, build_transducer
+from icetransfer.stage.atomic import FullDiskError
 from icetransfer.training.distributed import GradientSums, World
 from icetransfer.training.faults import (
     MAX_RETURNS,
@@ -352,15 +353,32 @@ def _make_scheduler(optimizer: ScaledAdam, settings: Settled) -> Cooldown | Eden
 def save_run(run: Run) -> None:
     """Writes the checkpoint of the run's step, then deletes those that are not needed any more.
 
-    Only the writer of the processes does; the others wait for it.
+    On a full disk these go first, but for the newest.  Only the writer of the processes does all
+    this; the others wait for it.
 
     Raises:
-        OSError: it could not be written; the earlier ones are all there.
+        FullDiskError: it could not be written; the earlier ones that are needed are all there.
     """
     run.world.as_writer(lambda: _write_checkpoint(run))
 
 
 def _write_checkpoint(run: Run) -> None:
+    try:
+        _write(run)
+    except FullDiskError as error:
+        newest = saved_steps(run.experiment)[-1:]
+        spare = [step for step in _unneeded(run) if step not in newest]
+        if not spare:
+            raise
+        log.warning(
+            "%s. The checkpoints of steps %s, which are the next to go, go now", error, spare
+        )
+        _delete(run, spare)
+        _write(run)
+    _delete(run, _unneeded(run))
+
+
+def _write(run: Run) -> None:
     save_checkpoint(
         checkpoint_path(run.experiment, run.step),
         run.model,
@@ -376,12 +394,17 @@ def _write_checkpoint(run: Run) -> None:
         random_states=_random_states(),
         adapters=adapter_state(run.model),
     )
-    _delete_surplus(run)
 
 
-def _delete_surplus(run: Run) -> None:
+def _delete(run: Run, steps: Iterable[int]) -> None:
+    for step in steps:
+        checkpoint_path(run.experiment, step).unlink()
+
+
+def _unneeded(run: Run) -> list[int]:
+    """The checkpoints that are not kept once that of the run's step is there."""
     settings = run.settings
-    steps = saved_steps(run.experiment)
+    steps = sorted({*saved_steps(run.experiment), run.step})
     # One that a signal asked for has served once the next regular one is there.
     passing = [s for s in steps if not is_regular(settings, s) and s != run.step]
     regular = [s for s in steps if s not in passing]
@@ -391,10 +414,7 @@ def _delete_surplus(run: Run) -> None:
     best += sorted(needed_later(settings) & set(regular))
     if run.bad.in_a_row:  # where training would go back to
         best += [s for s in regular if s < run.bad.since][-1:]
-    for step in passing + surplus(
-        regular, settings.keep_checkpoints, average_start(settings), best
-    ):
-        checkpoint_path(run.experiment, step).unlink()
+    return passing + surplus(regular, settings.keep_checkpoints, average_start(settings), best)
 
 
 def _restore(run: Run, extra: Mapping[str, Any]) -> None:

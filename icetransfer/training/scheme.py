@@ -20,6 +20,7 @@ from icetransfer.config import SUBMODULES, Config, Schedule, Train, hours_label
 from icetransfer.data.subset import subset_path
 from icetransfer.experiment import Experiment
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 
 BATCH_SECONDS = 16.0, 400.0  # at least, at most
 BATCH_SHARE = 500  # a batch is this part of the data, within these bounds
@@ -181,7 +182,7 @@ def settle(experiment: Experiment) -> Experiment:
     """
     path = experiment.scheme_path
     if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))["values"]
+        values = read_json(path, ["values"])["values"]
     else:
         values = decide(experiment.config, training_seconds(experiment)).values
     return replace(experiment, config=merge(experiment.config, values))
@@ -215,5 +216,5 @@ def training_seconds(experiment: Experiment) -> float:
     path = subset_path(experiment).with_suffix(".json")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run stage 3, which makes it")
-    corpora = json.loads(path.read_text(encoding="utf-8"))["corpora"]
+    corpora = read_json(path, ["corpora"])["corpora"]
     return 3600 * math.fsum(corpus["hours"] for corpus in corpora.values())

@@ -1,6 +1,7 @@
 """A recipe of tones: data, transfer and training are tested in seconds."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from icetransfer import transfer
 from icetransfer.config import load_config
 from icetransfer.data import features, subset, tokenizer
 from icetransfer.experiment import Experiment, create_experiment
+from icetransfer.export import Source, export_tier
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import TransducerDims, build_transducer
+from icetransfer.streaming.exported import Exported, write_tokens
 
 WORDS = ("een", "twee", "drie", "vier", "vijf", "zes")
 CORPUS = "tones"
@@ -133,6 +136,19 @@ def base_path(tmp_path_factory: pytest.TempPathFactory, nano_dims: TransducerDim
 
 
 @pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory, nano_dims: TransducerDims) -> Exported:
+    """An export at 320 ms of a model that says "een" in every frame."""
+    folder = tmp_path_factory.mktemp("nano")
+    tokens = ["<blk>", "<sos/eos>", "<unk>", "▁", "▁een", *(f"t{i}" for i in range(5, 20))]
+    write_tokens(tokens, folder / "given.txt")
+    model = build_transducer(nano_dims, seed=1).eval()
+    model.joiner.output_linear.bias.data[4] = 9.0
+    source = Source(folder / "nano.pt", model, folder / "given.txt", "0" * 64)
+    export_tier(source, Exported(folder / "chunk-16-left-16"), 16, 16, ["int8"])
+    return Exported(folder / "chunk-16-left-16")
+
+
+@pytest.fixture(scope="session")
 def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
     """Makes experiments of the tones that are ready to train, with the settings of SHORT."""
 
@@ -143,3 +159,17 @@ def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
         return experiment
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -3,11 +3,12 @@
 FUZZ_EXAMPLES=20000 python -m pytest tests/unit/test_fuzz.py     for longer than CI does
 """
 
+import ast
 import json
 import os
 from pathlib import Path
 
-import pytest
+import onnx
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,8 @@ from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.json_lines import read_json_lines
 from icetransfer.data.utterances import Rejection, Utterance
 from icetransfer.model.checkpoint import read_checkpoint
-from icetransfer.streaming.exported import read_tokens
+from icetransfer.streaming.exported import PARTS, Exported, read_tokens
+from icetransfer.streaming.metadata import check_encoder
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
 fuzz = settings(
@@ -159,24 +161,86 @@ def test_any_manifest(tmp_path: Path, content: bytes) -> None:
         assert "m.jsonl.gz" in str(error)
 
 
-SOURCES = sorted((Path(__file__).parents[2] / "icetransfer").rglob("*.py"))
+ENCODER_KEYS = (
+    *("model_type", "T", "decode_chunk_len", "num_encoder_layers", "encoder_dims", "num_heads"),
+    *("cnn_module_kernels", "left_context_len", "query_head_dims", "value_head_dims"),
+)
+said = st.one_of(
+    st.none(),
+    st.text(max_size=8),
+    st.integers(-(2**40), 2**40).map(str),
+    st.lists(st.sampled_from([0, 1, 2, 4, 8, 16, 24, 32, 45, 2**31]), max_size=4).map(
+        lambda numbers: ",".join(map(str, numbers))
+    ),
+)
 
 
-@pytest.mark.parametrize("call", ["pickle.load", "pickle.Unpickler", "yaml.unsafe_load", "joblib"])
-def test_nothing_runs_what_a_file_holds(call: str) -> None:
-    assert [path.name for path in SOURCES if call in path.read_text(encoding="utf-8")] == []
-
-
-def test_only_checkpoints_are_unpickled_and_safely() -> None:
-    loads = {
-        (path.name, line.strip())
-        for path in SOURCES
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if "torch.load(" in line
+@fuzz
+@given(st.dictionaries(st.sampled_from(ENCODER_KEYS), said, min_size=1, max_size=3))
+def test_any_metadata_of_an_encoder(nano_bundle: Exported, changes) -> None:
+    path = nano_bundle.model("encoder", "fp32")
+    proto = onnx.load(str(path))
+    facts = {item.key: item.value for item in proto.metadata_props}
+    sizes = {
+        (given.name, axis, dim.dim_value)
+        for given in proto.graph.input
+        for axis, dim in enumerate(given.type.tensor_type.shape.dim)
     }
-    assert loads == {
-        (
-            "checkpoint.py",
-            'content = torch.load(path, map_location="cpu", weights_only=not trusted)',
+    changed = {key: value for key, value in (facts | changes).items() if value is not None}
+    try:
+        found = check_encoder(path, changed, sizes)
+    except ValueError as error:
+        assert "encoder.onnx" in str(error)
+    else:
+        assert found == (16, 16)
+        assert all(
+            changed[key].split(",") == [*map(str, map(int, facts[key].split(",")))]
+            or key in ("query_head_dims", "value_head_dims", "num_heads", "cnn_module_kernels")
+            for key in changes
+            if key != "model_type"
         )
-    }
+
+
+@fuzz
+@given(st.data())
+def test_any_damage_to_an_onnx_file(nano_bundle: Exported, tmp_path: Path, data) -> None:
+    for part in PARTS:
+        (tmp_path / f"{part}.onnx").write_bytes(nano_bundle.model(part, "fp32").read_bytes())
+    (tmp_path / "tokens.txt").write_bytes(nano_bundle.tokens.read_bytes())
+    path = tmp_path / f"{data.draw(st.sampled_from(PARTS))}.onnx"
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([None, place]))])
+    try:
+        Exported(tmp_path).inspect("fp32")
+    except ValueError as error:
+        assert str(tmp_path) in str(error)
+
+
+SOURCES = sorted((Path(__file__).parents[2] / "icetransfer").rglob("*.py"))
+UNSAFE = {  # what runs code that a file holds
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "yaml.load", "shelve.open"),
+    *("yaml.unsafe_load", "yaml.full_load", "dill.load", "marshal.load", "eval", "exec"),
+}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """The calls in a file, by the name that is called."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_nothing_runs_what_a_file_holds() -> None:
+    found = set()
+    for path in SOURCES:
+        for name, call in calls(path):
+            options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            if name in UNSAFE and not (name == "yaml.load" and "YAML_LOADER" in ast.unparse(call)):
+                found.add((path.name, name))
+            if name.endswith("np.load") and options.get("allow_pickle", "False") != "False":
+                found.add((path.name, name))
+            if name.endswith("torch.load"):
+                found.add((path.name, f"weights_only={options.get('weights_only')}"))
+    # Where the user says that a file can be trusted, and only there.
+    assert found == {("checkpoint.py", "weights_only=not trusted")}

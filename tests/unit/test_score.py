@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from icetransfer import score
-from icetransfer.config import Config
-from icetransfer.experiment import Experiment
+from icetransfer.config import Config, load_config
+from icetransfer.experiment import Experiment, create_experiment
 
 
 def row(key: str, ref: str, hyp: str, failed: str | None = None) -> score.Row:
@@ -157,3 +157,17 @@ def test_a_model_that_says_next_to_nothing_is_named(tmp_path: Path) -> None:
 def test_scoring_starts_without_torch() -> None:
     code = "import sys, icetransfer.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_read_only_experiment_is_scored_to_standard_output(small_disk: Path) -> None:
+    words = ["language=nl", "data.corpora={a: {kind: folder, path: x}}"]
+    experiment = create_experiment(
+        small_disk / "exp", load_config([], [*words, f"data.dir={small_disk / 'data'}"])
+    )
+    before = sorted(small_disk.rglob("*"))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    command = [sys.executable, "-m", "icetransfer.score", "--exp", str(experiment.dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "not decoded" in done.stdout and sorted(small_disk.rglob("*")) == before
+    assert "score.log is not written (Read-only file system)" in done.stderr
+    assert "Traceback" not in done.stderr

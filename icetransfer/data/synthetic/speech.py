@@ -48,6 +48,7 @@ from icetransfer.data.synthetic.sentences import (
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.stage.atomic import write_text
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import minutes_of, progress_bar
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _claim(out_dir: Path, language: str, domain: str, seed: int) -> None:
     path = out_dir / "corpus.json"
     if not path.exists():
         write_text(path, json.dumps(corpus, indent=1) + "\n")
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != corpus:
+    elif (found := read_json(path)) != corpus:
         differing = [key for key in corpus if found.get(key) != corpus[key]]
         raise ValueError(
             f"{out_dir} holds another synthetic corpus (different {', '.join(differing)}); "

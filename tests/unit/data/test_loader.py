@@ -1,5 +1,6 @@
 import functools
 import http.server
+import json
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from icetransfer import config
 from icetransfer.config import SpecAugment, load_config
 from icetransfer.data import blocks, features, loader
 from icetransfer.data.augment import Noise, augment, make_transform
-from icetransfer.data.blocks import hold_blocks, open_blocks, parsed
+from icetransfer.data.blocks import hold_blocks, mixed_data, open_blocks, parsed, training_data
 from icetransfer.data.loader import (
     Collator,
     Order,
@@ -43,7 +44,7 @@ def tokenizer(experiment):
 def whole(experiment):
     """One block of all cuts."""
     hold_blocks(experiment)
-    return open_blocks(experiment.dir / "train_data", experiment.config.train.shar)
+    return open_blocks(training_data(experiment), experiment.config.train.shar)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def pieces(experiment, tone_recipe):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_CUTS", 10)
         hold_blocks(made)
-    return open_blocks(made.dir / "train_data", made.config.train.shar)
+    return open_blocks(training_data(made), made.config.train.shar)
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +154,77 @@ def test_blocks_hold_the_same_whatever_the_order_of_the_manifests(pieces, whole,
     assert frames == {cut.num_frames for cut in cuts}
 
 
+def rot(path, damage):
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_damaged_block_is_made_again(tone_recipe, monkeypatch, caplog, damage):
+    monkeypatch.setattr(blocks, "BLOCK_CUTS", 10)
+    made = tone_recipe(f"rot-{damage}")
+    hold_blocks(made)
+    opened = open_blocks(training_data(made))
+    before = [[cut.id for cut in opened.read(number)] for number in range(opened.count)]
+    path = made.dir / "train_data" / "block-00003.jsonl.gz"
+    content = path.read_bytes()
+    rot(path, damage)
+    after = [[cut.id for cut in opened.read(number)] for number in range(opened.count)]
+    assert f"{path} is damaged: it is made again" in caplog.text
+    assert before == after and path.read_bytes() == content
+    assert not [each for each in made.dir.iterdir() if "partial" in each.name]
+
+
+def test_a_damaged_block_whose_features_changed_is_an_error(tone_recipe, tone_data, monkeypatch):
+    made = tone_recipe("rot-for-good")
+    hold_blocks(made)
+    opened = open_blocks(training_data(made))
+    rot(made.dir / "train_data" / "block-00000.jsonl.gz", "cut")
+    manifest = tone_data / "manifests" / "tones_train_fbank.jsonl.gz"
+    kept = manifest.read_bytes()
+    try:
+        features.write_manifest(features.read_manifest(manifest)[1:], manifest)
+        with pytest.raises(ValueError, match=r"block-00000.*damaged.*tones_train_fbank.*changed"):
+            opened.read(0)
+        manifest.unlink()
+        with pytest.raises(ValueError, match=r"block-00000.*cannot be made again.*does not exist"):
+            opened.read(0)
+    finally:
+        manifest.write_bytes(kept)
+    assert opened.read(0)
+
+
+def test_blocks_of_an_earlier_version_get_their_digests(tone_recipe):
+    made = tone_recipe("format-1")
+    hold_blocks(made)
+    path = made.dir / "train_data" / "index.json"
+    current = path.read_text()
+    index = json.loads(current)
+    old = index | {"blocks": len(index["blocks"])}
+    path.write_text(json.dumps({key: old[key] for key in old if key not in ("format", "size")}))
+    hold_blocks(made)
+    assert path.read_text() == current
+
+
+def test_a_shar_that_is_cut_short_is_named(tone_recipe, tmp_path):
+    made = tone_recipe("rot-shar", f"train.shar={tmp_path / 'shar'}")
+    hold_blocks(made)
+    rot(tmp_path / "shar" / "features.000000.tar", "cut")
+    with pytest.raises(ValueError, match=r"features\.000000\.tar does not hold the features of"):
+        open_blocks(training_data(made), made.config.train.shar).read(0)
+
+
 def test_a_shar_gives_the_same_batches(pieces, tone_recipe, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "SHAR_BLOCK_CUTS", 10)
     made = tone_recipe("shar", f"train.shar={tmp_path / 'shar'}")
     hold_blocks(made)
     for reader in (
-        open_blocks(made.dir / "train_data", made.config.train.shar),
+        open_blocks(training_data(made), made.config.train.shar),
         served(made, tmp_path, tone_recipe, monkeypatch),
     ):
         expected = take(make_loader(pieces, tokenizer, 5, seed=1), 20)
@@ -176,7 +242,7 @@ def served(made, tmp_path, tone_recipe, monkeypatch):
     address = f"http://127.0.0.1:{server.server_port}/shar"
     far = tone_recipe("far", f"train.shar={address}")
     hold_blocks(far)
-    return open_blocks(far.dir / "train_data", far.config.train.shar)
+    return open_blocks(training_data(far), far.config.train.shar)
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -255,7 +321,7 @@ def test_a_share_of_each_batch_is_another_recipes(whole, tone_recipe, tokenizer,
 def test_mixed_cuts_with_foreign_letters_can_be_left_out(tone_recipe, foreign):
     mixed = tone_recipe("mixedcuts", f"train.mix.data={foreign}", "train.mix.unknown=cuts")
     hold_blocks(mixed)
-    kept = open_blocks(mixed.dir / "mixed_data").read(0)
+    kept = open_blocks(mixed_data(mixed)).read(0)
     assert {cut.id.split("_sp")[0] for cut in kept} == {"b"}
     with pytest.raises(ValueError, match="no data folder"):
         hold_blocks(tone_recipe("mixednone", f"train.mix.data={foreign.parent}"))
@@ -313,8 +379,7 @@ def test_the_subset_comes_at_every_speed(tone_recipe):
     hold_blocks(small)
     wanted = {cut_id for _, cut_id in read_subset(subset_path(small))}
     found = [
-        parsed(cut)
-        for cut in open_blocks(small.dir / "train_data", small.config.train.shar).read(0)
+        parsed(cut) for cut in open_blocks(training_data(small), small.config.train.shar).read(0)
     ]
     assert {cut.source_id for cut in found} == wanted
     assert len(found) == 3 * len(wanted)

@@ -84,7 +84,7 @@ def test_parts_of_models_of_different_sizes(bundle) -> None:
     fails(bundle, r"encoder.onnx has 16 outputs, 32 were expected .* of different models")
     del proto.metadata_props[:]
     onnx.save(proto, str(path))
-    fails(bundle, "'joiner_dim' is not in the metadata of its decoder or joiner")
+    fails(bundle, "joiner.onnx: joiner_dim is not in its metadata; export again")
 
 
 def test_another_vocabulary(bundle) -> None:

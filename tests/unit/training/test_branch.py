@@ -1,12 +1,15 @@
 """A branch is the run of its length, to the bit, at the price of its cool-down."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from icetransfer import train
 from icetransfer.experiment import Experiment, open_experiment
 from icetransfer.model.checkpoint import read_checkpoint
+from icetransfer.stage.lock import locked
 from icetransfer.training import resume
 from icetransfer.training.branch import make_branch
 from tests.unit.training.test_faults import assert_same, weights
@@ -72,3 +75,16 @@ def test_under_torchrun_it_is_refused(long: Experiment, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=re.escape("--branch 20: first without torchrun")):
         make_branch(long, 20)
+
+
+def test_a_branch_trains_while_the_long_run_goes_on(long: Experiment) -> None:
+    branch = long.dir.with_name(f"{long.dir.name}-32steps")
+    command = [sys.executable, "-m", "icetransfer.train", "--exp", str(long.dir), "--branch", "32"]
+    with locked(branch, "train", waits=False):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and f"{branch} is in use by train on " in done.stderr
+        assert not (branch / "config.yaml").exists()
+    with locked(long.dir, "train", waits=False):
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    assert resume.saved_steps(open_experiment(branch))[-1] == 32
+    assert (branch / "log" / "train.log").is_file() and (branch / "log" / "cost.jsonl").is_file()

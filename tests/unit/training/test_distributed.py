@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from icetransfer import train
-from icetransfer.data.blocks import hold_blocks, open_blocks
+from icetransfer.data.blocks import hold_blocks, open_blocks, training_data
 from icetransfer.data.loader import Collator, Order, Shares, TrainLoader
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import RUN_AGAIN, Experiment
@@ -114,7 +114,7 @@ def test_shares_deal_a_step_out(prepare) -> None:
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     hold_blocks(experiment)
     order, collate = (
-        Order(open_blocks(experiment.dir / "train_data"), 40, seed=1),
+        Order(open_blocks(training_data(experiment)), 40, seed=1),
         Collator(tokenizer),
     )
     whole = iter(TrainLoader([order], collate))
@@ -138,7 +138,7 @@ def test_a_process_may_have_nothing_to_do(prepare) -> None:
     two = prepare("idle", *settings, "train.batch_seconds=0.05")
     tokenizer = Tokenizer(one.lang_dir / "bpe.model")
     hold_blocks(one)
-    order = Order(open_blocks(one.dir / "train_data"), 0.1, seed=1)
+    order = Order(open_blocks(training_data(one)), 0.1, seed=1)
     second = iter(TrainLoader([order], Collator(tokenizer), Shares(2, (1,))))
     assert any(not next(second).ids for _ in range(3))
     train.train(one)
