@@ -147,7 +147,7 @@ def _length(seed: int = 1) -> Iterator[Cell]:
 
 def _new() -> Iterator[Cell]:
     """The scheme's own rates and freezing, but what is new at rates of its own."""
-    for hours, steps, decoder in (("2min", 1500, 0.1), ("30min", 2500, 1), ("8min", 1500, 1)):
+    for hours, steps, decoder in (("2min", 1500, 0.1), ("8min", 1500, 0.1), ("30min", 2500, 1)):
         for new in (6, 2500 / steps, 3):
             frozen = steps // 5
             yield Cell("nl", "slots", hours, "ml", steps, 16, 0.3, frozen, round(new, 2), decoder)

@@ -32,7 +32,7 @@ MANY_HOURS = 100.0  # beyond, passes fall with the root of the hours
 LOADED = 0.3  # of the learning rate, for what the base model gives
 FROZEN = 0.2  # of the steps, of up to NEW_STEPS of them, in which that stays as it was
 NEW_STEPS = 2500  # steps in which what is new learns enough at the full rate
-FASTEST = 6.0  # of the learning rate, for what is new in a short run
+FASTEST = 6.0  # of the learning rate, for what is new in a short run, or on little text
 MANY_PASSES = 40  # over the data: then the decoder learns its sentences by heart, and is slowed
 SLOW_DECODER = 0.1  # of the learning rate
 
@@ -123,14 +123,16 @@ def _length(config: Config, seconds: float, step_seconds: float) -> tuple[int, s
 def _rates(config: Config, steps: int, passes: float) -> tuple[dict[str, float], str]:
     """Factors on the learning rate by part of the model, and why."""
     transfer = config.transfer
-    fast = round(min(max(NEW_STEPS / steps, 1.0), FASTEST), 2)
+    is_little = passes > MANY_PASSES
+    fast = FASTEST if is_little else round(min(max(NEW_STEPS / steps, 1.0), FASTEST), 2)
     scales = {part: fast for part in SUBMODULES if part != "ctc_output" or transfer.ctc}
-    scales["decoder"] = SLOW_DECODER if passes > MANY_PASSES else 1.0
+    scales["decoder"] = SLOW_DECODER if is_little else 1.0
     # Of what the base model gives, adapters are all that is trained: they begin at nothing.
     scales |= dict.fromkeys(transfer.parts, 1.0 if transfer.adapters.rank else LOADED)
     return scales, (
         f"{LOADED:g} for what the base model gives; {fast:g} for new projections, which at the "
-        f"full rate need {NEW_STEPS} steps; the decoder by {passes:.3g} passes over the text"
+        f"full rate need {NEW_STEPS} steps, or more on little text; these and the decoder by "
+        f"{passes:.3g} passes over the text"
     )
 
 

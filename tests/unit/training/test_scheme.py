@@ -55,6 +55,14 @@ def test_a_decoder_that_sees_its_sentences_too_often_is_slowed():
     assert rates == [0.1, 1, 1]  # 56, 14 and 4 passes
 
 
+def test_what_is_new_is_fast_on_little_text_however_many_steps():
+    rates = [
+        values(2 / 60, f"train.max_steps={n}")["lr_scale"]["joiner"] for n in (100, 1500, 9000)
+    ]
+    assert rates == [6, 6, 6]
+    assert values(0.5, "train.max_steps=2500")["lr_scale"]["joiner"] == 1  # 22 passes
+
+
 def test_what_was_loaded_waits():
     waits = [values(1, f"train.max_steps={n}")["freeze"] for n in (100, 420, 2500, 90_000)]
     assert [frozen["encoder"] for frozen in waits] == [20, 84, 500, 500]
