@@ -6,10 +6,9 @@ grouped convolution anew for each shape, 30 ms and more, and batches of speech h
 same shape twice.  And most of what a model of this size does is bound by memory and by launches:
 one pass in the place of eight.
 
-Lengths and batch sizes are never part of what a kernel is compiled for (but for the power of two
-above a row's length), so a new shape costs nothing.  Half precision is computed in float32 inside.
-
-Shapes: N batch, T frames, C channels, K convolution kernel, H heads, S keys, R relative positions.
+Lengths and batch sizes are never part of what a kernel is compiled for, so a new shape costs
+nothing.  Half precision is computed in float32 inside.  `layer.py` puts the kernels of `kernels/`
+together to the layers of `zipformer.py`.
 """
 
 from __future__ import annotations
