@@ -35,6 +35,7 @@ from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
+from icetransfer.stage.text import read_text
 
 log = logging.getLogger("icetransfer")
 
@@ -98,9 +99,19 @@ class Experiment:
 
     @property
     def final_step(self) -> int:
-        """The step at which training ends or, after an early stop, has ended."""
+        """The step at which training ends or, after an early stop, has ended.
+
+        Raises:
+            ValueError: the file that holds it is damaged, or not there yet.
+        """
         if self.stopped_early_path.is_file():
-            return int(self.stopped_early_path.read_text(encoding="utf-8"))
+            content = read_text(self.stopped_early_path)
+            if not re.fullmatch(r"[0-9]+\n?", content):
+                raise ValueError(
+                    f"{self.stopped_early_path} holds {content[:40]!r}, expected the last step of "
+                    f"a run that stopped early: remove it and run stage 6 again, which writes it"
+                )
+            return int(content)
         if self.config.train.max_steps is not None:
             return self.config.train.max_steps
         if not self.scheme_path.is_file():

@@ -17,6 +17,7 @@ Shapes: N streams, T feature frames (10 ms), T4 encoder outputs (40 ms), V vocab
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from icetransfer.model.transducer import TransducerModel
 from icetransfer.streaming.search import Hypothesis
 
 WORD_MARK = "▁"  # begins a word in sentencepiece's pieces
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # of characters that a vocabulary lacks
 OUTPUT_FRAMES = 4  # feature frames of an encoder output
 OUTPUT_SECONDS = OUTPUT_FRAMES * FRAME_SHIFT
 QUIET = 0.2  # of the way from the recording's faint to its loud frames in log energy
@@ -54,20 +56,40 @@ class AlignedWord(NamedTuple):
 
 
 def spoken_words(hypothesis: Hypothesis, names: Sequence[str]) -> list[SpokenWord]:
-    """Puts the tokens of a hypothesis together to words.
+    """Puts the tokens of a hypothesis together to words, as sentencepiece's decoding does.
+
+    Byte tokens, `<0xE8>`, are joined to the characters that they are in UTF-8; a byte that is not
+    of one becomes U+FFFD.  Words are parted by `▁` and by white space of any kind.
 
     Args:
         hypothesis: tokens and their frames.
         names: of all tokens, by id.
     """
-    words: list[SpokenWord] = []
+    written, frames = b"", []
     for token, frame in zip(*hypothesis, strict=True):
-        name = names[token]
-        if name.startswith(WORD_MARK) or not words:
-            words.append(SpokenWord(name.removeprefix(WORD_MARK), frame, frame))
+        piece = _bytes_of(names[token])
+        written += piece
+        frames += [frame] * len(piece)
+    words: list[SpokenWord] = []
+    begin = 0
+    for character in written.decode("utf-8", "surrogateescape"):  # a surrogate for each bad byte
+        end = begin + len(character.encode("utf-8", "surrogateescape"))
+        first, last, begin = frames[begin], frames[end - 1], end
+        shown = "\ufffd" if "\udc80" <= character <= "\udcff" else character
+        if character.isspace():
+            words.append(SpokenWord("", first, last))
+        elif words:
+            words[-1] = SpokenWord(words[-1].text + shown, words[-1].first, last)
         else:
-            words[-1] = SpokenWord(words[-1].text + name, words[-1].first, frame)
+            words.append(SpokenWord(shown, first, last))
     return [word for word in words if word.text]
+
+
+def _bytes_of(name: str) -> bytes:
+    """What a token writes, in UTF-8."""
+    if byte := BYTE_TOKEN.fullmatch(name):
+        return bytes.fromhex(byte[1])
+    return name.replace(WORD_MARK, " ").encode()
 
 
 def word_end(energy: NDArray[np.float32], first: int, last: int) -> int:

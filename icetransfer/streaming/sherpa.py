@@ -1,5 +1,6 @@
 """An export run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icetransfer.data.utterances import SAMPLING_RATE
-from icetransfer.streaming.exported import Exported, read_tokens
+from icetransfer.streaming.exported import Exported, read_tokens, write_tokens
 from icetransfer.streaming.search import Hypothesis
 
 FRAME_SECONDS = 0.04  # of an encoder output
-_WORD_MARK = "▁"  # sherpa-onnx prints it as a space
 
 
 class LiveStream:
@@ -82,18 +82,21 @@ class SherpaRecognizer:
                 f"{exported.model('encoder', precision)} is for chunk_size={found}, not "
                 f"{chunk_size} (-1 is offline); export that tier"
             )
-        names = read_tokens(exported.tokens)
-        self._ids = {name.replace(_WORD_MARK, " "): i for i, name in enumerate(names)}
         self._online = chunk_size != -1
         self._tail = np.zeros(round(tail_seconds * SAMPLING_RATE), dtype=np.float32)
         kind = sherpa_onnx.OnlineRecognizer if self._online else sherpa_onnx.OfflineRecognizer
-        self._recognizer: Any = kind.from_transducer(
-            tokens=str(exported.tokens),
-            **{part: str(path) for part, path in exported.models(precision).items()},
-            num_threads=threads,
-            decoding_method=search,
-            max_active_paths=beam,
-        )
+        names = _numbered(read_tokens(exported.tokens))
+        self._ids = {name: number for number, name in enumerate(names)}
+        with tempfile.TemporaryDirectory() as temporary:
+            tokens = Path(temporary) / "tokens.txt"
+            write_tokens(names, tokens)
+            self._recognizer: Any = kind.from_transducer(
+                tokens=str(tokens),
+                **{part: str(path) for part, path in exported.models(precision).items()},
+                num_threads=threads,
+                decoding_method=search,
+                max_active_paths=beam,
+            )
 
     def __call__(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
         """Recognises recordings together, a hypothesis for each.
@@ -136,5 +139,14 @@ class SherpaRecognizer:
         return [self._hypothesis(stream.result) for stream in streams]
 
     def _hypothesis(self, result: Any) -> Hypothesis:
-        tokens = [self._ids[token.replace(_WORD_MARK, " ")] for token in result.tokens]
+        tokens = [self._ids[token] for token in result.tokens]
         return Hypothesis(tokens, [round(t / FRAME_SECONDS) for t in result.timestamps])
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Names by which sherpa-onnx, which tells of tokens by their names alone, tells them apart.
+
+    By their own it does not: it prints `▁`, U+0020 and `<0x20>` alike, and `<0x41>` as A.  The one
+    that it knows is `<unk>`, which it never says.
+    """
+    return [name if name == "<unk>" else f"{number}" for number, name in enumerate(names)]

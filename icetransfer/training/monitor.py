@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -135,6 +136,7 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         self._metrics = folder / "metrics.jsonl"
+        self._other_errors, threading.excepthook = threading.excepthook, self._error_of_a_thread
         self._board: SummaryWriter | None = None
         with self._going_on_without("metrics.jsonl"):
             _drop_later(self._metrics, step)
@@ -190,6 +192,13 @@ class Reporter:
         if self._board:
             with self._going_on_without("tensorboard"):
                 self._board.close()
+        threading.excepthook = self._other_errors
+
+    def _error_of_a_thread(self, error: threading.ExceptHookArgs) -> None:
+        """Leaves out the traceback of TensorBoard's writer, whose error the next call raises."""
+        is_writers = type(error.thread).__module__.startswith("tensorboard.")
+        if not (is_writers and isinstance(error.exc_value, OSError)):
+            self._other_errors(error)
 
     @contextmanager
     def _going_on_without(self, name: str) -> Iterator[None]:

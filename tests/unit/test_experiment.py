@@ -86,6 +86,21 @@ def test_opening_a_folder_without_config_says_what_makes_it(tmp_path):
         experiment.open_experiment(tmp_path)
 
 
+def test_a_damaged_record_of_an_early_stop_is_named(tmp_path):
+    made = experiment.create_experiment(tmp_path / "exp", resolved(tmp_path))
+    made.checkpoints_dir.mkdir(exist_ok=True)
+    made.stopped_early_path.write_text("1200\n")
+    assert made.final_step == 1200
+    for content, said in (
+        (b"", "holds '', expected the last step"),
+        (b"12 00\n", r"holds '12 00\\n', expected .* remove it and run stage 6 again"),
+        (b"\xff\x00", "is not UTF-8"),
+    ):
+        made.stopped_early_path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"exp/checkpoints/stopped-early {said}"):
+            _ = made.final_step
+
+
 def test_tiers_have_folders_of_their_own(tmp_path):
     made = experiment.create_experiment(tmp_path / "exp", resolved(tmp_path))
     assert made.onnx_dir(16).name == "chunk-16-left-128"

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,6 +15,8 @@ from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import Hypothesis
+from icetransfer.streaming.sherpa import SherpaRecognizer
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,22 @@ def test_one_tier_goes_to_the_folder_itself_and_a_complete_one_is_kept(files) ->
         bundle.check("int8")
     export.export_checkpoint([*command[:-1], "precisions=fp32,int8"])
     bundle.check("int8")
+
+
+def test_token_lists_of_icefall_have_two_more_lines_than_the_model(files, caplog) -> None:
+    of_icefall, out = files / "icefall-tokens.txt", files / "icefall"
+    given = (files / "tokens.txt").read_text()
+    of_icefall.write_text(given + "#0 20\n#1 21\n")
+    with caplog.at_level("INFO", logger="icetransfer"):
+        export.export_checkpoint(words(files, out, tokens=of_icefall, chunk_size=8))
+    assert "icefall-tokens.txt: the last 2, from #0 on, are no tokens of the model" in caplog.text
+    assert (out / "tokens.txt").read_text() == given
+    # a bundle of others, whose list was copied: both engines take it
+    (out / "tokens.txt").write_text(of_icefall.read_text())
+    (out / "export.json").unlink()
+    assert OnnxTransducer(out).context_size == 2
+    assert Exported(out).inspect("fp32").vocab_size == 20
+    assert SherpaRecognizer(out, 8)([np.zeros(100, dtype=np.float32)]) == [Hypothesis([], [])]
 
 
 def test_a_wrong_graph_is_caught(files, tiers, monkeypatch, nano_dims) -> None:

@@ -311,6 +311,12 @@ def test_early_stop_ends_the_run_and_the_average(prepare, monkeypatch):
     assert [s for s in resume.saved_steps(experiment) if s <= 10] == [6, 8, 10]
     assert resume.saved_steps(experiment)[-1] == 10
     train.train(experiment)  # complete
+    experiment.stopped_early_path.write_text("")
+    with pytest.raises(ValueError, match=r"stopped-early holds '', .* run stage 6 again"):
+        train.train(experiment)
+    experiment.stopped_early_path.unlink()
+    train.train(experiment)  # finds in the last checkpoint that it has stopped
+    assert experiment.stopped_early_path.read_text() == "10\n"
     assert next(wers) == 0.0
     average_run(experiment)
     extra = read_checkpoint(experiment.averaged_checkpoint).extra

@@ -1,12 +1,16 @@
 import dataclasses
 import json
+import re
+import shutil
 import sys
 import types
 
 import pytest
 import torch
+import yaml
 
 from icetransfer import transfer
+from icetransfer.export import Source
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import SIZES, build_transducer
 from icetransfer.stage.stamp import sha256
@@ -220,6 +224,74 @@ def test_a_download_that_fails_says_what_to_do(listed, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
     with pytest.raises(ValueError, match=r"example\.org/some/model.*`pip install huggingface_hub`"):
         transfer.find_base_model(config, "en")
+
+
+def published(folder, vocab_size, bare):
+    """A repository as icefall's are published, of a thin model with the heads of the medium one.
+
+    Returns:
+        The weights in it.
+    """
+    thin = dataclasses.replace(
+        SIZES["medium"],
+        num_encoder_layers=(1,) * 6,
+        encoder_dim=(16, 16, 16, 24, 16, 16),
+        feedforward_dim=(32,) * 6,
+        vocab_size=vocab_size,
+        decoder_dim=16,
+        joiner_dim=16,
+        subsampling_channels=(2, 4, 8),
+    )
+    weights = build_transducer(thin, seed=5).state_dict()
+    for place in ("exp", "data/lang_bpe"):
+        (folder / place).mkdir(parents=True)
+    torch.save(weights if bare else {"model": weights}, folder / "exp" / "pretrained.pt")
+    pieces = ["<blk>", "<sos/eos>", "<unk>", *(f"▁p{i}" for i in range(3, vocab_size)), "#0", "#1"]
+    lines = (f"{piece} {i}\n" for i, piece in enumerate(pieces))
+    (folder / "data" / "lang_bpe" / "tokens.txt").write_text("".join(lines))
+    return weights
+
+
+LISTED = yaml.safe_load(transfer.BASE_MODELS.read_text())
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_listed_model_by_the_layout_that_it_is_published_in(
+    name, tone_recipe, tmp_path, monkeypatch
+):
+    entry = LISTED[name]
+    at = tmp_path / "checkout" / entry["path"]
+    at.parent.mkdir(parents=True)
+    if name.startswith("tiny-"):  # in the repository itself
+        shutil.copy(transfer.REPOSITORY / entry["path"], at)
+        _, weights, _ = read_checkpoint(at)
+    else:
+        hosted = entry.get("huggingface", {"repository": "by-hand", "file": "exp/pretrained.pt"})
+        hub = tmp_path / "hub" / hosted["repository"]
+        count = re.match(r"[\d,]+", entry["tokens"])[0].replace(",", "")
+        weights = published(hub, int(count), bare="huggingface" not in entry)
+        if "huggingface" in entry:
+            fake = types.ModuleType("huggingface_hub")
+            fake.hf_hub_download = lambda repo_id, filename: tmp_path / "hub" / repo_id / filename
+            monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+        else:  # fetched by hand
+            shutil.copy(hub / "exp" / "pretrained.pt", at)
+    monkeypatch.setattr(transfer, "REPOSITORY", tmp_path / "checkout")
+    dims, new, report = start(
+        tone_recipe, f"published-{name}", f"transfer.base_models={{en: {name}, ml: {name}}}"
+    )
+    assert report["base_model"]["name"] == name and report["base_model"]["sha256"] == sha256(at)
+    assert dims.vocab_size == 30
+    loaded = [key for key, entry in report["parameters"].items() if entry["fate"] == "loaded"]
+    assert {part(key) for key in loaded} == {"encoder_embed", "encoder"}
+    assert all(torch.equal(new[key], weights[key]) for key in loaded)
+    if not name.startswith("tiny-"):
+        # its own tokens.txt belongs to it, though it has two lines more
+        tokens = hub / "data" / "lang_bpe" / "tokens.txt"
+        own = Source.load(at, tokens).model.dims
+        assert own.vocab_size == int(count) == len(tokens.read_text().splitlines()) - 2
+        assert own.chunk_sizes == tuple(entry["chunk_sizes"])
+        assert own.left_context_frames == tuple(entry["left_context_frames"])
 
 
 def test_a_finished_stage_is_left_alone(tone_recipe, base_path):

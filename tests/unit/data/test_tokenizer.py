@@ -1,8 +1,14 @@
+import io
+
 import pytest
+import sentencepiece
 
 from icetransfer.data.subset import subset_path, training_texts
 from icetransfer.data.tokenizer import Tokenizer, make_tokenizer, train_tokenizer, write_tokens
 from icetransfer.experiment import Experiment
+from icetransfer.streaming.alignment import spoken_words
+from icetransfer.streaming.exported import read_tokens
+from icetransfer.streaming.search import Hypothesis
 
 SENTENCES = [f"de {a} zat bij het {b}" for a in ("kat", "hond", "muis") for b in ("raam", "vuur")]
 
@@ -65,11 +71,27 @@ def test_tokens_file_is_as_sherpa_reads_it(tokenizer, tmp_path):
     ]
 
 
+def test_bytes_of_characters_that_a_vocabulary_lacks(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=290, model_type="bpe",
+        byte_fallback=True, user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1,
+        eos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    fallback = Tokenizer(model.getvalue())
+    path = tmp_path / "tokens.txt"
+    write_tokens(fallback, path)
+    names = read_tokens(path)
+    assert names == fallback.tokens and names[3 + 0xE8] == "<0xE8>"
+    ids = fallback.encode("de kat 说")
+    assert [names[i] for i in ids[-3:]] == ["<0xE8>", "<0xAF>", "<0xB4>"]
+    assert fallback.unknown_characters("说") == ""
+    for said, text in ((ids, "de kat 说"), (ids[:-1], "de kat \ufffd\ufffd")):
+        words = spoken_words(Hypothesis(said, [*range(len(said))]), names)
+        assert fallback.decode(said) == " ".join(word.text for word in words) == text
+
+
 def test_a_model_of_another_convention_is_refused(tmp_path):
-    import io
-
-    import sentencepiece
-
     other = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_writer=other, vocab_size=40, model_type="bpe",

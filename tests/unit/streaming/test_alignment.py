@@ -94,6 +94,19 @@ def test_tokens_make_words() -> None:
     ]
 
 
+def test_byte_tokens_and_white_space_make_words() -> None:
+    names = ["<blk>", "▁", "<0xE8>", "<0xAF>", "<0xB4>", "<0x20>", "<0x41>", "說", "\u3000", "a▁b"]
+    whole = Hypothesis([2, 3, 4, 7, 5, 6, 8, 7, 9], [0, 1, 3, 4, 6, 7, 9, 10, 12])
+    assert spoken_words(whole, names) == [
+        SpokenWord("说說", 0, 4),
+        SpokenWord("A", 6, 7),
+        SpokenWord("說a", 9, 12),
+        SpokenWord("b", 12, 12),
+    ]
+    torn = Hypothesis([1, 2, 3, 7, 4], [0, 1, 2, 3, 4])  # each byte that is of no character
+    assert spoken_words(torn, names) == [SpokenWord("\ufffd\ufffd說\ufffd", 0, 4)]
+
+
 def test_what_cannot_be_aligned(nano_dims) -> None:
     model = build_transducer(nano_dims).eval()
     samples = np.zeros(1600, dtype=np.float32)

@@ -1,20 +1,25 @@
 """A real model says the same tokens in torch, onnxruntime and sherpa-onnx, whatever the audio."""
 
+import dataclasses
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sherpa_onnx
 import soundfile
+import torch
 from lhotse import MonoCut, Recording
 from scipy.signal import resample_poly
 
 from icetransfer import decode
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.export import Source, export_tier
-from icetransfer.streaming.exported import Exported
+from icetransfer.model.transducer import TransducerDims, TransducerModel, build_transducer
+from icetransfer.streaming.alignment import spoken_words
+from icetransfer.streaming.exported import Exported, write_tokens
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -160,3 +165,85 @@ def test_nothing_is_lost_at_the_end(source, bundles, spoken, size) -> None:
     for number in range(len(spoken)):
         assert found["torch"][f"{number}"] == found["torch"][f"{number} and silence"]
         assert found["torch"][f"{number}"].timestamps[-1] * 640 > len(waveforms[f"{number}"]) - 8000
+
+
+def one_after_another(dims: TransducerDims, vocab_size: int, order: list[int]) -> TransducerModel:
+    """A model that says these tokens, a frame each, and then nothing, whatever it hears."""
+    width = vocab_size + -vocab_size % 4  # the decoder's convolution has groups of four
+    sizes = {"vocab_size": vocab_size, "decoder_dim": width, "joiner_dim": width}
+    model = build_transducer(dataclasses.replace(dims, **sizes), seed=1).eval()
+    with torch.no_grad():
+        for parameter in (*model.decoder.parameters(), *model.joiner.parameters()):
+            parameter.zero_()
+        model.decoder.embedding.weight.fill_diagonal_(1.0)
+        for channel in range(width):
+            model.decoder.conv.weight[channel, channel % 4, -1] = 1.0  # the last token alone
+        model.joiner.decoder_proj.weight.fill_diagonal_(3.0)
+        for last, following in pairwise([0, *order, 0]):
+            model.joiner.output_linear.weight[following, last] = 20.0
+    return model
+
+
+SPOKEN_BYTES = ["<0xE8>", "<0xAF>", "<0xB4>"]  # 说
+SPECIAL = ["<blk>", "<sos/eos>", "<unk>"]
+CHARACTERS = [*SPECIAL, " ", "\u00a0", "\u3000", "\u0085", "\u2028", *"說说▁ab", "é"]
+FALLBACK = [*SPECIAL, *(f"<0x{value:02X}>" for value in range(256)), "▁", " ", "▁een", "A", "è"]
+ELSEWHERE = [*SPECIAL, "▁een", *SPOKEN_BYTES, "<0xFF>", "<0x41>", "t", "A"]
+
+
+@pytest.mark.parametrize("size", [8, -1])
+@pytest.mark.parametrize(
+    ("names", "said", "text", "of_sherpa"),
+    [
+        (
+            CHARACTERS,
+            ["a", " ", "說", "\u00a0", "说", "\u3000", "b", "\u0085", "é", "\u2028", "▁"],
+            "a 說 说 b é",
+            "a 說\u00a0说\u3000b\u0085é\u2028 ",
+        ),
+        (
+            FALLBACK,
+            ["▁een", "<0x20>", *SPOKEN_BYTES, "▁", "<0x41>", "A", " ", "è", "<0xFF>"],
+            "een 说 AA è\ufffd",
+            "een 说 AA è\ufffd",
+        ),
+        (  # bytes that do not begin after the three special tokens: sherpa-onnx prints their names
+            ELSEWHERE,
+            ["▁een", *SPOKEN_BYTES, "t", "<0xFF>", "<0x41>", "A"],
+            "een说t\ufffdAA",
+            "een<0xE8><0xAF><0xB4>t<0xFF><0x41>A",
+        ),
+    ],
+    ids=["characters", "byte fallback", "bytes elsewhere"],
+)
+def test_unusual_tokens(nano_dims, tmp_path, names, said, text, of_sherpa, size) -> None:
+    order = [names.index(name) for name in said]
+    given, bundle = tmp_path / "given.txt", Exported(tmp_path / "bundle")
+    write_tokens(names, given)
+    model = one_after_another(nano_dims, len(names), order)
+    source = Source(tmp_path / "nano.pt", model, given, "0" * 64)
+    export_tier(source, bundle, size, LEFT, [])
+    assert bundle.tokens.read_bytes() == given.read_bytes()
+
+    waveforms = {"silence": np.zeros(RATE, dtype=np.float32)}
+    found = recognise(source, bundle, size, "greedy_search", waveforms)
+    assert_equal(found, waveforms)
+    hypothesis = found["sherpa"]["silence"]
+    assert hypothesis.tokens == order
+    assert " ".join(word.text for word in spoken_words(hypothesis, names)) == text
+    assert own_text(bundle, size, waveforms["silence"]) == of_sherpa
+
+
+def own_text(bundle: Exported, size: int, samples: np.ndarray) -> str:
+    """What sherpa-onnx prints where it is given the bundle itself, as users have it."""
+    kind = sherpa_onnx.OfflineRecognizer if size == -1 else sherpa_onnx.OnlineRecognizer
+    files = {part: str(path) for part, path in bundle.models("fp32").items()}
+    recognizer = kind.from_transducer(tokens=str(bundle.tokens), **files, num_threads=1)
+    stream = recognizer.create_stream()
+    stream.accept_waveform(RATE, samples)
+    if size == -1:
+        recognizer.decode_stream(stream)
+        return stream.result.text
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+    return recognizer.get_result_all(stream).text
