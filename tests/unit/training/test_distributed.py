@@ -1,11 +1,13 @@
 """Several processes against one, over gloo."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,38 @@ def test_a_process_that_dies_ends_the_others(prepare, monkeypatch) -> None:
     assert codes[0] not in (0, None)
     assert in_processes(2, lambda: train.train(experiment)) == [0, 0]
     assert resume.saved_steps(experiment)[-1] == 8
+
+
+LAUNCHER = """
+import subprocess, sys, time
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(rank.stdout.readline().strip(), flush=True)
+time.sleep(60)
+"""
+RANK = """
+import os, time
+from icetransfer.training.distributed import end_with_parent
+end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="what Linux does for processes")
+def test_a_process_ends_with_its_launcher() -> None:
+    command = [sys.executable, "-c", LAUNCHER, RANK]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert launcher.stdout is not None
+    status = Path("/proc", launcher.stdout.readline().strip(), "status")
+    assert status.exists()
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(OSError):  # it is gone, else it may be left as a zombie
+        while "\nState:\tZ" not in status.read_text():
+            assert time.monotonic() < deadline, "it goes on without its launcher"
+            time.sleep(0.05)
 
 
 def test_srun_tells_who_is_who(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
