@@ -20,6 +20,7 @@ tables:
 
 import argparse
 import copy
+import importlib.metadata
 import random
 import statistics
 import time
@@ -412,7 +413,7 @@ def main() -> None:
         raise SystemExit("bench_gpu: no GPU here (torch.cuda.is_available() is false); try --cpu")
     args.device = "cpu" if args.cpu else "cuda"
     name = "CPU" if args.cpu else torch.cuda.get_device_name()
-    triton = __import__("triton").__version__ if gpu.HAS_TRITON else "none"
+    triton = importlib.metadata.version("triton") if gpu.HAS_TRITON else "none"
     print(f"{name}, torch {torch.__version__}, Triton {triton}", flush=True)
     for table in args.tables or (ON_A_CPU if args.cpu else TABLES):
         if args.cpu and table not in ON_A_CPU:

@@ -52,12 +52,10 @@ class Decoder(nn.Module):
         return self.embedding_balancer(x)
 
     def _mix(self, x: Tensor) -> Tensor:
-        if self.context_size > 1:
-            x = (
-                grouped_conv(x, self.conv)
-                if x.is_cuda
-                else self.conv(x.transpose(1, 2)).transpose(1, 2)
-            )
+        if self.context_size > 1 and x.is_cuda:
+            x = grouped_conv(x, self.conv)
+        elif self.context_size > 1:
+            x = self.conv(x.transpose(1, 2)).transpose(1, 2)
         return self.out_balancer(torch.relu(x))
 
 

@@ -53,9 +53,9 @@ def prepare() -> str | None:
             return None
         return (
             f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it, so training "
-            f"runs on the CPU: it needs a driver for CUDA {torch.version.cuda} or newer "
-            f"(nvidia-smi says which one this is for), or install torch for an older CUDA; "
-            f"CUDA_VISIBLE_DEVICES= says that the CPU is meant"
+            f"runs on the CPU: install a driver for CUDA {torch.version.cuda} or newer (nvidia-smi "
+            f"shows which CUDA this one is for), or a torch built for an older CUDA; to train on "
+            f"the CPU on purpose, set CUDA_VISIBLE_DEVICES="
         )
     able = _is_able(torch.device("cuda", torch.cuda.current_device()))
     if HAS_TRITON and able:
@@ -67,7 +67,7 @@ def prepare() -> str | None:
     name, least = torch.cuda.get_device_name(), ".".join(map(str, LEAST_CAPABILITY))
     return (
         f"{name} is older than what the kernels are for (compute capability {least}), so training "
-        f"is several times slower; train.precision=fp16 is its fastest"
+        f"is several times slower; try train.precision=fp16"
     )
 
 

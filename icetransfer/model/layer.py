@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icetransfer.model.gpu import half, working_type
@@ -129,11 +129,6 @@ def _seed() -> int:
 def _weights_grad(wanted: bool, grad: Tensor, x: Tensor) -> Tensor | None:
     """The gradient of a map's weight from that of its output and its input."""
     return mm32(grad.flatten(0, -2).t(), x.flatten(0, -2)) if wanted else None
-
-
-def _bias(linear: nn.Linear, dtype: torch.dtype) -> Tensor:
-    assert linear.bias is not None
-    return half(linear.bias, dtype)
 
 
 # ------------------------------------------------------------------------------ the residual stream
@@ -298,8 +293,9 @@ class _Convolution(torch.autograd.Function):
             of_convolved = ctx.whiten.adjust(convolved, of_convolved)
         if ctx.balancer:
             of_convolved = ctx.balancer.adjust_in_place(convolved, of_convolved)
+        needed = ctx.needs_input_grad
         of_projected, of_bias, of_conv = convolution.conv_grad(
-            of_convolved, conv, ctx.chunk, gated, projected, ctx.sight
+            of_convolved, conv, ctx.chunk, gated, projected, ctx.sight, any(needed[5:10])
         )
         if ctx.gate_balancer:
             channels = gated.size(-1)
@@ -307,14 +303,13 @@ class _Convolution(torch.autograd.Function):
                 projected[..., channels:], of_projected[..., channels:]
             )
             of_bias = column_sums(of_projected)
-        needed = ctx.needs_input_grad
         return (
             None,
             of_projected @ half(weight, x.dtype),
             None,
             _weights_grad(needed[3], of_projected, x),
             of_bias,
-            *of_conv,
+            *(of_conv or [None] * len(conv)),
             _weights_grad(needed[10], grad, active),
         )
 

@@ -237,11 +237,7 @@ class Balancer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` itself; sometimes with a gradient hook in training."""
-        return self.attach(x) if self.acts_on(x) else x
-
-    def attach(self, x: Tensor) -> Tensor:
-        """Returns `x` itself, with the gradient hook."""
-        return _BalancerGrad.apply(x, self)
+        return _BalancerGrad.apply(x, self) if self.acts_on(x) else x
 
     def acts_on(self, x: Tensor) -> bool:
         """Draws whether the gradient of `x` is to be changed."""

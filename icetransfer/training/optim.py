@@ -359,9 +359,9 @@ class _FlatGroup:
             if early:
                 recent = recent[-step:]
             median = recent[len(recent) // 4 * 2].item()  # waits for the device
-            if not math.isfinite(median) and early and is_scaled:
-                return None  # the scale was too large for most of the first steps, as it may be
             if not math.isfinite(median):
+                if early and is_scaled:  # the scale was too large for most of the first steps
+                    return None
                 raise FloatingPointError(
                     f"ScaledAdam: at step {step} most recent gradient norms are not finite; lower "
                     f"the learning rate or look for a bad batch (median {median})"

@@ -129,10 +129,15 @@ def _rates(config: Config, steps: int, passes: float) -> tuple[dict[str, float],
     scales["decoder"] = SLOW_DECODER if is_little else 1.0
     # Of what the base model gives, adapters are all that is trained: they begin at nothing.
     scales |= dict.fromkeys(transfer.parts, 1.0 if transfer.adapters.rank else LOADED)
+    loaded = f"{LOADED:g} for what the base model gives"
+    if is_little:
+        return scales, (
+            f"{loaded}; as the text is seen {passes:.3g} times, {fast:g} for new projections and "
+            f"{SLOW_DECODER:g} for the decoder"
+        )
     return scales, (
-        f"{LOADED:g} for what the base model gives; {fast:g} for new projections, which at the "
-        f"full rate need {NEW_STEPS} steps, or more on little text; these and the decoder by "
-        f"{passes:.3g} passes over the text"
+        f"{loaded}; {fast:g} for new projections, which need {NEW_STEPS} steps at the full rate; "
+        f"the text is seen {passes:.3g} times"
     )
 
 

@@ -1,6 +1,5 @@
 """tools/transcribe.py: sound files of all kinds, tiers, partial results, and its errors."""
 
-import importlib.util
 import io
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from icetransfer import decode
 from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming.exported import Exported
+from tests.scripts import load_script
 
 TOOL = Path(__file__).resolve().parent.parent.parent / "tools" / "transcribe.py"
 TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}
@@ -23,10 +23,7 @@ TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("transcribe", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from icetransfer.model.attention import MASKED_SCORE
 from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
-    MASKED,
-    NEVER,
     PROGRAMS,
     Sight,
     cdiv,
@@ -30,6 +29,9 @@ from icetransfer.model.kernels.common import (
     scratch,
     total_of_tiles,
 )
+
+MASKED = tl.constexpr(MASKED_SCORE)
+NEVER = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -131,70 +133,6 @@ def _weights_kernel(
         tl.store(out + (query * S)[:, None] + key[None, :], weight, mask=inside)
 
 
-@triton.jit(do_not_specialize=["N", "T", "chunk", "left"])
-def _attend_kernel(
-    weights_ptr, value_ptr, gate_ptr, out_ptr, gated_ptr, N, T, S, chunk, left, D, WIDTH,
-    GATE_WIDTH, GATED: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
-    h = tl.program_id(1) // N
-    n = tl.program_id(1) % N
-    first = tl.program_id(0) * B
-    query = first + tl.arange(0, B)
-    channel = tl.program_id(2) * BD + tl.arange(0, BD)
-    weights = weights_ptr + tl.program_id(1).to(tl.int64) * T * S
-    start = n.to(tl.int64) * T
-    total = tl.zeros([B, BD], tl.float32)
-    low, high = _keys_of(first, tl.minimum(first + B, T) - 1, T, chunk, left)
-    for at in range(low // B * B, high, B):
-        key = at + tl.arange(0, B)
-        seen = _is_seen(query, key, T, chunk, left)
-        weight = tl.load(weights + (query * S)[:, None] + key[None, :], mask=seen, other=0.0)
-        there = (key < T)[:, None] & (channel < D)[None, :]
-        value = tl.load(
-            value_ptr + (start + key)[:, None] * WIDTH + (h * D + channel)[None, :],
-            mask=there,
-            other=0.0,
-        )
-        total += dot(weight, value)
-    inside = (query < T)[:, None] & (channel < D)[None, :]
-    own = (start + query)[:, None] * WIDTH + (h * D + channel)[None, :]
-    tl.store(out_ptr + own, total, mask=inside)
-    if GATED:
-        gate = (start + query)[:, None] * GATE_WIDTH + channel[None, :]
-        gate = tl.load(gate_ptr + gate, mask=inside, other=0.0).to(tl.float32)
-        tl.store(gated_ptr + own, total * gate, mask=inside)
-
-
-@triton.jit(do_not_specialize=["N", "T", "chunk", "left"])
-def _attend_grad_kernel(
-    weights_ptr, grad_ptr, out_ptr, N, T, S, chunk, left, D, WIDTH,
-    BD: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
-    h = tl.program_id(1) // N
-    n = tl.program_id(1) % N
-    first = tl.program_id(0) * B
-    key = first + tl.arange(0, B)
-    channel = tl.program_id(2) * BD + tl.arange(0, BD)
-    weights = weights_ptr + tl.program_id(1).to(tl.int64) * T * S
-    start = n.to(tl.int64) * T
-    total = tl.zeros([B, BD], tl.float32)
-    low, high = _queries_of(first, tl.minimum(first + B, T) - 1, T, chunk, left)
-    for at in range(low // B * B, high, B):
-        query = at + tl.arange(0, B)
-        seen = _is_seen(query, key, T, chunk, left)
-        weight = tl.load(weights + (query * S)[:, None] + key[None, :], mask=seen, other=0.0)
-        there = (query < T)[:, None] & (channel < D)[None, :]
-        grad = tl.load(
-            grad_ptr + (start + query)[:, None] * WIDTH + (h * D + channel)[None, :],
-            mask=there,
-            other=0.0,
-        )
-        total += dot(tl.trans(weight), grad)
-    inside = (key < T)[:, None] & (channel < D)[None, :]
-    own = (start + key)[:, None] * WIDTH + (h * D + channel)[None, :]
-    tl.store(out_ptr + own, total, mask=inside)
-
-
 @triton.jit
 def _rows(pointer, start, frame, channel, T, D, width):
     """The values (frames, channels) of an array (N, T, width)."""
@@ -202,6 +140,47 @@ def _rows(pointer, start, frame, channel, T, D, width):
     return tl.load(
         pointer + (start + frame)[:, None] * width + channel[None, :], mask=there, other=0.0
     )
+
+
+@triton.jit
+def _weights_at(weights, query, key, T, S, chunk, left):
+    """What queries (rows) have for keys (columns), zero where a chunk may not see them."""
+    seen = _is_seen(query, key, T, chunk, left)
+    return tl.load(weights + (query * S)[:, None] + key[None, :], mask=seen, other=0.0)
+
+
+@triton.jit(do_not_specialize=["N", "T", "chunk", "left"])
+def _attend_kernel(
+    weights_ptr, value_ptr, gate_ptr, out_ptr, gated_ptr, N, T, S, chunk, left, D, WIDTH,
+    GATE_WIDTH, BACK: tl.constexpr, GATED: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """For each query the keys' values, weighted and added; or back, for each key the queries'."""
+    h = tl.program_id(1) // N
+    n = tl.program_id(1) % N
+    first = tl.program_id(0) * B
+    own = first + tl.arange(0, B)
+    channel = tl.program_id(2) * BD + tl.arange(0, BD)
+    weights = weights_ptr + tl.program_id(1).to(tl.int64) * T * S
+    start = n.to(tl.int64) * T
+    total = tl.zeros([B, BD], tl.float32)
+    last = tl.minimum(first + B, T) - 1
+    if BACK:
+        low, high = _queries_of(first, last, T, chunk, left)
+    else:
+        low, high = _keys_of(first, last, T, chunk, left)
+    for at in range(low // B * B, high, B):
+        other = at + tl.arange(0, B)
+        if BACK:
+            weight = tl.trans(_weights_at(weights, other, own, T, S, chunk, left))
+        else:
+            weight = _weights_at(weights, own, other, T, S, chunk, left)
+        total += dot(weight, _rows(value_ptr + h * D, start, other, channel, T, D, WIDTH))
+    inside = (own < T)[:, None] & (channel < D)[None, :]
+    place = (start + own)[:, None] * WIDTH + (h * D + channel)[None, :]
+    tl.store(out_ptr + place, total, mask=inside)
+    if GATED:
+        gate = _rows(gate_ptr, start, own, channel, T, D, GATE_WIDTH).to(tl.float32)
+        tl.store(gated_ptr + place, total * gate, mask=inside)
 
 
 @triton.jit
@@ -303,10 +282,7 @@ def _key_grad_kernel(
     low, high = _queries_of(first, tl.minimum(first + B, T) - 1, T, chunk, left)
     for at in range(low // B * B, high, B):
         query = at + tl.arange(0, B)
-        seen = _is_seen(query, key, T, chunk, left)
-        of_score = tl.load(
-            of_scores_ptr + base + (query * S)[:, None] + key[None, :], mask=seen, other=0.0
-        )
+        of_score = _weights_at(of_scores_ptr + base, query, key, T, S, chunk, left)
         q = tl.load(
             proj_ptr + (start + query)[:, None] * WIDTH + (h * Q + channel)[None, :],
             mask=(query < T)[:, None] & (channel < Q)[None, :],
@@ -409,7 +385,12 @@ def attention_weights(proj: Tensor, offsets: Tensor, heads: Heads, sight: Sight)
 
 def attend(weights: Tensor, value: Tensor, heads: int, sight: Sight) -> Tensor:
     """Values (N, T, heads * D) averaged with the weights of the first heads."""
-    return _attend(weights, value, heads, sight, None)[0]
+    return _attend(weights, value, heads, sight)[0]
+
+
+def attend_grad(weights: Tensor, grad: Tensor, heads: int, sight: Sight) -> Tensor:
+    """The gradient of the values from that of `attend`, both (N, T, heads * D)."""
+    return _attend(weights, grad, heads, sight, back=True)[0]
 
 
 def attend_gated(
@@ -423,8 +404,9 @@ def attend_gated(
 
 
 def _attend(
-    weights: Tensor, value: Tensor, heads: int, sight: Sight, gates: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    weights: Tensor, value: Tensor, heads: int, sight: Sight, gates: Tensor | None = None,
+    back: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, time, width = value.shape
     channels = width // heads
     out = torch.empty_like(value)
@@ -434,23 +416,9 @@ def _attend(
     launch(
         _attend_kernel, grid, weights, value, value if gates is None else gates[:, :, 2 * width :],
         out, gated, batch, time, weights.size(3), sight.chunk, sight.left, channels, width,
-        3 * width, GATED=gates is not None, BD=block, B=TILE,
+        3 * width, BACK=back, GATED=gates is not None, BD=block, B=TILE,
     )  # fmt: skip
     return out, gated
-
-
-def attend_grad(weights: Tensor, grad: Tensor, heads: int, sight: Sight) -> Tensor:
-    """The gradient of the values from that of `attend`, both (N, T, heads * D)."""
-    batch, time, width = grad.shape
-    channels = width // heads
-    out = torch.empty_like(grad)
-    block = min(64, _dot_size(channels))
-    grid = (cdiv(time, TILE), heads * batch, cdiv(channels, block))
-    launch(
-        _attend_grad_kernel, grid, weights, grad, out, batch, time, weights.size(3), sight.chunk,
-        sight.left, channels, width, BD=block, B=TILE,
-    )  # fmt: skip
-    return out
 
 
 class Use(NamedTuple):

@@ -25,8 +25,6 @@ PROGRAMS = 1024  # about so many share a sum over all frames
 CHANNELS = 64  # of a program that sums
 ROWS = 32  # frames that it takes at a time
 SLOPE = tl.constexpr(SWOOSH_SLOPE)
-MASKED = tl.constexpr(-1000.0)
-NEVER = tl.constexpr(float("-inf"))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PART_ROWS = tl.constexpr(32)
 PART_TILES = tl.constexpr(8)
@@ -65,6 +63,27 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def channel_block(channels: int) -> int:
+    """Channels of a program that convolves."""
+    return min(64, next_power_of_2(channels))
+
+
+def whole_rows(channels: int) -> tuple[int, int]:
+    """Channels, rounded up to a power of two, and rows of a program that takes whole ones."""
+    block = next_power_of_2(channels)
+    return block, max(1, TILE_VALUES // block)
+
+
+def split(rows: int, most: int, together: int) -> tuple[int, int]:
+    """Deals rows out to so many programs at most: their number, and the rows of each.
+
+    The rows of each are a multiple of those that it takes together.
+    """
+    programs = max(1, min(cdiv(rows, together), most))
+    each = cdiv(cdiv(rows, programs), together) * together
+    return cdiv(rows, each), each
+
+
 class Shares(NamedTuple):
     """How programs share sums over frames.
 
@@ -89,9 +108,7 @@ def shares(x: Tensor, rows: int, channels: int, number: int = 1, frames: int = R
     """Shares out so many sums of each channel, over rows, in tiles of so many frames."""
     block = min(CHANNELS, max(16, next_power_of_2(channels)))
     blocks = cdiv(channels, block)
-    programs = max(1, min(cdiv(rows, frames), PROGRAMS // blocks))
-    each = cdiv(cdiv(rows, programs), frames) * frames
-    programs = cdiv(rows, each)
+    programs, each = split(rows, PROGRAMS // blocks, frames)
     return Shares(
         (programs, blocks), each, scratch(programs * number * channels, x.device),
         counters(x.device), torch.empty(number, channels, dtype=torch.float32, device=x.device),
@@ -126,10 +143,17 @@ def tiles(rows: int, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
 @triton.jit
 def tile(rows, C, BR: tl.constexpr, BC: tl.constexpr):
     """A program's rows and columns, which of them are there, and their places."""
-    row = tl.program_id(0) * BR + tl.arange(0, BR)
     column = tl.program_id(1) * BC + tl.arange(0, BC)
-    inside = (row < rows)[:, None] & (column < C)[None, :]
-    return row, column, inside, row.to(tl.int64)[:, None] * C + column[None, :]
+    row, inside, at = rows_from(tl.program_id(0) * BR, rows, column, C, BR)
+    return row, column, inside, at
+
+
+@triton.jit
+def rows_from(first, last, column, C, BR: tl.constexpr):
+    """The next rows before the last, which of their values are there, and their places."""
+    row = first + tl.arange(0, BR)
+    inside = (row < last)[:, None] & (column < C)[None, :]
+    return row, inside, row.to(tl.int64)[:, None] * C + column[None, :]
 
 
 @triton.jit
@@ -231,9 +255,7 @@ def _column_sums_kernel(
     sums = tl.zeros([BC], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        at = row.to(tl.int64)[:, None] * C + column[None, :]
+        _, inside, at = rows_from(first, last, column, C, BR)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         sums += tl.sum(x * x if SQUARE else x, axis=0)
     finish(sums, parts_ptr, counter_ptr, out_ptr, column, there, C, BC)

@@ -18,10 +18,12 @@ from icetransfer.model.kernels.common import (
     ROWS,
     Sight,
     cdiv,
+    channel_block,
     counters,
     is_last,
     next_power_of_2,
     scratch,
+    split,
     swoosh_of,
     total_of,
     total_of_tiles,
@@ -273,7 +275,7 @@ def conv(
     """The chunk-causal convolution of (N, T, C) in chunks of so many frames, and its Swoosh."""
     batch, time, channels = x.shape
     out, active = torch.empty_like(x), torch.empty_like(x)
-    block = _channel_block(channels)
+    block = channel_block(channels)
     grid = (cdiv(time, ROWS), cdiv(channels, block), batch)
     launch(
         _conv_kernel, grid, x, *weights, out, active, time, chunk, channels, *form,
@@ -283,18 +285,19 @@ def conv(
 
 
 def conv_grad(
-    grad: Tensor, weights: ConvWeights, chunk: int, x: Tensor, gates: Tensor, sight: Sight
-) -> tuple[Tensor, Tensor, ConvWeights]:
+    grad: Tensor, weights: ConvWeights, chunk: int, x: Tensor, gates: Tensor, sight: Sight,
+    for_weights: bool,
+) -> tuple[Tensor, Tensor, ConvWeights | None]:  # fmt: skip
     """From the gradient of the convolution (N, T, C) those of all that went into it.
 
     `x` (N, T, C) is what `conv` took, `gates` (N, T, 2C) what `glu` took.
 
     Returns:
-        The gradient of `gates`, its sums (2C,), and those of the parameters.
+        The gradient of `gates`, its sums (2C,), and, where asked for, those of the parameters.
     """
     batch, time, channels = grad.shape
     kernel = weights.chunkwise.size(2)
-    rows, block = batch * time, _channel_block(channels)
+    rows, block = batch * time, channel_block(channels)
     blocks, tiles = cdiv(channels, block), batch * cdiv(time, ROWS)
     scaled = torch.empty_like(grad)
     launch(
@@ -310,7 +313,8 @@ def conv_grad(
         counters(x.device), sums, time, chunk, channels, sight.step, tiles, K=kernel, BT=ROWS,
         BC=block,
     )  # fmt: skip
-    return of_gates, sums, _conv_weight_grad(grad, scaled, x, weights, chunk)
+    of_weights = _conv_weight_grad(grad, scaled, x, weights, chunk) if for_weights else None
+    return of_gates, sums, of_weights
 
 
 def _conv_weight_grad(
@@ -339,16 +343,10 @@ def _conv_weight_grad(
     block = min(32, next_power_of_2(channels))
     blocks = cdiv(channels, block)
     places = min(chunk, 2 * kernel)
-    programs = max(1, min(cdiv(rows, ROWS), 4 * PROGRAMS // (places * blocks)))
-    each = cdiv(cdiv(rows, programs), ROWS) * ROWS
-    programs = cdiv(rows, each)
+    programs, each = split(rows, 4 * PROGRAMS // (places * blocks), ROWS)
     launch(
         _conv_scale_grad_kernel, (places, blocks, programs), x, grad, weights.chunkwise,
         weights.chunk_bias, scratch(programs * places * channels, x.device), counters(x.device),
         of_scale, time, chunk, rows, each, channels, K=kernel, BM=ROWS, BC=block,
     )  # fmt: skip
     return of._replace(causal_bias=biases[0], chunk_bias=biases[1])
-
-
-def _channel_block(channels: int) -> int:
-    return min(64, next_power_of_2(channels))

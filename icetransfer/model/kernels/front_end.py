@@ -17,21 +17,21 @@ from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
     PROGRAMS,
     cdiv,
+    channel_block,
     counters,
     is_last,
     next_power_of_2,
+    rows_from,
     scratch,
+    split,
     swoosh_of,
     swoosh_slope,
+    total_of,
     total_of_tiles,
+    whole_rows,
 )
 
 BLOCK = 1024  # values of an elementwise program
-SPLITS = 64  # programs that share the sum over all frames, for each block of channels
-
-
-def _channel_block(channels: int, most: int = 64) -> int:
-    return min(most, next_power_of_2(channels))
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -90,12 +90,10 @@ def _dense(x: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["rows"])
 def _bias_norm_kernel(
-    x_ptr, bias_ptr, log_scale_ptr, out_ptr, scale_ptr, rows, C, R: tl.constexpr, B: tl.constexpr
+    x_ptr, bias_ptr, log_scale_ptr, out_ptr, scale_ptr, rows, C, BR: tl.constexpr, B: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     channel = tl.arange(0, B)
-    inside = (row < rows)[:, None] & (channel < C)[None, :]
-    at = row[:, None] * C + channel[None, :]
+    row, inside, at = rows_from(tl.program_id(0) * BR, rows, channel, C, BR)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     centred = tl.where(inside, x - bias[None, :], 0.0)
@@ -105,22 +103,21 @@ def _bias_norm_kernel(
     tl.store(out_ptr + at, x * scale[:, None], mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "rows_each"])
+@triton.jit(do_not_specialize=["rows", "each"])
 def _bias_norm_grad_kernel(
-    x_ptr, bias_ptr, log_scale_ptr, scale_ptr, grad_ptr, out_ptr, parts_ptr, rows, rows_each, C,
-    R: tl.constexpr, B: tl.constexpr,
+    x_ptr, bias_ptr, log_scale_ptr, scale_ptr, grad_ptr, out_ptr, parts_ptr, counter_ptr, sums_ptr,
+    rows, each, C, BR: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(0)
     channel = tl.arange(0, B)
-    bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    there = channel < C
+    bias = tl.load(bias_ptr + channel, mask=there, other=0.0).to(tl.float32)
     factor = tl.exp(-2.0 * tl.load(log_scale_ptr).to(tl.float32)) / C
     of_bias = tl.zeros([B], tl.float32)
-    of_log_scale = tl.zeros([R], tl.float32)
-    last = tl.minimum((part + 1) * rows_each, rows)
-    for first in range(part * rows_each, last, R):
-        row = first + tl.arange(0, R)
-        inside = (row < last)[:, None] & (channel < C)[None, :]
-        at = row[:, None] * C + channel[None, :]
+    of_log_scale = tl.zeros([BR], tl.float32)
+    last = tl.minimum((part + 1) * each, rows)
+    for first in range(part * each, last, BR):
+        row, inside, at = rows_from(first, last, channel, C, BR)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(scale_ptr + row, mask=row < last, other=0.0)
@@ -132,8 +129,15 @@ def _bias_norm_grad_kernel(
         of_bias -= tl.sum(through_norm, axis=0)
         of_log_scale += dot * scale
     own = parts_ptr + part * (C + 1)
-    tl.store(own + channel, of_bias, mask=channel < C)
+    tl.store(own + channel, of_bias, mask=there)
     tl.store(own + C, tl.sum(of_log_scale, axis=0))
+    parts = tl.num_programs(0)
+    if is_last(counter_ptr, parts):
+        total = total_of(parts_ptr, parts, C + 1, channel, there, B)
+        tl.store(sums_ptr + channel, total, mask=there)
+        one = tl.arange(0, 16)
+        total = tl.sum(total_of(parts_ptr + C, parts, C + 1, one, one < 1, 16), axis=0)
+        tl.store(sums_ptr + C, total)
 
 
 def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ class _BiasNorm(torch.autograd.Function):
         rows = x.numel() // channels
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, bias.dtype))
         scale = torch.empty(rows, dtype=torch.float32, device=x.device)
-        block, together = _norm_blocks(channels)
+        block, together = whole_rows(channels)
         grid = (cdiv(rows, together),)
         launch(
             _bias_norm_kernel, grid, x, bias, log_scale, out, scale, rows, channels, together, block
@@ -163,22 +167,16 @@ class _BiasNorm(torch.autograd.Function):
         x, bias, log_scale, scale = ctx.saved_tensors
         grad, out, channels = grad.contiguous(), torch.empty_like(x), x.size(-1)
         rows = x.numel() // channels
-        block, together = _norm_blocks(channels)
-        programs = 4 * SPLITS
-        rows_each = cdiv(cdiv(rows, programs), together) * together
-        parts = torch.empty(programs, channels + 1, dtype=torch.float32, device=x.device)
+        block, together = whole_rows(channels)
+        programs, each = split(rows, PROGRAMS // 4, together)
+        sums = torch.empty(channels + 1, dtype=torch.float32, device=x.device)
         launch(
-            _bias_norm_grad_kernel, (programs,), x, bias, log_scale, scale, grad, out, parts, rows,
-            rows_each, channels, together, block,
+            _bias_norm_grad_kernel, (programs,), x, bias, log_scale, scale, grad, out,
+            scratch(programs * len(sums), x.device), counters(x.device), sums, rows, each, channels,
+            BR=together, B=block,
         )  # fmt: skip
-        of_bias, of_log_scale = parts.sum(0).split((channels, 1))
+        of_bias, of_log_scale = sums.split((channels, 1))
         return out, of_bias.to(bias.dtype), of_log_scale.view(()).to(log_scale.dtype)
-
-
-def _norm_blocks(channels: int) -> tuple[int, int]:
-    """Channels, rounded up to a power of two, and rows that a program takes at a time."""
-    block = next_power_of_2(channels)
-    return block, max(1, 2048 // block)
 
 
 @triton.jit(do_not_specialize=["T", "rows"])
@@ -284,7 +282,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 def _conv2d(x: Tensor, weight: Tensor, flip: bool) -> Tensor:
     _, time, bins, channels = x.shape
-    rows, block = x.numel() // channels, _channel_block(channels)
+    rows, block = x.numel() // channels, channel_block(channels)
     out = torch.empty_like(x)
     grid = (cdiv(rows, 32), cdiv(channels, block))
     launch(

@@ -14,6 +14,7 @@ from icetransfer.model.gpu import launch
 from icetransfer.model.kernels.common import (
     Sight,
     finish,
+    rows_from,
     shares,
     swoosh_of,
     swoosh_slope,
@@ -46,9 +47,7 @@ def _swoosh_dropout_grad_kernel(
     sums = tl.zeros([BC], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        at = row.to(tl.int64)[:, None] * C + column[None, :]
+        row, inside, at = rows_from(first, last, column, C, BR)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         drawn = uniform(seed, (row // T)[:, None] * C + column[None, :])

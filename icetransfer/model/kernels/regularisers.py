@@ -162,11 +162,11 @@ def whiten(x: Tensor, grad: Tensor, limit: float, share: float) -> Tensor:
     along X (S - tr(S^2) / tr(S) I).
     """
     channels = x.size(-1)
-    rows = x.reshape(-1, channels)
+    rows = x.reshape(-1, channels).contiguous()
     grid, settings = tiles(len(rows), channels)
-    centred = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    centred = torch.empty_like(rows)
     launch(
-        _centre_kernel, grid, rows.contiguous(), column_sums(rows), centred, len(rows), channels,
+        _centre_kernel, grid, rows, column_sums(rows), centred, len(rows), channels,
         **settings,
     )  # fmt: skip
     covariance = mm32(centred.t(), centred)

@@ -24,13 +24,16 @@ from icetransfer.model.kernels.common import (
     finish,
     is_last,
     next_power_of_2,
+    rows_from,
     scratch,
     shares,
+    split,
     tile,
     tiles,
     total_of,
     turned_inside,
     uniform,
+    whole_rows,
 )
 
 
@@ -57,9 +60,7 @@ def _residual_grad_kernel(
     sums = tl.zeros([BC], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        at = row.to(tl.int64)[:, None] * C + column[None, :]
+        _, inside, at = rows_from(first, last, column, C, BR)
         grad = tl.load(of_full_ptr + at, mask=inside, other=0.0)
         if BOTH:
             grad += tl.load(of_half_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -70,7 +71,7 @@ def _residual_grad_kernel(
 
 
 def residual(full: Tensor, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Full + y + bias: the next full and half, (N, T, C)."""
+    """The next full and half, (N, T, C): full + y + bias."""
     out, half, channels = torch.empty_like(full), torch.empty_like(y), full.size(-1)
     rows = full.numel() // channels
     grid, settings = tiles(rows, channels)
@@ -127,9 +128,7 @@ def _mix_grad_kernel(
     of_bias = tl.zeros([BC], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        at = row.to(tl.int64)[:, None] * C + column[None, :]
+        row, inside, at = rows_from(first, last, column, C, BR)
         grad = tl.load(of_full_ptr + at, mask=inside, other=0.0)
         grad += tl.load(of_half_ptr + at, mask=inside, other=0.0).to(tl.float32)
         change = tl.load(change_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -170,7 +169,7 @@ class Skip(NamedTuple):
 def mix(
     source: Tensor, full: Tensor, y: Tensor, bias: Tensor, scale: Tensor, skip: Skip
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Source + scale * (full + y + bias - source): full, half, and what is scaled, in half."""
+    """The bypass source + scale * (full + y + bias - source): full, half, what is scaled (half)."""
     out, half, change = torch.empty_like(full), torch.empty_like(y), torch.empty_like(y)
     _, time, channels = full.shape
     rows = full.numel() // channels
@@ -204,11 +203,9 @@ def _norm_mix_kernel(
     source_ptr, full_ptr, y_ptr, bias_ptr, scale_ptr, centre_ptr, log_scale_ptr, out_ptr, half_ptr,
     x_ptr, change_ptr, norm_ptr, rows, T, C, seed, skip, BR: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * BR + tl.arange(0, BR)
     channel = tl.arange(0, B)
     there = channel < C
-    inside = (row < rows)[:, None] & there[None, :]
-    at = row.to(tl.int64)[:, None] * C + channel[None, :]
+    row, inside, at = rows_from(tl.program_id(0) * BR, rows, channel, C, BR)
     source = tl.load(source_ptr + at, mask=inside, other=0.0)
     x = tl.load(full_ptr + at, mask=inside, other=0.0)
     x += tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -247,9 +244,7 @@ def _norm_mix_grad_kernel(
     of_log_scale = tl.zeros([BR], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        at = row.to(tl.int64)[:, None] * C + channel[None, :]
+        row, inside, at = rows_from(first, last, channel, C, BR)
         grad = tl.load(of_full_ptr + at, mask=inside, other=0.0)
         if BOTH:
             grad += tl.load(of_half_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -293,7 +288,7 @@ def norm_mix(
     source: Tensor, full: Tensor, y: Tensor, bias: Tensor, scale: Tensor, centre: Tensor,
     log_scale: Tensor, skip: Skip,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Source + scale * (BiasNorm(full + y + bias) - source).
+    """The bypass source + scale * (BiasNorm(full + y + bias) - source).
 
     `centre` (C,) and `log_scale` () are BiasNorm's.
 
@@ -305,7 +300,7 @@ def norm_mix(
     out, x = torch.empty_like(full), torch.empty_like(full)
     half, change = torch.empty_like(y), torch.empty_like(y)
     norm = torch.empty(rows, dtype=torch.float32, device=full.device)
-    block, together = _whole_rows(channels)
+    block, together = whole_rows(channels)
     launch(
         _norm_mix_kernel, (cdiv(rows, together),), source, full, y, bias, scale, centre,
         log_scale, out, half, x, change, norm, rows, time, channels, skip.seed, skip.share,
@@ -329,10 +324,8 @@ def norm_mix_grad(
     change, x, norm, scale, centre, log_scale = saved
     _, time, channels = of_full.shape
     rows = of_full.numel() // channels
-    block, together = _whole_rows(channels)
-    programs = max(1, min(cdiv(rows, together), PROGRAMS // 4))
-    each = cdiv(cdiv(rows, programs), together) * together
-    programs = cdiv(rows, each)
+    block, together = whole_rows(channels)
+    programs, each = split(rows, PROGRAMS // 4, together)
     sums = torch.empty(3 * channels + 1, dtype=torch.float32, device=of_full.device)
     of_source, of_x = torch.empty_like(of_full), torch.empty_like(of_full)
     half = torch.empty_like(change)
@@ -344,12 +337,6 @@ def norm_mix_grad(
         BOTH=of_half is not None, BR=together, B=block,
     )  # fmt: skip
     return of_source, of_x, half, sums
-
-
-def _whole_rows(channels: int) -> tuple[int, int]:
-    """Channels, rounded up to a power of two, and rows that a program takes at a time."""
-    block = next_power_of_2(channels)
-    return block, max(1, 2048 // block)
 
 
 @triton.jit
@@ -393,9 +380,7 @@ def _downsample_grad_kernel(
     of_share = tl.zeros([BF], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & (channel < C)[None, :]
-        place = row.to(tl.int64)[:, None] * C + channel[None, :]
+        row, inside, place = rows_from(first, last, channel, C, BR)
         grad = tl.load(of_full_ptr + place, mask=inside, other=0.0)
         grad += tl.load(of_half_ptr + place, mask=inside, other=0.0).to(tl.float32)
         begin = row % slow * FACTOR
@@ -403,9 +388,8 @@ def _downsample_grad_kernel(
         for f in tl.static_range(FACTOR):
             source = begin + f
             own = tl.sum(tl.where(step == f, share, 0.0), axis=0)
-            x_at = (row // slow * T + tl.minimum(source, T - 1)).to(tl.int64)[
-                :, None
-            ] * C + channel[None, :]
+            nearest = (row // slow * T + tl.minimum(source, T - 1)).to(tl.int64)
+            x_at = nearest[:, None] * C + channel[None, :]
             x = tl.load(x_ptr + x_at, mask=inside, other=0.0)
             dot = tl.sum(tl.sum(tl.where(inside, grad * x, 0.0), axis=1), axis=0)
             of_share += tl.where(step == f, dot, 0.0)
@@ -448,10 +432,8 @@ def downsample_grad(
     batch, time, channels = x.shape
     factor, slow = bias.numel(), of_full.size(1)
     rows = batch * slow
-    block, together = _whole_rows(channels)
-    programs = max(1, min(cdiv(rows, together), PROGRAMS))
-    each = cdiv(cdiv(rows, programs), together) * together
-    programs = cdiv(rows, each)
+    block, together = whole_rows(channels)
+    programs, each = split(rows, PROGRAMS, together)
     of_bias = torch.empty(factor, dtype=torch.float32, device=x.device)
     of_x = torch.empty_like(x)
     launch(
@@ -488,9 +470,7 @@ def _combine_grad_kernel(
     of_scale = tl.zeros([BC], tl.float32)
     last = tl.minimum((part + 1) * each, rows)
     for first in range(part * each, last, BR):
-        row = first + tl.arange(0, BR)
-        inside = (row < last)[:, None] & there[None, :]
-        slow_at = row.to(tl.int64)[:, None] * C + column[None, :]
+        row, inside, slow_at = rows_from(first, last, column, C, BR)
         y = tl.load(slow_ptr + slow_at, mask=inside, other=0.0)
         of_y = tl.zeros([BR, BC], tl.float32)
         for f in range(0, factor):
@@ -511,7 +491,7 @@ def _combine_grad_kernel(
 
 
 def combine(x: Tensor, slow: Tensor, scale: Tensor, factor: int) -> Tensor:
-    """X + scale * (slow, each frame repeated `factor` times, - x), (N, T, C) float32."""
+    """The bypass x + scale * (slow, each frame repeated `factor` times, - x), (N, T, C) float32."""
     _, time, channels = x.shape
     out, rows = torch.empty_like(x), x.numel() // channels
     grid, settings = tiles(rows, channels)

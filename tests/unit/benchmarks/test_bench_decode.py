@@ -1,7 +1,5 @@
 """benchmarks/bench_decode.py: every engine is found and measured, on a model of a toy's size."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from icetransfer.config import load_config
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
+from tests.scripts import load_script
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
@@ -16,11 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("bench_decode", BENCHMARKS / "bench_decode.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_decode", module)  # for its dataclass
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARKS / "bench_decode.py")
 
 
 def test_every_engine_is_measured(tool, nano_dims, tmp_path, monkeypatch) -> None:

@@ -1,21 +1,16 @@
 """The arithmetic of docs/precisions.md."""
 
-import importlib.util
 from types import ModuleType
 
 import pytest
 
 from tests.conftest import REPO
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = REPO / "benchmarks" / "bench_precisions.py"
-    spec = importlib.util.spec_from_file_location("bench_precisions", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(REPO / "benchmarks" / "bench_precisions.py")
 
 
 WERS = {  # fp32, fp16, int8, int4

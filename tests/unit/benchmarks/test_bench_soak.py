@@ -1,7 +1,5 @@
 """benchmarks/bench_soak.py: drift is found where there is one, and both engines go through."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +7,14 @@ import pytest
 
 from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.search import Hypothesis
+from tests.scripts import load_script
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "bench_soak.py"
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_soak", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_soak", module)  # for its dataclass
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return load_script(BENCHMARK)
 
 
 def test_drift_is_that_of_the_rounds_that_are_alike(tool) -> None:

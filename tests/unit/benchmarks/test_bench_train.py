@@ -1,6 +1,5 @@
 """The bench of the training step: its table and JSON, and the exponents of growth."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.scripts import load_script
+
 BENCH = Path(__file__).resolve().parents[3] / "benchmarks" / "bench_train.py"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_train", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCH)
 
 
 def test_slope_is_the_exponent_of_a_power_law(bench):
