@@ -92,11 +92,7 @@ The same options go to `sherpa-onnx`, `sherpa-onnx-microphone` and
 `sherpa-onnx-online-websocket-server`, and without the dashes to `from_transducer`:
 
 ```bash
-sherpa-onnx-online-websocket-server \\
-  --port=6006 \\
-{files} \\
-  --enable-endpoint=true \\
-{options}
+{server}
 ```
 
 ```bash
@@ -124,17 +120,19 @@ HOTWORDS = """\
 Names and terms, a phrase a line in `hotwords.txt`, spelt as the model spells, are made likelier:
 
 ```bash
-{program} \\
-{files} \\
-  --decoding-method=modified_beam_search \\
-  --modeling-unit=bpe \\
-  --bpe-vocab=bpe.vocab \\
-  --hotwords-file=hotwords.txt \\
-  --hotwords-score=1.5 \\
-  test.wav
+{command}
 ```
 
 """
+
+
+EXPECT = (
+    "--decoding-method=modified_beam_search",
+    "--modeling-unit=bpe",
+    "--bpe-vocab=bpe.vocab",
+    "--hotwords-file=hotwords.txt",
+    "--hotwords-score=1.5",
+)
 
 
 def readme(
@@ -157,20 +155,24 @@ def readme(
     shown = "int8" if "int8" in precisions else precisions[0]
     names = models(shown)
     program = "sherpa-onnx-offline" if size == -1 else "sherpa-onnx"
-    files = " \\\n".join(f"  --{key}={name}" for key, name in names.items())
-    words = [program, *command(dict(bundle), shown)]
-    more = LONG if size == -1 else _live(settings, files)
+    *options, recording = command(dict(bundle), shown)
+    more = LONG if size == -1 else _live(settings, names)
     return README.format(
         language=language,
         latency=chunk_label(size),
         precisions=", ".join(precisions),
         shown=shown,
         python=(OFFLINE if size == -1 else ONLINE).format(**names, tail=tail),
-        command=" \\\n  ".join(words),
+        command=_lines(program, *options, recording),
         transcript=f"`{transcript}`",
         heard=_heard(bundle, results),
-        more=more + HOTWORDS.format(program=program, files=files),
+        more=more + HOTWORDS.format(command=_lines(program, *options, *EXPECT, recording)),
     )
+
+
+def _lines(*words: str) -> str:
+    """A command, a word a line."""
+    return " \\\n  ".join(words)
 
 
 def _heard(bundle: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -190,17 +192,18 @@ def _heard(bundle: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
     return markdown_table(header, rows).rstrip()
 
 
-def _live(settings: Settings, files: str) -> str:
+def _live(settings: Settings, names: Mapping[str, str]) -> str:
     rules = [
         [f"`--{key.replace('_', '-')}`", f"{value:g} s", settings.reasons.get(key[:5], "")]
         for key, value in settings.rules.items()
     ]
-    options = (f"  --{key.replace('_', '-')}={value:g}" for key, value in settings.rules.items())
+    files = [f"--{key}={name}" for key, name in names.items()]
+    options = [f"--{key.replace('_', '-')}={value:g}" for key, value in settings.rules.items()]
+    server = ("sherpa-onnx-online-websocket-server", "--port=6006", *files)
     return LIVE.format(
         rules=markdown_table(["option", "value", "reason"], rules).rstrip(),
         measured=_measured(settings.reasons),
-        files=files,
-        options=" \\\n".join(options),
+        server=_lines(*server, "--enable-endpoint=true", *options),
         least=settings.min_confidence,
     )
 

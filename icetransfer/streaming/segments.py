@@ -1,9 +1,9 @@
 """A recording of any length as segments: what was said between two pauses, with times.
 
 A streaming tier ends a segment where sherpa-onnx's rules find an endpoint.  A tier with full
-context cannot hear an hour at once, because attention grows with the square of the length: it is
-given parts of at most `LONGEST` seconds, cut where the recording is quiet.  Either way memory does
-not grow with the recording.
+context cannot hear an hour at once, because attention grows with the square of the length, and it
+has learned from single utterances: it is given what lies between two pauses, at most `LONGEST`
+seconds.  Either way memory does not grow with the recording.
 
 Segments that the model itself hardly believes in are left out: on noise and music it says words,
 but with much lower probabilities than on speech.
@@ -24,6 +24,7 @@ from icetransfer.streaming.search import Hypothesis
 from icetransfer.streaming.sherpa import SherpaRecognizer, Utterance
 
 LONGEST = 30.0  # seconds that a tier with full context hears at once
+MARGIN = 0.25  # seconds of quiet that it hears around what is said
 _FRAME = SAMPLING_RATE // 100  # samples of which one energy is taken
 
 Samples = NDArray[np.float32]
@@ -157,12 +158,12 @@ def _split(whole: Utterance, at: int) -> tuple[Utterance, Utterance]:
 
 
 class OfflineListener:
-    """Segments of a tier with full context, which hears parts of at most `LONGEST` seconds.
+    """Segments of a tier with full context, which hears what lies between two pauses.
 
     Args:
         recognizer: of an offline export.
         names: of all tokens.
-        pause: seconds between two words that part segments.
+        pause: silence in seconds that parts segments.
         least: confidence below which a segment is left out.
     """
 
@@ -179,62 +180,69 @@ class OfflineListener:
         """Hears the next samples; the segments that ended with them."""
         self._pieces.append(samples)
         self._waiting += len(samples)
-        found = []
-        while self._waiting > LONGEST * SAMPLING_RATE:
+        longest = int(LONGEST * SAMPLING_RATE)
+        found: list[Segment] = []
+        while self._waiting > longest:
             waiting = np.concatenate(self._pieces)
-            at = quiet_place(waiting[: int(LONGEST * SAMPLING_RATE)])
-            found += self._recognise(waiting[:at])
-            self._pieces, self._waiting = [waiting[at:]], len(waiting) - at
+            parts, end = speech_parts(waiting[:longest], self._pause)
+            found += self._recognise(waiting, parts)
+            self._begin += end
+            self._pieces, self._waiting = [waiting[end:]], len(waiting) - end
         return found
 
     def finish(self) -> list[Segment]:
         """There will be no more samples; the last segments."""
-        return self._recognise(np.concatenate(self._pieces)) if self._waiting else []
+        if not self._waiting:
+            return []
+        waiting = np.concatenate(self._pieces)
+        parts, end = speech_parts(waiting, self._pause)
+        return self._recognise(waiting, [*parts, (end, len(waiting))])
 
     def partial(self) -> Segment | None:
         """Nothing is known before the end of a part."""
         return None
 
-    def _recognise(self, samples: Samples) -> list[Segment]:
-        since = self._begin / SAMPLING_RATE
-        self._begin += len(samples)
-        (utterance,) = self._recognizer.utterances([samples])
-        frames = utterance.hypothesis.timestamps
-        gaps = [i for i in range(1, len(frames)) if self._is_pause(frames[i] - frames[i - 1])]
+    def _recognise(self, waiting: Samples, parts: Sequence[tuple[int, int]]) -> list[Segment]:
         found = []
-        for first, end in zip([0, *gaps], [*gaps, len(frames)], strict=True):
-            part, _ = _split(_split(utterance, first)[1], end - first)
-            words = make_words(part, self._names, since)
-            found += make_segment(words, part.scores, self._least)
+        for begin, end in parts:
+            (utterance,) = self._recognizer.utterances([waiting[begin:end]])
+            last = int((end - begin) / SAMPLING_RATE / OUTPUT_SECONDS) - 1  # then comes silence
+            times = [min(frame, last) for frame in utterance.hypothesis.timestamps]
+            said = utterance._replace(hypothesis=utterance.hypothesis._replace(timestamps=times))
+            words = make_words(said, self._names, (self._begin + begin) / SAMPLING_RATE)
+            found += make_segment(words, said.scores, self._least)
         return found
 
-    def _is_pause(self, frames: int) -> bool:
-        return (frames - 1) * OUTPUT_SECONDS >= self._pause
 
+def speech_parts(samples: Samples, pause: float) -> tuple[list[tuple[int, int]], int]:
+    """What lies between the pauses of a recording of which more follows.
 
-def quiet_place(samples: Samples) -> int:
-    """Where a recording is best cut: in the middle of its longest pause, past its first third.
-
-    A pause is made of frames whose energy is near that of the recording's faintest ones; where
-    there is none, the cut is at the faintest tenth of a second.
+    Frames are quiet whose energy is near that of the recording's faintest ones.  A recording
+    without a pause is cut at the faintest tenth of a second of its last two thirds.
 
     Args:
-        samples: more than 0.1 s.
+        samples: of at most `LONGEST` seconds.
+        pause: seconds of quiet that part utterances.
 
     Returns:
-        The first sample after the cut.
+        The first sample and the end of each part, with at most `MARGIN` seconds of quiet around
+        it; and the first sample that belongs to what follows.
     """
     frames = len(samples) // _FRAME
     energy = np.square(samples[: frames * _FRAME], dtype=np.float64).reshape(frames, _FRAME).mean(1)
     energy = np.log(energy + 1e-10)
-    faint, loud = np.percentile(energy, [5, 95])
-    first = frames // 3
-    is_quiet = energy[first:] <= faint + QUIET * (loud - faint)
-    begins, ends = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet, [0]]))).reshape(-1, 2).T
-    pauses = ends - begins
-    if pauses.max(initial=0) >= PAUSE_FRAMES:
-        longest = int(np.argmax(pauses))
-        place = (begins[longest] + ends[longest]) // 2
-    else:
-        place = np.argmin(np.convolve(energy[first:], np.ones(PAUSE_FRAMES), "same"))
-    return int(first + place) * _FRAME
+    faint, loud = np.percentile(energy, [5, 95]) if frames else (0.0, 0.0)
+    is_quiet = energy <= faint + QUIET * (loud - faint)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet, [0]]))).reshape(-1, 2)
+    margin, least = round(100 * MARGIN), round(100 * pause)
+    parts, since = [], 0
+    for begin, end in edges[edges[:, 1] - edges[:, 0] >= least].tolist():
+        if begin > since:
+            parts.append((max(0, since - margin) * _FRAME, (begin + margin) * _FRAME))
+        since = end
+    if since == 0 and frames >= LONGEST * 100:
+        first = frames // 3
+        faintest = np.convolve(energy[first:], np.ones(PAUSE_FRAMES), "same").argmin()
+        since = first + int(faintest)
+        return [(0, since * _FRAME)], since * _FRAME
+    return parts, max(0, since - margin) * _FRAME

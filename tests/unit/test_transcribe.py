@@ -251,7 +251,7 @@ def test_standard_input_that_is_not_audio(monkeypatch) -> None:
 
 
 def test_the_offline_tier_hears_long_recordings(run, folder, wave, tmp_path) -> None:
-    """Two minutes: in parts of at most half a minute, whose words go on where the last ones end."""
+    """Two minutes, in parts: the words of one go on where those of the last end."""
     path = tmp_path / "long.wav"
     soundfile.write(path, np.tile(wave, 80), 16000)
     done = run("--bundle", folder / TIERS[-1], "--json", path)
