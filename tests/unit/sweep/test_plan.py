@@ -45,7 +45,7 @@ def test_shared_work_once_for_each_language(root: Path) -> None:
     made = plan.make_plan(make(root, seeds=3))
     assert [job.name for job in made.data] == ["nl data", "pl data"]
     assert len(made.runs) == 2 * 2 * 2 * 3
-    assert {job.needs for job in made.runs} == {"nl data", "pl data"}
+    assert {job.needs for job in made.runs} == {("nl data",), ("pl data",)}
 
 
 def test_a_changed_setting_makes_exactly_the_affected_cells_stale(root: Path) -> None:
