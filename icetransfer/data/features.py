@@ -41,6 +41,7 @@ from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage_in_shares, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.lock import claimed, locked
+from icetransfer.stage.parent import end_with_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
@@ -331,6 +332,7 @@ def _described(cut: Cut, num_frames: int, storage: str, path: str = "", key: str
 
 
 def _start_worker() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
@@ -399,7 +401,7 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
 
 def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
     """Removes the manifests of those shards of a share that have gone or are cut short."""
-    for manifest in sorted(folder.glob("*.jsonl.gz")):
+    for manifest in sorted(folder.glob("speed-*.jsonl.gz")):  # none that is being written
         stem = manifest.name.removesuffix(".jsonl.gz")
         shard = folder / f"{stem}.npy"
         if share.has(int(stem.rpartition("-")[2])) and not is_whole(shard):
