@@ -95,7 +95,7 @@ def simulated_room(number: int, longest: float = 0.8) -> Samples:
         number: which of the endless list of rooms.
         longest: of their reverberation times (T60) in seconds.
     """
-    # lhotse's, after Luo & Gu, "FRA-RIR: Fast Random Approximation of the Image-source Method".
+    # A fast approximation of the image-source method, arXiv:2208.04101.
     simulate: Any = FastRandomRIRGenerator(
         sr=SAMPLING_RATE, max_T60=longest, room_seed=number, source_seed=number
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from icetransfer.settings.section import Section
 
@@ -76,10 +76,9 @@ class Codec(Augmentation):
 
 AUGMENTATION_CLASSES = (Level, Silence, Noise, Room, Codec)
 AnyAugmentation = Level | Silence | Noise | Room | Codec
-Augmentations = tuple[Annotated[AnyAugmentation, Field(discriminator="kind")], ...]
 
 # In the order of nature: a voice in a room, pauses and noise around it, a line, a volume control.
-NAMED: dict[str, Augmentations] = {
+NAMED: dict[str, tuple[AnyAugmentation, ...]] = {
     "none": (),
     "default": (
         Room(kind="room", probability=0.15),
@@ -96,3 +95,17 @@ NAMED: dict[str, Augmentations] = {
         Level(kind="level", probability=0.8, db=(-50, 25)),
     ),
 }
+
+
+def _listed(value: object) -> object:
+    """The list that a name stands for; leaves anything else to the field's own check."""
+    if not isinstance(value, str):
+        return value
+    if value not in NAMED:
+        raise ValueError(f"expected {', '.join(NAMED)}, or a list of augmentations")
+    return NAMED[value]
+
+
+Augmentations = Annotated[
+    tuple[Annotated[AnyAugmentation, Field(discriminator="kind")], ...], BeforeValidator(_listed)
+]
