@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from icetransfer.settings import reference
 from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
 from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
+from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import leaves, merge, read_trees
 
@@ -404,6 +405,7 @@ class Config(Section):
     export: Export = Export()
     remedy: Remedy = Remedy()
     decode: Decode = Decode()
+    robustness: Robustness = Robustness()
     bundle: Bundle = Bundle()
 
     @model_validator(mode="after")
@@ -418,6 +420,16 @@ class Config(Section):
                     f"{key} has {illegal}: a chunk is a multiple of 8 frames (160 ms), because "
                     f"every stack's downsampling must divide it; or -1 for offline"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_robustness(self) -> "Config":
+        size = self.robustness.chunk_size
+        if size is not None and size not in self.decode.chunk_sizes:
+            raise ValueError(
+                f"robustness.chunk_size={size} is none of decode.chunk_sizes, "
+                f"{list(self.decode.chunk_sizes)}"
+            )
         return self
 
     @property

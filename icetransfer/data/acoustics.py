@@ -6,11 +6,13 @@ comes from the generator that is given.
 
 import hashlib
 import io
+import itertools
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from lhotse.augmentation.utils import FastRandomRIRGenerator
 from numpy.typing import NDArray
 from scipy import signal
@@ -87,19 +89,25 @@ def add_noise(samples: Samples, noise: Samples, snr: float) -> Samples:
     return samples + at_level(np.resize(noise, samples.shape), wanted)
 
 
-@lru_cache(maxsize=64)
-def simulated_room(number: int, longest: float = 0.8) -> Samples:
+@lru_cache(maxsize=256)
+def simulated_room(number: int, shortest: float = 0.1, longest: float = 0.8) -> Samples:
     """An impulse response of a simulated room, from its direct sound on.
 
     Args:
         number: which of the endless list of rooms.
-        longest: of their reverberation times (T60) in seconds.
+        shortest: reverberation time (T60) in seconds.
+        longest: the same.
     """
+    # lhotse draws a time between 0.1 and `longest` first: a seed is taken that draws it in range.
+    seeds = (seed for seed in itertools.count(1000 * number))
+    seed = next(s for s in seeds if np.random.default_rng(s).uniform(0.1, longest) >= shortest)
     # A fast approximation of the image-source method, arXiv:2208.04101.
     simulate: Any = FastRandomRIRGenerator(
-        sr=SAMPLING_RATE, max_T60=longest, room_seed=number, source_seed=number
+        sr=SAMPLING_RATE, max_T60=longest, room_seed=seed, source_seed=seed
     )
-    return from_direct_sound(np.asarray(simulate(nsource=1)[0], np.float32))
+    with torch.random.fork_rng(devices=[]):  # it draws from torch's generator, too
+        torch.manual_seed(seed)
+        return from_direct_sound(np.asarray(simulate(nsource=1)[0], np.float32))
 
 
 def from_direct_sound(response: Samples) -> Samples:

@@ -64,6 +64,7 @@ STAGES = {
     "decode.beam": "9",
     "decode.batch_streams": "9",
     "decode.latency": "9, 10",
+    "robustness": "9",
     "bundle": "11",
 }
 
