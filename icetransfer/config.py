@@ -282,11 +282,13 @@ class Train(Section):
     @classmethod
     def _read_noise(cls, tree: Any) -> Any:
         """Takes the noise of an earlier version, which saved configs hold, as an augmentation."""
-        if not isinstance(tree, dict) or not isinstance(tree.get("noise"), dict):
+        noise = tree.get("noise") if isinstance(tree, dict) else None
+        if not isinstance(noise, dict):
             return tree
-        tree = dict(tree)
-        noise = tree.pop("noise")
-        if noise.get("path") is not None and not tree.get("augment"):
+        tree = {key: value for key, value in tree.items() if key != "noise"}
+        if noise.get("path") is not None:
+            if tree.get("augment"):
+                raise ValueError("noise is one of train.augment's list now: {kind: noise, ...}")
             tree["augment"] = [{"kind": "noise", "snr": (10, 20), **noise}]
         return tree
 

@@ -504,9 +504,7 @@ def decode_all(experiment: Experiment) -> None:
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
                 decode_run(experiment, run, cuts, made_from, normalize, references)
-    write_provenance(
-        experiment, "decode", checkpoint_sha256=sha256(experiment.averaged_checkpoint)
-    )
+    write_provenance(experiment, "decode", checkpoint_sha256=sha256(experiment.averaged_checkpoint))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import io
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -79,7 +79,7 @@ def _room(seconds: tuple[float, float], samples: Samples, draw: Draw) -> Samples
 def _speed(factor: float, samples: Samples, draw: Draw) -> Samples:
     """Faster and higher, as a tape that runs too fast."""
     up, down = round(100 / factor), 100
-    return signal.resample_poly(samples, up, down).astype(np.float32)
+    return np.asarray(signal.resample_poly(samples, up, down), np.float32)
 
 
 def _hum(samples: Samples, draw: Draw) -> Samples:
@@ -95,9 +95,7 @@ def _without_draw(change: Callable[[Samples], Samples]) -> Change:
 
 _FILLINGS = {"silence": _digital, "breath": _breath, "room-noise": _room_noise}
 CHANGES: dict[str, Change] = {
-    **{
-        f"softer-{db}dB": _without_draw(partial(acoustics.amplify, db=-db)) for db in (20, 40, 50)
-    },
+    **{f"softer-{db}dB": _without_draw(partial(acoustics.amplify, db=-db)) for db in (20, 40, 50)},
     "clipped-20dB": _without_draw(partial(acoustics.amplify, db=20)),
     **{
         f"{name}-{where}": partial(pause, filling)
@@ -125,7 +123,9 @@ def command_change(command: str) -> Change:
     """
     words = shlex.split(command)
     if shutil.which(words[0]) is None:
-        raise ValueError(f"{words[0]}, of the command {command!r}, is not a program on this machine")
+        raise ValueError(
+            f"{words[0]}, of the command {command!r}, is not a program on this machine"
+        )
 
     def change(samples: Samples, draw: Draw) -> Samples:
         wav = io.BytesIO()
@@ -135,17 +135,17 @@ def command_change(command: str) -> Change:
                 words, input=wav.getvalue(), capture_output=True, timeout=COMMAND_SECONDS
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ValueError(f"{command!r}: {error}") from error
+            raise ValueError(f"{words[0]}: {error}") from error
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ValueError(f"{command!r}: exit code {done.returncode}: {' '.join(said[-1:])}")
+            raise ValueError(f"{words[0]}: exit code {done.returncode}: {' '.join(said[-1:])}")
         try:
             written, rate = soundfile.read(io.BytesIO(done.stdout), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise ValueError(f"{command!r} writes no WAV ({error})") from error
+            raise ValueError(f"{words[0]} writes no WAV ({error})") from error
         if not len(written) or written.shape[1] != 1 or not np.isfinite(written).all():
             raise ValueError(
-                f"{command!r} writes {written.shape[0]} samples of {written.shape[1]} channels: "
+                f"{words[0]} writes {written.shape[0]} samples of {written.shape[1]} channels: "
                 f"expected one channel of numbers"
             )
         changed = signal.resample_poly(written[:, 0], SAMPLING_RATE, rate)
@@ -169,7 +169,7 @@ class Condition:
     name: str
     seed: int
     change: Change
-    made_of: Mapping[str, str | int]
+    made_of: dict[str, str | int]
     unchanged: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, cut_id: str, samples: Samples) -> Samples:
@@ -189,5 +189,10 @@ def make_condition(name: str, seed: int, command: str | None = None) -> Conditio
         ValueError: the command's program does not exist.
     """
     change = CHANGES[name] if command is None else command_change(command)
-    made_of = {"condition": name, "condition_version": VERSION, "condition_seed": seed}
-    return Condition(name, seed, change, made_of | ({"command": command} if command else {}))
+    made_of: dict[str, str | int] = {
+        "condition": name,
+        "condition_version": VERSION,
+        "condition_seed": seed,
+        "condition_command": command or "",
+    }
+    return Condition(name, seed, change, made_of)

@@ -28,6 +28,7 @@ from icetransfer.data.features import (
     load_features,
     read_audio,
 )
+from icetransfer.data.shards import NUM_BINS
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log
 from icetransfer.settings import augment as settings
@@ -76,7 +77,7 @@ def _noise_samples(count: int, draw: Draw) -> Samples:
 def _noise_features(frames: int, draw: Draw) -> Features:
     """The same as features, (frames, 80)."""
     features = _stretch(int(draw.integers(STRETCHES)))[1]
-    return np.resize(np.roll(features, int(draw.integers(len(features))), 0), (frames, 80))
+    return np.resize(np.roll(features, int(draw.integers(len(features))), 0), (frames, NUM_BINS))
 
 
 class Level:
@@ -118,7 +119,7 @@ class Silence:
         if draw.random() < DIGITAL:
             return np.zeros(count, np.float32)
         noise = _noise_samples(count, draw)
-        return noise * np.float32(10 ** (draw.uniform(*self._section.db) / 20))
+        return np.asarray(noise * 10 ** (draw.uniform(*self._section.db) / 20), np.float32)
 
     def features(self, features: Features, draw: Draw) -> Features:
         """Puts features between two pauses."""
@@ -127,9 +128,10 @@ class Silence:
 
     def _pause_features(self, frames: int, draw: Draw) -> Features:
         if draw.random() < DIGITAL:
-            return np.full((frames, 80), FLOOR, np.float32)
+            return np.full((frames, NUM_BINS), FLOOR, np.float32)
         noise = _noise_features(frames, draw)
-        return np.maximum(noise + np.float32(NATURAL * draw.uniform(*self._section.db)), FLOOR)
+        level = NATURAL * draw.uniform(*self._section.db)
+        return np.asarray(np.maximum(noise + level, FLOOR), np.float32)
 
 
 class Noise:
@@ -185,7 +187,7 @@ class Room:
         # In double precision: a loud frame's rounding would be heard in quiet ones.
         powers = signal.fftconvolve(np.exp(features, dtype=np.float64), echo, axes=0)
         powers = powers[: len(features)]
-        return np.log(np.maximum(powers, np.exp(FLOOR))).astype(np.float32)
+        return np.asarray(np.log(np.maximum(powers, np.exp(FLOOR))), np.float32)
 
 
 class Codec:
@@ -202,7 +204,7 @@ class Codec:
         """Weakens each bin as a telephone line does, and adds the noise of its 8 bits."""
         attenuation, noise = _telephone_line()
         floor = np.log(np.exp(features).mean(1, keepdims=True)) + noise
-        return np.maximum(np.logaddexp(features + attenuation, floor), FLOOR)
+        return np.asarray(np.maximum(np.logaddexp(features + attenuation, floor), FLOOR))
 
 
 @lru_cache(maxsize=1)
@@ -228,8 +230,17 @@ def _mean_log(features: Features) -> Features:
     return mean
 
 
+@lru_cache(maxsize=1)
+def _emphasis() -> NDArray[np.float64]:
+    """By how much the pre-emphasis of filter banks weakens the power of each bin, at its centre."""
+    low, high = (1127 * np.log1p(hertz / 700) for hertz in (20, SAMPLING_RATE / 2 - 400))
+    centres = 700 * np.expm1(np.linspace(low, high, NUM_BINS + 2)[1:-1] / 1127)
+    return np.abs(1 - 0.97 * np.exp(-2j * np.pi * centres / SAMPLING_RATE)) ** 2
+
+
 def _power(features: Features) -> float:
-    return float(np.exp(features.astype(np.float64)).mean())
+    """What is in proportion to the power of the samples."""
+    return float((np.exp(features.astype(np.float64)) / _emphasis()).mean())
 
 
 class Recordings:
@@ -252,7 +263,9 @@ class Recordings:
             suffixes = (".wav", ".flac", ".ogg", ".mp3")
             self._found = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
         elif path.is_file():
-            self._found = sorted(RecordingSet.from_file(path), key=lambda found: found.id)
+            recordings = [*RecordingSet.from_file(path)]
+            recordings.sort(key=lambda recording: recording.id)
+            self._found = recordings
         else:
             raise ValueError(f"{where} does not exist: give a folder of audio, or a manifest")
         if not self._found:
