@@ -7,6 +7,7 @@ comes from the generator that is given.
 import hashlib
 import io
 import itertools
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -105,8 +106,9 @@ def simulated_room(number: int, shortest: float = 0.1, longest: float = 0.8) -> 
     simulate: Any = FastRandomRIRGenerator(
         sr=SAMPLING_RATE, max_T60=longest, room_seed=seed, source_seed=seed
     )
-    with torch.random.fork_rng(devices=[]):  # it draws from torch's generator, too
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)  # it draws from torch's generator, too
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, about how it calls numpy
         return from_direct_sound(np.asarray(simulate(nsource=1)[0], np.float32))
 
 

@@ -123,9 +123,7 @@ def command_change(command: str) -> Change:
     """
     words = shlex.split(command)
     if shutil.which(words[0]) is None:
-        raise ValueError(
-            f"{words[0]}, of the command {command!r}, is not a program on this machine"
-        )
+        raise ValueError(f"robustness.commands: {words[0]} of {command!r} is not a program here")
 
     def change(samples: Samples, draw: Draw) -> Samples:
         wav = io.BytesIO()

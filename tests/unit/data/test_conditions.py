@@ -86,10 +86,18 @@ def python(code):
     return f'{sys.executable} -c "{code}"'
 
 
-def test_a_command_is_a_condition(samples):
-    halve = "import sys, io, soundfile as s; x, r = s.read(io.BytesIO(sys.stdin.buffer.read())); "
-    halve += "s.write(sys.stdout.buffer, x[::2] / 2, r // 2, format='WAV')"
-    found = make_condition("halved", 1, python(halve))("a", samples)
+HALVE = """import sys, io, soundfile as s
+x, r = s.read(io.BytesIO(sys.stdin.buffer.read()))
+f = io.BytesIO()
+s.write(f, x[::2] / 2, r // 2, format='WAV')
+f = bytearray(f.getvalue())
+f[40:44] = LENGTH
+sys.stdout.buffer.write(f)"""
+
+
+@pytest.mark.parametrize("length", ["f[40:44]", "bytes(4 * [255])"])  # known, and as in a pipe
+def test_a_command_is_a_condition(samples, length):
+    found = make_condition("halved", 1, python(HALVE.replace("LENGTH", length)))("a", samples)
     assert abs(len(found) - len(samples)) <= 1
     assert acoustics.power(found) == pytest.approx(acoustics.power(samples) / 4, rel=0.1)
 

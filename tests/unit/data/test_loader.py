@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from icetransfer import config
@@ -21,7 +20,6 @@ from icetransfer.data.loader import (
     TrainLoader,
     dev_batches,
     dev_cuts,
-    load_features,
 )
 from icetransfer.data.subset import make_subset, read_subset, subset_path
 from icetransfer.data.surroundings import Augmenter
