@@ -7,11 +7,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 STAGES = (
     *("data.download", "data.corpora", "data.features", "data.subset", "data.tokenizer"),
-    *("transfer", "train", "average", "export", "decode", "robustness", "score", "pack"),
+    *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (
     *("config", "experiment", "sweep", "report", "gap", "recommend"),
-    *("remedy", "model_card", "new_recipe", "doctor"),
+    *("robustness", "remedy", "model_card", "new_recipe", "doctor"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Stage 9, second part: the test sets as if recorded elsewhere, softer or in noise, say -> WER.
+"""After stage 9: the test sets as if recorded elsewhere, softer or in noise, say, and their WER.
 
     python -m icetransfer.robustness --exp DIR
 

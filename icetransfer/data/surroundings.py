@@ -38,7 +38,7 @@ Draw = np.random.Generator
 
 HOP = round(FRAME_SHIFT * SAMPLING_RATE)  # samples of a frame
 NATURAL = np.log(10) / 10  # what a decibel adds to a logarithm of powers
-ROOMS = 100  # simulated ones
+ROOMS = 50  # simulated ones; to make one takes some 70 ms, once in a process
 STRETCH_SECONDS = 8  # of generated noise, which is cut out anywhere and repeated
 SLOPES = (0, 0.5, 1, 1.5, 2)  # of generated noise: from white to brown
 STRETCHES = 3 * len(SLOPES)  # of which every third is breath
