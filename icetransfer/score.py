@@ -265,9 +265,8 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        if CONDITION_MARK in path.parent.parent.name:
-            continue
-        runs.setdefault(path.parent, _decoding_of(read_result(path)))
+        if "condition" not in (result := read_result(path)):
+            runs.setdefault(path.parent, _decoding_of(result))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
@@ -287,10 +286,9 @@ def condition_results(experiment: Experiment) -> list[dict[str, Any]]:
     """What `icetransfer.robustness` has found: wer.json files, by test set, tier and condition."""
     names = {name: number for number, name in enumerate(CONDITIONS)}
     paths = experiment.decode_dir.glob(f"*{CONDITION_MARK}*/*/wer.json")
-    found = [
-        read_result(path) | {"test_set": path.parent.parent.name.partition(CONDITION_MARK)[0]}
-        for path in paths
-    ]
+    found = [result for path in paths if "condition" in (result := read_result(path))]
+    for result in found:
+        result["test_set"] = result["test_set"].rpartition(CONDITION_MARK)[0]
 
     def order(result: dict[str, Any]) -> tuple[Any, ...]:
         condition = result["condition"]

@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 
-from icetransfer import export, gap, robustness, score
+from icetransfer import export, gap, model_card, robustness, score
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.experiment import create_experiment
+from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
+from icetransfer.report import tables, write
+from icetransfer.streaming.exported import Exported
 
 # Fails with one recording, whose number of samples is odd or even by its words.
 PICKY = """import sys, io, soundfile as s
@@ -100,6 +102,24 @@ def test_score_has_a_table_of_its_own_for_them(measured):
     assert len(cells) == len(score.CONDITION_COLUMNS)
     assert cells[0] == "tones" and cells[5].startswith(("+", "-"))
     assert len(score.conditions_table(measured).rows) == 4
+
+
+def test_the_model_card_and_the_report_have_them(measured, monkeypatch):
+    source = Exported(measured.onnx_dir(8))
+    monkeypatch.setattr(Experiment, "final_step", 8)
+    card = model_card.bundle_card(measured, source, 8)
+    assert "## As if recorded elsewhere" in card and "| telephone |" in card
+    assert "As if recorded elsewhere" not in model_card.bundle_card(
+        measured, Exported(measured.onnx_dir(-1)), -1
+    )
+    cell = {"experiment": measured.dir.name, "hours": 0.005}
+    rows = write.collect_conditions({"cells": [cell]}, measured.dir.parent)
+    header, lines = tables.condition_table(rows)
+    assert header == ["condition", "0.3min ml"]
+    found = results(measured)
+    assert lines[0] == ["as they are", f"{found['tones']['wer']:.1f}"]
+    assert ["telephone", f"{found['tones@telephone']['wer']:.1f}"] in lines
+    assert tables.condition_table([])[1] == []
 
 
 def test_the_gap_leaves_them_out(measured):
