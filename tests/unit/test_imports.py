@@ -25,7 +25,7 @@ ORDER = (
     {"score"},
     {"training"},
     {"transfer", "train", "average", "export", "decode"},
-    {"gap", "recommend", "model_card"},
+    {"gap", "recommend", "model_card", "robustness"},
     {"pack", "remedy", "new_recipe", "doctor"},
     {"report"},
     {"sweep"},
