@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 Refused = Callable[..., str]
 
 
-TRANSCRIBE = str(Path(__file__).resolve().parents[2] / "tools" / "transcribe.py")
+TRANSCRIBE = "icetransfer.transcribe"
 
 
 @pytest.fixture
