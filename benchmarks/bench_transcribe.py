@@ -5,8 +5,8 @@
 long       hours of the recordings again and again, pauses between them: memory and CPU seconds for
            each hour, at a streaming tier and at the tier with full context
 nobody     words a minute on an hour of silence, noise and music each: without endpoints, with a
-           blank penalty below 0, with endpoints, and with the least confidence besides; and what
-           the latter costs on the recordings
+           blank penalty below 0, with endpoints, and with the least confidence besides; and the
+           same on half an hour of the recordings
 cut        half an hour of the recordings at the tier with full context, whose words are compared
            with those of each recording alone, as it is and with silence around it
 
@@ -164,32 +164,33 @@ def run_long(tier: Path, files: list[Path], hours: float) -> None:
 
 
 def run_nobody(tier: Path, files: list[Path], minutes: float) -> None:
-    """Words a minute in four ways."""
-    no_endpoints = {"enable_endpoint_detection": False}
-    ways: dict[str, dict[str, Any]] = {
-        "no endpoints": {"least": 0.0, **no_endpoints},
-        "blank penalty -3": {"least": 0.0, **no_endpoints, "blank_penalty": -3.0},
-        "endpoints": {"least": 0.0},
-        "and least confidence": {},
-    }
-    if tier.name == "offline":
-        ways = {"cut at pauses": {"least": 0.0}, "and least confidence": {}}
+    """Words a minute without endpoints, with them, and with the least confidence besides."""
+    least = read_settings(tier).min_confidence
     sounds: dict[str, Callable[[], Iterator[Samples]]] = {
-        "silence": lambda: silence(minutes),
         "noise": lambda: noise(minutes),
         "music": lambda: music(minutes),
         "speech": lambda: speech(files, min(minutes, 30)),
+        "silence": lambda: silence(minutes),
     }
+    before: dict[str, dict[str, Any]] = {
+        "no endpoints": {"enable_endpoint_detection": False},
+        "blank penalty -3": {"enable_endpoint_detection": False, "blank_penalty": -3.0},
+    }
+    ways = {"endpoints": {}} if tier.name == "offline" else before | {"endpoints": {}}
     for name, make in sounds.items():
         for way, options in ways.items():
-            length, count = 0, 0
-            heard = listener(tier, **options)
+            heard, length, found = listener(tier, 0.0, **options), 0, []
             for samples in make():
                 length += len(samples)
-                count += sum(len(segment.words) for segment in heard.accept(samples))
-            count += sum(len(segment.words) for segment in heard.finish())
-            rate = count * MINUTE / length
-            print(f"nobody, {tier.name}, {name}, {way}: {rate:.2f} words a minute", flush=True)
+                found += heard.accept(samples)
+            found += heard.finish()
+            counts = {way: sum(len(segment.words) for segment in found)}
+            if way == "endpoints":
+                sure = [segment for segment in found if segment.confidence >= least]
+                counts["and least confidence"] = sum(len(segment.words) for segment in sure)
+            for what, count in counts.items():
+                rate = count * MINUTE / length
+                print(f"nobody, {tier.name}, {name}, {what}: {rate:.2f} words a minute", flush=True)
 
 
 def run_cut(tier: Path, files: list[Path], minutes: float) -> None:

@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import wave
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,28 @@ def program(chunk_size: int) -> str | None:
     return shutil.which(name) or shutil.which(name, path=beside)
 
 
-def command(bundle: dict[str, Any], precision: str) -> list[str]:
-    """The words after the program's name that make it recognise test.wav as Python does."""
+def command(bundle: dict[str, Any], precision: str, recording: str = "test.wav") -> list[str]:
+    """The words after the program's name that make it recognise a recording."""
     options = [f"--{key}={name}" for key, name in models(precision).items()]
     if bundle["chunk_size"] != -1:
         options += ["--left-padding=0", f"--right-padding={bundle['tail']:g}"]
         options += ["--enable-endpoint=false"]
-    return [*options, "test.wav"]
+    return [*options, recording]
 
 
 def by_program(folder: Path, bundle: dict[str, Any], precision: str, path: str) -> str:
-    """What sherpa-onnx's program makes of test.wav."""
-    done = subprocess.run(
-        [path, *command(bundle, precision)],
-        cwd=folder, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+    """What sherpa-onnx's program makes of test.wav; to the offline one the silence is given."""
+    with tempfile.TemporaryDirectory() as temporary:
+        recording = folder / "test.wav"
+        if bundle["chunk_size"] == -1:
+            padded = Path(temporary) / "padded.wav"
+            with wave.open(str(recording)) as given, wave.open(str(padded), "wb") as longer:
+                longer.setparams(given.getparams())
+                silence = bytes(2 * int(bundle["tail"] * given.getframerate()))
+                longer.writeframes(given.readframes(given.getnframes()) + silence)
+            recording = padded
+        words = [path, *command(bundle, precision, str(recording.resolve()))]
+        done = subprocess.run(words, cwd=folder, capture_output=True, encoding="utf-8")
     for line in (done.stdout + "\n" + done.stderr).splitlines():
         if line.startswith("{") and '"text"' in line:
             return str(json.loads(line)["text"]).strip()

@@ -70,7 +70,7 @@ With sherpa-onnx's program, which `pip install sherpa-onnx-bin` brings:
 ```
 
 `test.wav` says, by its transcript in `test.txt`: {transcript}
-Both print, by precision:
+{prints}, by precision:
 
 {heard}
 
@@ -80,6 +80,10 @@ Both print, by precision:
 file (`sha256sum -c SHA256SUMS`). `export.json` says how the models were made; icetransfer's tools
 compare the models with it before they load them.
 """
+
+PRINT_OFFLINE = """\
+The program puts no silence after a recording, and may lose the end of its last word. The Python
+lines print"""
 
 LIVE = """\
 ## Speech without end
@@ -165,6 +169,7 @@ def readme(
         python=(OFFLINE if size == -1 else ONLINE).format(**names, tail=tail),
         command=_lines(program, *options, recording),
         transcript=f"`{transcript}`",
+        prints=PRINT_OFFLINE if size == -1 else "Both print",
         heard=_heard(bundle, results),
         more=more + HOTWORDS.format(command=_lines(program, *options, *EXPECT, recording)),
     )
