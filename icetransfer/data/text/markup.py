@@ -34,7 +34,7 @@ _HTML = frozenset(
 _NEEDED = re.compile(r"[<>\[\]{}(*&♪♫]")
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _BRACKETS = re.compile(
-    r"<(?P<tag>/?[^\W\d_][^<>]*)>|\[(?P<square>[^\[\]]*)\]|\{(?P<curly>[^{}]*)\}"
+    r"<(?P<tag>/?[^<>\s][^<>]*)>|\[(?P<square>[^\[\]]*)\]|\{(?P<curly>[^{}]*)\}"
     r"|\((?P<round>[^()]*)\)|\*(?P<star>[^*\s][^*]*)\*"
 )
 _MOST_WORDS = 3  # of an event in round brackets

@@ -20,7 +20,8 @@ What is particular to a language stands under `numbers` in its `languages/<code>
     patterns: {"<n>er": "{1 ordinal}"}       # tried in order, before everything else
     range: "{1} tot {2}"           # 3–5
     fractions: {1/2: een half}     # and ½
-    mixed: {1/2: "{1} en een half", other: "{1} {2}"}  # 2 1/2
+    mixed: {1/2: "{1} en een half", other: "{1} {2}"}  # 2 1/2; with noun: doubt, it is in doubt
+                                   # before a noun, as where "two hours and a half" is said
     currencies: {"€": {one: euro, other: euros, of: d'euros}}  # the CLDR's plural categories
     units: {t: {other: ton}}       # where the CLDR has another word than speakers
     money: {joint: con, after: cents, of: de, form: m, magnitudes: {k: thousand}}
@@ -53,7 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from babel import Locale
-from babel.numbers import get_currency_name
+from babel.numbers import format_currency
 from babel.units import format_unit
 
 from icetransfer.data.text.spelling import Speller
@@ -91,6 +92,7 @@ _VULGAR = {
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
 }  # fmt: skip
+_VULGAR_AFTER = re.compile(rf"(?:(\d) ?)?([{''.join(_VULGAR)}])")
 _DASHES = r"\-−–—‐‑‒﹣"  # in a class of a regular expression
 _MACROS = {
     "n": r"(\d+)",
@@ -174,10 +176,10 @@ class NumberReader:
         ]
         whole = rf"\d{{1,3}}(?:{group}\d{{3}})+(?!\d)|\d+"
         decimal = re.escape(rules["decimal"])
-        # A dash after a word or a number is no sign: 2019-2020, 6 -7.
-        sign = rf"(?:(?<!\w)(?<!\d )([{_DASHES}]))?"
-        number = rf"{sign}(?<!\d)({whole})(?:{decimal}(\d+))?"
+        number = rf"(?<!\d)({whole})(?:{decimal}(\d+))?"
         currency = _any_of(self._currencies)
+        # A dash after a word or a number is no sign: 2019-2020, 6 -7.
+        self._minus = re.compile(rf"(?<!\w)(?<!\d )[{_DASHES}](?={currency}?\d)")
         self._magnitudes = rules.get("magnitudes", {})
         magnitude = rf"(?:\s?{_any_of(self._magnitudes)}(?!\w))"
         before = r"(?<!\w)"  # of a currency's code: no word ends in one
@@ -214,20 +216,19 @@ class NumberReader:
             return text, []
         doubts: list[str] = []
         text = "".join(map(_ascii_digit, text))
-        text = re.sub(
-            rf"(\d?)[ ]?([{''.join(_VULGAR)}])",
-            lambda m: f"{m[1]}{' ' * bool(m[1])}{_VULGAR[m[2]]}",
-            text,
+        text = _VULGAR_AFTER.sub(
+            lambda m: f"{m[1]} {_VULGAR[m[2]]}" if m[1] else _VULGAR[m[2]], text
         )
         text = _replace(_TELEPHONE, partial(self._telephone, doubts), text)
         text = self._range.sub(self._from_to, text)
+        text = self._minus.sub(f"{self._rules['minus']} ", text)
         for pattern, reading in self._patterns:
             text = pattern.sub(partial(self._read, reading), text)
         text = _replace(self._fraction_of, partial(self._ratio, doubts), text)
         text = _replace(self._money_between, lambda m: self._money(*m.groups()), text)
         text = _replace(self._money_last, lambda m: self._money(*m.groups()), text)
         text = _replace(
-            self._money_first, lambda m: self._money(m[2], m[3], m[4], m[5], m[1], None), text
+            self._money_first, lambda m: self._money(m[2], m[3], m[4], m[1], None), text
         )
         text = _replace(self._large, lambda m: self._counted_large(*m.groups()), text)
         text = _replace(self._measure, lambda m: self._quantity(*m.groups()), text)
@@ -301,6 +302,8 @@ class NumberReader:
         if whole is None:
             return str(fractions[name])
         mixed = self._rules.get("mixed", {})
+        if "noun" in mixed and re.match(r" [^\W\d]", match.string[match.end() :]):
+            doubts.append(f"a fraction before its noun: {match[0]}")
         reading = mixed.get(f"{whole} {name}") or mixed.get(name) or mixed.get("other", "{1} {2}")
         return self._read(reading.replace("{2}", fractions[name]), match)
 
@@ -312,16 +315,15 @@ class NumberReader:
         return self._words(value)
 
     def _money(
-        self, minus: str | None, whole: str, fraction: str | None, magnitude: str | None, sign: str,
-        cents: str | None,
-    ) -> str:  # fmt: skip
+        self, whole: str, fraction: str | None, magnitude: str | None, sign: str, cents: str | None
+    ) -> str:
         """An amount: "five euros fifty", "two point five million euros"."""
         money = self._rules.get("money", {})
         forms = self._currencies[sign]
         if magnitude:
             unit = forms.get("of") or forms.get("many") or forms["other"]
             after = f" {cents}" if cents else ""
-            return f"{self._counted_large(minus, whole, fraction, magnitude)} {unit}{after}"
+            return f"{self._counted_large(whole, fraction, magnitude)} {unit}{after}"
         after = ""
         if cents and fraction:
             after = f" {cents}"  # another number
@@ -331,14 +333,12 @@ class NumberReader:
             if value:
                 words = self._words(value, forms=[money.get("form", "")])
                 after = " ".join(filter(None, (money.get("joint"), words, money.get("after"))))
-        number = self._plain(minus, whole, fraction, self._genders.get(sign, "m"))
+        number = self._plain(whole, fraction, self._genders.get(sign, "m"))
         return f"{number} {self._plural(forms, whole, fraction)} {after}"
 
-    def _counted_large(
-        self, minus: str | None, whole: str, fraction: str | None, magnitude: str
-    ) -> str:
+    def _counted_large(self, whole: str, fraction: str | None, magnitude: str) -> str:
         """A number of thousands, millions or more: "two million", "dwa miliony"."""
-        number = self._plain(minus, whole, fraction, self._rules.get("magnitude_form", "m"))
+        number = self._plain(whole, fraction, self._rules.get("magnitude_form", "m"))
         read = self._magnitudes.get(magnitude) or self._small[magnitude]
         word = read if isinstance(read, str) else self._plural(read, whole, fraction)
         return f"{number} {word}"
@@ -347,36 +347,30 @@ class NumberReader:
         category = self._locale.plural_form(_value(whole, fraction))
         return forms.get(category) or forms["other"]
 
-    def _quantity(self, minus: str | None, whole: str, fraction: str | None, unit: str) -> str:
+    def _quantity(self, whole: str, fraction: str | None, unit: str) -> str:
         """A number with a unit, in the CLDR's words for it."""
-        number = self._plain(minus, whole, fraction, self._genders.get(unit, "m"))
+        number = self._plain(whole, fraction, self._genders.get(unit, "m"))
         if own := self._rules.get("units", {}).get(unit):
             return f"{number} {self._plural(own, whole, fraction)}"
         written = format_unit(_value(whole, fraction), UNITS[unit], locale=self._locale)
         return f"{number} {re.sub(_FIGURES, '', written)}"
 
     def _bare(self, doubts: list[str], match: re.Match[str]) -> str:
-        if len(_digits(match[2])) > _LONGEST_CARDINAL:
-            doubts.append(f"a long number: {match[2]}")
-        return self._plain(*match.groups())
+        if len(_digits(match[1])) > _LONGEST_CARDINAL:
+            doubts.append(f"a long number: {match[1]}")
+        return self._plain(match[1], match[2])
 
-    def _plain(
-        self, minus: str | None, whole: str, fraction: str | None, gender: str | None = None
-    ) -> str:
+    def _plain(self, whole: str, fraction: str | None, gender: str | None = None) -> str:
         """A number in words; one that counts, and so has a gender, is never a year."""
         digits = _digits(whole)
-        forms = [gender] if gender and (fraction is None or self._agrees) else []
+        forms = [gender] if gender and (fraction is None or self._rules.get("fraction_agrees")) else []
         if digits == whole and fraction is None and not gender and self._is_year(digits):
             words = self._words(int(digits), "year")
         else:
             words = self._integer(digits, forms)
         if fraction is not None:
             words += f" {self._rules['point']} {self._fraction(fraction)}"
-        return f"{self._rules['minus']} {words}" if minus else words
-
-    @property
-    def _agrees(self) -> bool:
-        return bool(self._rules.get("fraction_agrees"))
+        return words
 
     def _integer(self, digits: str, forms: Iterable[str] = ()) -> str:
         if (len(digits) > 1 and digits[0] == "0") or len(digits) > _LONGEST_CARDINAL:
@@ -410,7 +404,7 @@ def _currency(code: str, locale: Locale, of: str) -> dict[str, str]:
     """The CLDR's names of a currency by plural category, and what follows millions."""
     numbers = {"one": 1, "few": 3, "many": 5, "other": 1000}
     names = {
-        category: get_currency_name(code, count=number, locale=locale)
+        category: re.sub(_FIGURES, "", format_currency(number, code, locale=locale, format_type="name"))
         for category, number in numbers.items()
         if category in {*locale.plural_form.tags, "other"}
     }
