@@ -4,6 +4,7 @@ Writes to the manifests folder, for a corpus named X,
 
     X_{train,dev,test}.jsonl.gz   lhotse cuts: text normalised, as written in custom["raw_text"]
     X_rejected.tsv                id, path, reason, advice: what was left out
+    X_text.md                     what was done to the text, for a native speaker to read
     X_prepared.json               counts, and what they were made from
     X_audio.jsonl.gz              size and time of each file, by which a replaced one is told
     X_parts/                      while it runs: what is checked, for a killed run to go on
@@ -37,8 +38,9 @@ from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.json_lines import common_folder, read_json_lines
 from icetransfer.data.readers.mls import read_mls
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
-from icetransfer.data.recordings import OUTSIDE, Limits, check
-from icetransfer.data.text.normalizer import Normalizer
+from icetransfer.data.recordings import DOUBT, OUTSIDE, Limits, check
+from icetransfer.data.text.changes import TextChanges
+from icetransfer.data.text.normalizer import Normalizer, rules_file
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.settings import corpora as kinds
@@ -163,6 +165,7 @@ def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> Non
         rejections = _check_all(source, made_from, parts, jobs)
         for split, target in targets.items():
             write_jsonl_gz(target, _checked(parts, split))
+        _write_text_report(source, parts, rejections, manifests_dir / f"{name}_text.md")
     counts = {split: _counts(target) for split, target in targets.items()}
     _write_rejections(name, rejections, manifests_dir / f"{name}_rejected.tsv")
     empty = [split for split in SPLITS if not counts[split]["recordings"]]
@@ -287,16 +290,21 @@ def check_part(
 ) -> None:
     """Writes the cut of each utterance, or why it has none, a JSON object a line."""
     normalizer = Normalizer(language)
+    changes = TextChanges()
     rows: list[dict[str, Any]] = []
     for utterance in part:
         if isinstance(utterance, Rejection):
             rows.append({"rejected": asdict(utterance)})
             continue
+        changes.add(utterance.text, normalizer.read(utterance.text), normalizer)
         found = check(utterance, normalizer, limits)
         if isinstance(found, Rejection):
             rows.append({"rejected": asdict(found)})
+            if DOUBT in found.reason or OUTSIDE in found.reason:
+                changes.leave_out(_kind(found), utterance.text)
         else:
             rows.append({"split": utterance.split, "cut": found})
+    rows.append({"text": changes.to_json()})
     write_jsonl_gz(target, rows)
 
 
@@ -363,8 +371,28 @@ def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> Non
         log.warning("%s: each is named in %s", name, path)
 
 
+def _write_text_report(
+    source: Source, parts: Path, rejections: list[Rejection], path: Path
+) -> None:
+    """Writes what was done to a corpus's text, and says where a native speaker can read it."""
+    changes = TextChanges()
+    for row in _rows(parts):
+        if "text" in row:
+            changes.update(TextChanges.from_json(row["text"]))
+    for rejection in rejections:
+        if DOUBT not in rejection.reason and OUTSIDE not in rejection.reason:
+            changes.leave_out(_kind(rejection), "")
+    normalizer = Normalizer(source.language)
+    rules = "/".join(rules_file(source.language).parts[-3:])
+    atomic.write_text(path, changes.report(source.name, normalizer, rules))
+    log.info("%s: what was done to its text -> %s", source.name, path)
+
+
 def _kind(rejection: Rejection) -> str:
     """Returns a reason without its particulars, to count by."""
+    doubt = rejection.reason.partition(DOUBT)[2]
+    if doubt:
+        return f"not sure what was said: {doubt.partition(':')[0]}"
     return re.sub(r"[:(].*|^\d+ ", "", rejection.reason).strip()
 
 

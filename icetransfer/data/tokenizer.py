@@ -91,13 +91,14 @@ class Tokenizer:
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a BPE model; the same text gives the same bytes.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> bytes:
+    """Trains a sentencepiece model; the same text gives the same bytes.
 
     Args:
         texts: normalised sentences.
         vocab_size: tokens wanted, special ones included.  When the text does not hold that many
             pieces, the largest possible number is taken and a warning says so.
+        kind: "bpe", or "characters": each is a token, however many there are.
 
     Returns:
         The sentencepiece model.
@@ -108,6 +109,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     sentences = [text for text in texts if text.strip()]
     if not sentences:
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
+    if kind == "characters":
+        return _train(sentences, vocab_size, model_type="char", use_all_vocab=True, add_dummy_prefix=False)
     characters = len(Counter("".join(sentences)) - Counter(" "))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
@@ -129,12 +132,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     return _train(sentences, int(largest[1]))
 
 
-def _train(sentences: list[str], vocab_size: int) -> bytes:
+def _train(sentences: list[str], vocab_size: int, **options: str | bool) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        model_type="bpe",
         vocab_size=vocab_size,
         character_coverage=1.0,
         normalization_rule_name="identity",  # the text is normalised already
@@ -144,6 +146,7 @@ def _train(sentences: list[str], vocab_size: int) -> bytes:
         eos_id=-1,
         num_threads=1,
         minloglevel=2,
+        **{"model_type": "bpe", **options},
     )
     return model.getvalue()
 
@@ -195,6 +198,7 @@ def make_tokenizer(experiment: Experiment) -> None:
     data = experiment.config.data
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
+    inputs |= {"tokens": data.tokens} if data.tokens != "bpe" else {}
     inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
@@ -202,7 +206,7 @@ def make_tokenizer(experiment: Experiment) -> None:
         return
     stamp.renew(model_path, tokens_path)
     texts = [*training_texts(experiment), *given_texts(experiment)]
-    model = train_tokenizer(texts, data.vocab_size)
+    model = train_tokenizer(texts, data.vocab_size, data.tokens)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)

@@ -6,6 +6,7 @@ a recipe that brings its own:
     name: Dutch
     lower: {I: ı, İ: i}           # capitals whose small letters are not Unicode's
     alphabet: "abc..."            # lower-case letters; the space is always allowed
+    ranges: [一-鿿]               # more of the alphabet, from one letter to another
     apostrophe: keep              # inside words (don't, l'acqua); default: remove
     apostrophe_clitics: [s, t]    # words that keep a leading apostrophe ('s ochtends)
     hyphen: keep                  # inside words (s-a); default: a space
@@ -55,7 +56,7 @@ _SPOKEN_SYMBOLS = frozenset("%‰&@#§")
 _READ_SYMBOLS = frozenset("°№")  # among pictures and dingbats
 _KEYS = {
     *("name", "alphabet", "lower", "apostrophe", "apostrophe_clitics", "hyphen", "replace"),
-    *("inside", "vowel_signs", "spaces", "abbreviations", "events", "missing", "numbers"),
+    *("ranges", "inside", "vowel_signs", "spaces", "abbreviations", "events", "missing", "numbers"),
 }
 _CHOICES = {
     "apostrophe": ("keep", "remove"),
@@ -135,7 +136,8 @@ class Normalizer:
         clitics = "|".join(map(re.escape, rules.get("apostrophe_clitics", [])))
         self._clitic = re.compile(rf"(?<!\w)'(?=(?:{clitics})(?!\w))") if clitics else None
         extra = "'" * self._keep_apostrophe + "-" * self._keep_hyphen + self._inside
-        self.alphabet = frozenset(str(rules["alphabet"]) + extra + " ")
+        many = (chr(c) for r in rules.get("ranges", []) for c in range(ord(r[0]), ord(r[-1]) + 1))
+        self.alphabet = frozenset([*str(rules["alphabet"]), *many, *extra, " "])
         self._remove_markup = MarkupRemover(rules.get("events", []), rules.get("missing", []))
         self._expand = _abbreviations(rules.get("abbreviations", {}))
         self._read_numbers: Callable[[str], tuple[str, list[str]]] = _as_it_is
@@ -158,7 +160,7 @@ class Normalizer:
         """
         said, removed, unsure = self._remove_markup(characters.compose(text))
         spoken, doubts = self._read_numbers(self._expand(said))
-        words = self._plain_words(spoken)
+        words = self.words(spoken)
         return Reading("".join(map(self._own, words)), removed, unsure + doubts)
 
     def check(self, text: str) -> list[str]:
@@ -177,10 +179,22 @@ class Normalizer:
         Args:
             text: A transcript, a word or a name.
         """
-        return sorted(set(self._plain_words(text)) - self.alphabet)
+        return sorted(set(self.words(text)) - self.alphabet)
 
-    def _plain_words(self, text: str) -> str:
-        """Returns the text in lower case, without punctuation."""
+    def scored(self, text: str) -> str:
+        """Returns normalised text as it is scored: of a script without spaces, each character alone.
+
+        Args:
+            text: Normalised.
+        """
+        return " ".join(characters.graphemes(text.replace(" ", ""))) if self.spaceless else text
+
+    def words(self, text: str) -> str:
+        """Returns text in lower case, without punctuation: what is done to words alone.
+
+        Args:
+            text: Numbers and symbols in it stay.
+        """
         text = unicodedata.normalize("NFC", text).translate(self._lower).lower()
         # Lower-casing can decompose (İ), so compose again before looking at single characters.
         text = unicodedata.normalize("NFC", text).translate(self._replace)
