@@ -1,4 +1,4 @@
-"""Stage 4: sentencepiece BPE over the text of the hours to train on -> lang/bpe.model, tokens.txt.
+"""Stage 4: sentencepiece tokens of the text of the hours to train on -> lang/bpe.model, tokens.txt.
 
 Tokens are of the experiment's own hours, not of all the recipe has: whoever has two minutes of
 speech has the text of two minutes.  Text of the user's (`data.tokenizer_text`) is added to it.
@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from icetransfer.data.subset import subset_path, training_texts
+from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
@@ -79,6 +80,12 @@ class Tokenizer:
         """Text of token ids; special symbols are left out, `<unk>` is written as `⁇`."""
         text: str = self._processor.decode([i for i in ids if i >= len(SPECIAL_SYMBOLS)])
         return re.sub(r"\s+", " ", text).strip()
+
+    def units(self, text: str) -> list[str]:
+        """What errors are counted in: words, or characters where these are the tokens."""
+        if all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :]):
+            return graphemes(text.replace(" ", ""))
+        return text.split()
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""

@@ -11,12 +11,12 @@ _SHAPES = (
     "<wide>", "<narrow>", "<small>", "<sub>", "<square>", "<font>", "<compat>", "<circle>",
     "<initial>", "<medial>", "<final>", "<isolated>", "<vertical>",
 )  # fmt: skip
-#: Scripts that put no space between words: Han, kana, Thai, Lao, Khmer, Myanmar and Tibetan.
-_SPACELESS = (
+#: A class of a regular expression: the scripts that put no space between words, Han, kana, Thai, Lao, Khmer, Myanmar and Tibetan.
+SPACELESS = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_BESIDE_SPACELESS = re.compile(f"(?<=[{_SPACELESS}]) | (?=[{_SPACELESS}])")
+_BESIDE_SPACELESS = re.compile(f"(?<=[{SPACELESS}]) | (?=[{SPACELESS}])")
 # Vowel signs and accents that Arabic and Hebrew spelling leaves out, the Koran's among them.
 _VOWEL_SIGNS = re.compile(
     "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc"

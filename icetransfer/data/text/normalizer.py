@@ -138,6 +138,7 @@ class Normalizer:
         extra = "'" * self._keep_apostrophe + "-" * self._keep_hyphen + self._inside
         many = (chr(c) for r in rules.get("ranges", []) for c in range(ord(r[0]), ord(r[-1]) + 1))
         self.alphabet = frozenset([*str(rules["alphabet"]), *many, *extra, " "])
+        self._folded = _Folded(self.alphabet)
         self._remove_markup = MarkupRemover(rules.get("events", []), rules.get("missing", []))
         self._expand = _abbreviations(rules.get("abbreviations", {}))
         self._read_numbers: Callable[[str], tuple[str, list[str]]] = _as_it_is
@@ -161,7 +162,7 @@ class Normalizer:
         said, removed, unsure = self._remove_markup(characters.compose(text))
         spoken, doubts = self._read_numbers(self._expand(said))
         words = self.words(spoken)
-        return Reading("".join(map(self._own, words)), removed, unsure + doubts)
+        return Reading(words.translate(self._folded), removed, unsure + doubts)
 
     def check(self, text: str) -> list[str]:
         """Returns the characters that training text may not hold, sorted; empty when it may.
@@ -209,14 +210,6 @@ class Normalizer:
         words = " ".join(kept.translate(_UNMARK).split())
         return characters.close_up(words) if self.spaceless else words
 
-    def _own(self, char: str) -> str:
-        """Returns the language's own letters for a foreign one; what has none stays."""
-        if char in self.alphabet:
-            return char
-        base = unicodedata.normalize("NFD", char)[0]
-        folded = _FOLDED.get(base, base)
-        return folded if set(folded) <= self.alphabet else char
-
     def _mark_kept(self, text: str) -> str:
         """Puts private characters for the apostrophes and hyphens that are spelling."""
         if self._clitic:
@@ -244,6 +237,23 @@ _HYPHEN = re.compile(f"[{_HYPHENS}]")
 def raw(text: str) -> str:
     """Returns text as it is scored unnormalised: only composed (NFC), one space between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class _Folded(dict[int, str]):
+    """The language's own letters for each foreign one; what has none stays."""
+
+    def __init__(self, alphabet: frozenset[str]) -> None:
+        super().__init__()
+        self._alphabet = alphabet
+
+    def __missing__(self, code: int) -> str:
+        char = own = chr(code)
+        if char not in self._alphabet:
+            base = unicodedata.normalize("NFD", char)[0]
+            folded = _FOLDED.get(base, base)
+            own = folded if set(folded) <= self._alphabet else char
+        self[code] = own
+        return own
 
 
 class _PlainCharacters(dict[int, str]):

@@ -57,6 +57,7 @@ from babel import Locale
 from babel.numbers import format_currency
 from babel.units import format_unit
 
+from icetransfer.data.text.characters import SPACELESS
 from icetransfer.data.text.spelling import Speller
 
 #: Symbol -> the CLDR's name of the unit.
@@ -107,6 +108,9 @@ _ALONE = (r"(?<!\w)(?<!\d[.,:/])", r"(?!\w)(?![.,:/]\d)")
 _ROMAN = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 # Longer ones are words too: LL, CD. One letter is none.
 _ROMAN_ALONE = re.compile(r"(?<!\w)([IVX]{2,})(?!\w)")
+_ROMAN_PART = re.compile(r"\b[IVXLC]+(?![A-ZÀ-Þ])")
+_ROMAN_IN_PATTERN = re.compile(r"<roman>|[(\[|]I[IVX)|{]")
+_DIGIT = re.compile(r"\d")
 _TELEPHONE = re.compile(
     r"(?<![\w.,/:-])(?:"
     r"\+\d{1,3}[ ./-]?(?:\(0?\d*\)[ ./-]?)?\d+(?:[ ./-]?\d+)+"  # +49 30 123456
@@ -159,6 +163,9 @@ class NumberReader:
         own: Mapping[str, Mapping[str, str]] = rules.get("currencies", {})
         of = rules.get("money", {}).get("of", "")
         self._currencies = {s: _currency(c, self._locale, of) for s, c in CURRENCIES.items()} | own
+        self._units = UNITS | dict.fromkeys(rules.get("units", {}), "")
+        if "%" not in rules["symbols"]:
+            self._units["%"] = "concentr-percent"
         self._compile()
 
     def _compile(self) -> None:
@@ -171,7 +178,11 @@ class NumberReader:
             "count": rf"(\d{{1,3}}(?:{group}\d{{3}})*)",
         }
         self._patterns = [
-            (re.compile(re.sub(r"<(\w+)>", lambda m: macros[m[1]], p).join(_ALONE)), reading)
+            (
+                re.compile(re.sub(r"<(\w+)>", lambda m: macros[m[1]], p).join(_ALONE)),
+                reading,
+                _ROMAN_IN_PATTERN.search(p) is not None,
+            )
             for p, reading in rules.get("patterns", {}).items()
         ]
         whole = rf"\d{{1,3}}(?:{group}\d{{3}})+(?!\d)|\d+"
@@ -179,7 +190,7 @@ class NumberReader:
         number = rf"(?<!\d)({whole})(?:{decimal}(\d+))?"
         currency = _any_of(self._currencies)
         # A dash after a word or a number is no sign: 2019-2020, 6 -7.
-        self._minus = re.compile(rf"(?<!\w)(?<!\d )[{_DASHES}](?={currency}?\d)")
+        self._minus = re.compile(rf"(?<![^\W{SPACELESS}])(?<!\d )[{_DASHES}](?={currency}?\d)")
         self._magnitudes = rules.get("magnitudes", {})
         magnitude = rf"(?:\s?{_any_of(self._magnitudes)}(?!\w))"
         before = r"(?<!\w)"  # of a currency's code: no word ends in one
@@ -192,8 +203,9 @@ class NumberReader:
         self._money_last = re.compile(rf"{number}{tens}\s?{currency}{cents}")
         self._money_between = re.compile(rf"{number}(){currency}(\d\d){end}")
         self._large = re.compile(number + magnitude)
-        self._measure = re.compile(rf"{number}\s?{_any_of({**UNITS, **rules.get('units', {})})}(?![\w²³])")
+        self._measure = re.compile(rf"{number}\s?{_any_of(self._units)}(?![\w²³])")
         self._number = re.compile(number)
+        self._decimals = None if rules["point"] else re.compile(rf"\d{decimal}\d")
         amount = rf"\d+(?:{group}\d{{3}})*(?:{decimal}\d+)?"
         self._range = re.compile(
             rf"(?<![\w.,:/{_DASHES}])({amount})(\s?[{_DASHES}]\s?)({amount})"
@@ -203,7 +215,8 @@ class NumberReader:
             r"(?<![\w.,:/+-])(?:(\d+) )?(\d{1,4})/(\d{1,4})(?![\w/]|[.,:]\d)"
         )
         self._symbols = str.maketrans({s: f" {w} " for s, w in rules["symbols"].items()})
-        symbols = re.escape("".join(rules["symbols"]) + "".join(_VULGAR))
+        self._arabic = str.maketrans({"٫": rules["decimal"], "٬": rules["thousands"][:1]})
+        symbols = re.escape("%".join(["", *rules["symbols"]]) + "".join(_VULGAR))
         self._needed = re.compile(rf"[\d{symbols}]|\b(?:[IVXLC]{{2,}}|[IVX]\b|I(?=(?:er|re)\b))")
 
     def __call__(self, text: str) -> tuple[str, list[str]]:
@@ -215,15 +228,20 @@ class NumberReader:
         if not self._needed.search(text):
             return text, []
         doubts: list[str] = []
-        text = "".join(map(_ascii_digit, text))
+        if self._decimals and (found := self._decimals.search(text)):
+            doubts.append(f"a decimal number, of which the rules have no word: {found[0]}")
+        if not text.isascii():
+            text = "".join(map(_ascii_digit, text)).translate(self._arabic)
         text = _VULGAR_AFTER.sub(
             lambda m: f"{m[1]} {_VULGAR[m[2]]}" if m[1] else _VULGAR[m[2]], text
         )
         text = _replace(_TELEPHONE, partial(self._telephone, doubts), text)
         text = self._range.sub(self._from_to, text)
         text = self._minus.sub(f"{self._rules['minus']} ", text)
-        for pattern, reading in self._patterns:
-            text = pattern.sub(partial(self._read, reading), text)
+        present = {True: _ROMAN_PART.search(text), False: _DIGIT.search(text)}
+        for pattern, reading, roman in self._patterns:
+            if present[roman]:
+                text = pattern.sub(partial(self._read, reading), text)
         text = _replace(self._fraction_of, partial(self._ratio, doubts), text)
         text = _replace(self._money_between, lambda m: self._money(*m.groups()), text)
         text = _replace(self._money_last, lambda m: self._money(*m.groups()), text)
@@ -352,8 +370,12 @@ class NumberReader:
         number = self._plain(whole, fraction, self._genders.get(unit, "m"))
         if own := self._rules.get("units", {}).get(unit):
             return f"{number} {self._plural(own, whole, fraction)}"
-        written = format_unit(_value(whole, fraction), UNITS[unit], locale=self._locale)
-        return f"{number} {re.sub(_FIGURES, '', written)}"
+        name = self._units[unit]
+        written = format_unit(_value(whole, fraction), name, locale=self._locale)
+        word = re.sub(_FIGURES, "", written)
+        # A unit of which the CLDR has no word in this language stays as it is.
+        known = word and name not in word and word != re.sub(r"\W", "", unit)
+        return f"{number} {word if known else unit}"
 
     def _bare(self, doubts: list[str], match: re.Match[str]) -> str:
         if len(_digits(match[1])) > _LONGEST_CARDINAL:

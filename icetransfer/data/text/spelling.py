@@ -13,6 +13,7 @@ from typing import Any
 
 from num2words import num2words
 from unicode_rbnf import RbnfEngine
+from unicode_rbnf.engine import NoRuleForNumberError
 
 
 class Speller:
@@ -44,10 +45,10 @@ class Speller:
         ruled = [f for f in forms if (f if kind == "cardinal" else f"{kind} {f}") in self._cldr]
         if ruled:
             key = ruled[0] if kind == "cardinal" else f"{kind} {ruled[0]}"
-            words = _by_cldr(number, self._locale, self._cldr[key])
+            words = spelled(number, self._locale, self._cldr[key])
             forms.remove(ruled[0])
         elif kind in self._cldr:
-            words = _by_cldr(number, self._locale, self._cldr[kind])
+            words = spelled(number, self._locale, self._cldr[kind])
         else:
             words = _by_num2words(number, self._num2words, kind)
         for pattern, replacement in self._fixes:
@@ -72,8 +73,18 @@ def _by_num2words(number: int, language: str, kind: str) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _by_cldr(number: int, locale: str, rule: str) -> str:
-    words = _engine(locale).format_number(number, ruleset_names=[f"spellout-{rule}"]).text
+def spelled(number: float, locale: str, rule: str) -> str:
+    """Returns a number in the CLDR's words; "" for one that it has none for.
+
+    Args:
+        number: Any.
+        locale: As the CLDR names it.
+        rule: Of `cldr_rules`.
+    """
+    try:
+        words = _engine(locale).format_number(number, ruleset_names=[f"spellout-{rule}"]).text
+    except NoRuleForNumberError:
+        return ""
     return re.sub("[\u00ad\u200b]", "", words)
 
 
