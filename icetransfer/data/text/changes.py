@@ -53,6 +53,9 @@ class TextChanges:
             self._drop(written, reading.text)
             return
         self.changed += 1
+        sentence = written
+        for event in reading.removed:
+            written = written.replace(event, " ", 1)
         parts = list(written) if normalizer.spaceless else written.split()
         words: list[str] = []
         origin: list[int] = []  # the part that each word comes from
@@ -61,7 +64,6 @@ class TextChanges:
             words += of_part
             origin += [number] * len(of_part)
         spoken = list(reading.text) if normalizer.spaceless else reading.text.split()
-        taken_out = " ".join(reading.removed)
         touched: set[int] = set()
         joint = "" if normalizer.spaceless else " "
         for kind, a1, a2, b1, b2 in SequenceMatcher(None, words, spoken, False).get_opcodes():
@@ -70,8 +72,7 @@ class TextChanges:
             first, last = origin[min(a1, len(origin) - 1)], origin[max(a2 - 1, 0)]
             before = joint.join(parts[min(first, last) : max(first, last) + 1])
             touched.update(range(min(first, last), max(first, last) + 1))
-            if kind != "delete" or before not in taken_out:
-                self._count(before, joint.join(spoken[b1:b2]), written)
+            self._count(before, joint.join(spoken[b1:b2]), sentence)
         for number, part in enumerate(parts):
             if number not in touched:
                 self._drop(part, normalizer.words(part))

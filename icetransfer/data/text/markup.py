@@ -31,12 +31,13 @@ _HTML = frozenset(
     "a abbr b big br center cite code div em font h1 h2 h3 hr i li mark ol p q s small span strike "
     "strong sub sup table td tr u ul".split()
 )
-_NEEDED = re.compile(r"[<>\[\]{}(*&♪♫]")
+_NEEDED = re.compile(r"[<>\[\]{}(*&♪♫♩♬]")
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _BRACKETS = re.compile(
     r"<(?P<tag>/?[^<>\s][^<>]*)>|\[(?P<square>[^\[\]]*)\]|\{(?P<curly>[^{}]*)\}"
     r"|\((?P<round>[^()]*)\)|\*(?P<star>[^*\s][^*]*)\*"
 )
+_NOTES = re.compile("[♪♫♩♬]")
 _MOST_WORDS = 3  # of an event in round brackets
 
 
@@ -92,8 +93,10 @@ class MarkupRemover:
             return " "
 
         text = _BRACKETS.sub(read, text)
-        if notes := re.findall("[♪♫]", text):
+        if notes := _NOTES.findall(text):
             doubts.append(f"song: {notes[0]}")
+            removed += notes
+            text = _NOTES.sub(" ", text)
         if re.search(r"[\[\]{}]", text):
             doubts.append("a bracket without its other half")
         return Stripped(text, removed, doubts)

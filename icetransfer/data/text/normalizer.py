@@ -53,7 +53,6 @@ _APOSTROPHES = "'’‘ʼ`´′՚"
 _HYPHENS = "-‐‑‒"
 # Symbols that are read aloud: they are not punctuation, and must not vanish from a transcript.
 _SPOKEN_SYMBOLS = frozenset("%‰&@#§")
-_READ_SYMBOLS = frozenset("°№")  # among pictures and dingbats
 _KEYS = {
     *("name", "alphabet", "lower", "apostrophe", "apostrophe_clitics", "hyphen", "replace"),
     *("ranges", "inside", "vowel_signs", "spaces", "abbreviations", "events", "missing", "numbers"),
@@ -257,7 +256,7 @@ class _Folded(dict[int, str]):
 
 
 class _PlainCharacters(dict[int, str]):
-    """Each character, a space for punctuation and pictures, nothing for an invisible mark."""
+    """Each character, a space for punctuation, nothing for an invisible mark."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -266,8 +265,6 @@ class _PlainCharacters(dict[int, str]):
         if category == "Cf":
             plain = ""
         elif category in ("Cc", "Sk") or (category[0] in "PZ" and char not in _SPOKEN_SYMBOLS):
-            plain = " "
-        elif category == "So" and char not in _READ_SYMBOLS:
             plain = " "
         self[code] = plain
         return plain
