@@ -35,7 +35,8 @@ _DOTTED_I = {"az", "tr", "tt", "crh", "gag", "kk-Latn"}
 # Scripts (ISO 15924) that put no space between words, and letters of those that have thousands.
 _HAN = ["一-鿿", "㐀-䶿", "〇"]
 _SPACELESS: Mapping[str, list[str]] = {
-    "Hans": _HAN, "Hant": _HAN, "Hani": _HAN, "Jpan": [*_HAN, "々", "ぁ-ゖ", "ゝ-ゞ", "ァ-ヺ", "ー-ヾ"],
+    "Hans": _HAN, "Hant": _HAN, "Hani": _HAN,
+    "Jpan": [*_HAN, "々", "ぁ-ゖ", "ゝ-ゞ", "ァ-ヺ", "ー-ヾ"],
     "Thai": [], "Laoo": [], "Khmr": [], "Mymr": [], "Tibt": [],
 }  # fmt: skip
 _VOWEL_SIGNS_LEFT_OUT = {"Arab", "Hebr"}
@@ -155,7 +156,7 @@ def text_rules(code: str, name: str) -> str:
         "apostrophe: keep  # inside words: keep, or remove",
         f"hyphen: {'keep' if catalan else 'space'}  # inside words: keep, or a space",
         "abbreviations: {}  # as written: as read, such as {e.g.: for example}",
-        "events: []  # what brackets hold that is not said, such as [laughter], beside English words",
+        "events: []  # what brackets hold that is not said, as in [laughter], beside English words",
         *_number_rules(code),
     ]
     return "\n".join(lines) + "\n"
@@ -168,17 +169,17 @@ def _number_rules(code: str) -> list[str]:
     cardinal = next((r for r in ("numbering", "cardinal", "cardinal-masculine") if r in rules), "")
     if locale is None or not cardinal:
         return [
-            "# The CLDR does not know the words of this language's numbers. Digits and symbols stay,",
-            "# and training sentences with them are dropped, until `numbers` says how they are read",
-            "# out: icetransfer/data/text/numerals.py explains.",
+            "# The CLDR does not know the words of this language's numbers. Digits and symbols",
+            "# stay, and training sentences with them are dropped, until `numbers` says how they",
+            "# are read out: icetransfer/data/text/numerals.py explains.",
         ]
     forms = {form: rule for form, rule in _FORMS.items() if rule in rules}
     cldr = {"cardinal": cardinal, **forms}
     group = get_group_symbol(locale).replace("\u202f", " ").replace("\u00a0", " ")
     spelled_out = ", ".join(f"{key}: {rule}" for key, rule in cldr.items())
     return [
-        "# The CLDR's words of numbers, units, currencies and months. What it does not know, such as",
-        "# how years are read, and % where it is no unit, icetransfer/data/text/numerals.py explains.",
+        "# The CLDR's words of numbers, units, currencies and months. It does not know how years,",
+        "# dates and ordinals are read: icetransfer/data/text/numerals.py says how to add it.",
         "numbers:",
         f"  locale: {locale}",
         f"  cldr: {{{spelled_out}}}",
@@ -209,11 +210,11 @@ def _locale(code: str) -> Locale | None:
 def _script(code: str) -> str:
     """The script that a language is written in, by ISO 15924; "" for one the CLDR does not know."""
     parts = code.split("-")
-    if len(parts) > 1 and len(parts[1]) == 4:  # noqa: PLR2004
+    if len(parts) > 1 and len(parts[1]) == 4:
         return parts[1]
     likely = get_global("likely_subtags")
     found: str = likely.get("_".join(parts)) or likely.get(parts[0]) or ""
-    return next((part for part in found.split("_") if len(part) == 4), "")  # noqa: PLR2004
+    return next((part for part in found.split("_") if len(part) == 4), "")
 
 
 def _spoken_point(locale: str, rule: str) -> str:

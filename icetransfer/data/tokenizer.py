@@ -117,7 +117,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     if not sentences:
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
     if kind == "characters":
-        return _train(sentences, vocab_size, model_type="char", use_all_vocab=True, add_dummy_prefix=False)
+        return _train(sentences, vocab_size, kind)
     characters = len(Counter("".join(sentences)) - Counter(" "))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
@@ -139,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     return _train(sentences, int(largest[1]))
 
 
-def _train(sentences: list[str], vocab_size: int, **options: str | bool) -> bytes:
+def _train(sentences: list[str], vocab_size: int, kind: str = "bpe") -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
@@ -153,7 +153,9 @@ def _train(sentences: list[str], vocab_size: int, **options: str | bool) -> byte
         eos_id=-1,
         num_threads=1,
         minloglevel=2,
-        **{"model_type": "bpe", **options},
+        model_type="char" if kind == "characters" else "bpe",
+        use_all_vocab=kind == "characters",
+        add_dummy_prefix=kind == "bpe",
     )
     return model.getvalue()
 

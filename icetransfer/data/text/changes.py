@@ -20,8 +20,8 @@ _HEAD = """\
 
 {sentences:,} sentences of {language}. In {changed:,} of them more was changed than capitals and
 punctuation. Training and scoring use the text as it stands under "read". A native speaker should go
-through this page: what is wrong here is wrong in every sentence like it. The rules are in `{rules}`,
-and docs/text.md says how to change them.
+through this page: what is wrong here is wrong in every sentence like it. The rules are in
+`{rules}`, and docs/text.md says how to change them.
 """
 
 
@@ -134,7 +134,11 @@ class TextChanges:
             if key == "changes":
                 found.changes = Counter({(before, after): n for before, after, n in value})
             else:
-                setattr(found, key, Counter(value) if isinstance(getattr(found, key), Counter) else value)
+                setattr(
+                    found,
+                    key,
+                    Counter(value) if isinstance(getattr(found, key), Counter) else value,
+                )
         return found
 
     def report(self, name: str, normalizer: Normalizer, rules: str) -> str:

@@ -11,7 +11,8 @@ _SHAPES = (
     "<wide>", "<narrow>", "<small>", "<sub>", "<square>", "<font>", "<compat>", "<circle>",
     "<initial>", "<medial>", "<final>", "<isolated>", "<vertical>",
 )  # fmt: skip
-#: A class of a regular expression: the scripts that put no space between words, Han, kana, Thai, Lao, Khmer, Myanmar and Tibetan.
+#: The scripts that put no space between words, in a class of a regular expression: Han, kana,
+#: Thai, Lao, Khmer, Myanmar and Tibetan.
 SPACELESS = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -24,7 +25,7 @@ _VOWEL_SIGNS = re.compile(
 )
 # A geresh makes another consonant of these; after any other letter it ends an abbreviation.
 _GERESH = re.compile("(?<=[גזצץתדטחע])['’‘׳](?=[א-ת])|(?<=[גזצץ])['’‘׳](?!\\w)")
-_GERSHAYIM = re.compile("(?<=[א-ת])[\"״”“](?=[א-ת])")
+_GERSHAYIM = re.compile('(?<=[א-ת])["״”“](?=[א-ת])')
 _TATWEEL = "\u0640"
 
 

@@ -1,9 +1,9 @@
 """What stands in a transcript and is not said: entities, tags, and events in brackets.
 
-`<b>` and `&amp;` are HTML. `[laughter]`, `<noise>` and `(music)` are events: nothing was said. `<unk>`
-and `[inaudible]` stand where somebody spoke and nobody wrote it down: they go as well, and training
-text that has one is in doubt. So is what stands in square brackets or in a tag and is none of these.
-Round brackets hold words that are read, except where one of at most three is an event.
+`<b>` and `&amp;` are HTML. `[laughter]`, `<noise>` and `(music)` are events: nothing was said.
+`<unk>` and `[inaudible]` stand where somebody spoke and nobody wrote it down: they go as well, and
+training text that has one is in doubt. So is what stands in square brackets or in a tag and is none
+of these. Round brackets hold words that are read, except where one of at most three is an event.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 #: Events, as English transcripts name them.
-EVENTS = frozenset(
-    """applause background beep beeping breath breathing breathes cheer cheers cheering chuckle
-    chuckles chuckling clap clapping claps clears throat click clicking cough coughing coughs cry
-    crying cries gasp gasps giggle giggles laugh laughing laughs laughter lipsmack music musical
-    noise noises nonspeech pause ring ringing rustling sigh sighs sighing silence sil sneeze sneezes
-    sniff sniffs sniffles sound static typing whistle whistles whistling yawn yawns br bgn spn nsn
-    """.split()
-)
+EVENTS = frozenset({
+    "applause", "background", "beep", "beeping", "bgn", "br", "breath", "breathes", "breathing",
+    "cheer", "cheering", "cheers", "chuckle", "chuckles", "chuckling", "clap", "clapping",
+    "claps", "clears", "click", "clicking", "cough", "coughing", "coughs", "cries", "cry",
+    "crying", "gasp", "gasps", "giggle", "giggles", "laugh", "laughing", "laughs", "laughter",
+    "lipsmack", "music", "musical", "noise", "noises", "nonspeech", "nsn", "pause", "ring",
+    "ringing", "rustling", "sigh", "sighing", "sighs", "sil", "silence", "sneeze", "sneezes",
+    "sniff", "sniffles", "sniffs", "sound", "spn", "static", "throat", "typing", "whistle",
+    "whistles", "whistling", "yawn", "yawns",
+})  # fmt: skip
 #: Words for speech that was not written down.
-MISSING = frozenset(
-    """unk unknown oov inaudible unintelligible indistinct unclear incomprehensible crosstalk
-    overlap overlapping foreign xxx redacted pii""".split()
-)
-_HTML = frozenset(
-    "a abbr b big br center cite code div em font h1 h2 h3 hr i li mark ol p q s small span strike "
-    "strong sub sup table td tr u ul".split()
-)
+MISSING = frozenset({
+    "crosstalk", "foreign", "inaudible", "incomprehensible", "indistinct", "oov", "overlap",
+    "overlapping", "pii", "redacted", "unclear", "unintelligible", "unk", "unknown", "xxx",
+})  # fmt: skip
+_HTML = frozenset({
+    "a", "abbr", "b", "big", "br", "center", "cite", "code", "div", "em", "font", "h1", "h2",
+    "h3", "hr", "i", "li", "mark", "ol", "p", "q", "s", "small", "span", "strike", "strong",
+    "sub", "sup", "table", "td", "tr", "u", "ul",
+})  # fmt: skip
 _NEEDED = re.compile(r"[<>\[\]{}(*&♪♫♩♬]")
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _BRACKETS = re.compile(
@@ -83,7 +86,9 @@ class MarkupRemover:
                 return match[0]
             if self._missing.intersection(words):
                 doubts.append(f"speech that is not written down: {match[0]}")
-            elif self._events.intersection(words) or kind == "square" and inside.strip().isdigit():
+            elif self._events.intersection(words) or (
+                kind == "square" and inside.strip().isdigit()
+            ):
                 pass
             elif kind in ("round", "star"):
                 return match[0]

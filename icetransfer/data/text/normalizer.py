@@ -182,7 +182,7 @@ class Normalizer:
         return sorted(set(self.words(text)) - self.alphabet)
 
     def scored(self, text: str) -> str:
-        """Returns normalised text as it is scored: of a script without spaces, each character alone.
+        """Returns text as it is scored: of a script without spaces, each character alone.
 
         Args:
             text: Normalised.

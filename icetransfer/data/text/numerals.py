@@ -32,8 +32,8 @@ What is particular to a language stands under `numbers` in its `languages/<code>
     telephone: pairs               # 01 23 is read "zero one twenty-three"; else digit by digit
     symbols: {"%": procent}
 
-Of these locale, decimal, thousands, point, fraction, minus and symbols must be there, and num2words or
-cldr. Currencies have the CLDR's names where none is given. A pattern is a regular expression in
+Of these locale, decimal, thousands, point, fraction, minus and symbols must be there, and num2words
+or cldr. Currencies have the CLDR's names where none is given. A pattern is a regular expression in
 which `<n>` is a whole number, `<count>` one that is no year (it has no four digits together), and
 `<day>`, `<month>`, `<year>`, `<hour>`, `<minute>`, `<roman>` and `<month_name>` what they say; each
 is a group. Its reading is text with `{1}` for the first group in words, `{1 ordinal f}` for a kind
@@ -70,13 +70,15 @@ UNITS = {
     "l": "volume-liter", "L": "volume-liter", "ml": "volume-milliliter",
     "kg": "mass-kilogram", "g": "mass-gram", "mg": "mass-milligram", "t": "mass-tonne",
     "dm": "length-decimeter", "cl": "volume-centiliter", "dl": "volume-deciliter",
-    "km/h": "speed-kilometer-per-hour", "km/u": "speed-kilometer-per-hour", "m/s": "speed-meter-per-second",
+    "km/h": "speed-kilometer-per-hour", "km/u": "speed-kilometer-per-hour",
+    "m/s": "speed-meter-per-second",
     "mph": "speed-mile-per-hour",
     "°C": "temperature-celsius", "ºC": "temperature-celsius", "°F": "temperature-fahrenheit",
     "°": "angle-degree",
     "kHz": "frequency-kilohertz", "MHz": "frequency-megahertz", "GHz": "frequency-gigahertz",
     "Hz": "frequency-hertz", "V": "electric-volt", "kcal": "energy-kilocalorie",
-    "hPa": "pressure-hectopascal", "W": "power-watt", "kW": "power-kilowatt", "MW": "power-megawatt",
+    "hPa": "pressure-hectopascal", "W": "power-watt", "kW": "power-kilowatt",
+    "MW": "power-megawatt",
     "kWh": "energy-kilowatt-hour",
     "MB": "digital-megabyte", "GB": "digital-gigabyte", "TB": "digital-terabyte",
     "h": "duration-hour", "min": "duration-minute",
@@ -162,7 +164,10 @@ class NumberReader:
         ]
         own: Mapping[str, Mapping[str, str]] = rules.get("currencies", {})
         of = rules.get("money", {}).get("of", "")
-        self._currencies = {s: _currency(c, self._locale, of) for s, c in CURRENCIES.items()} | own
+        self._currencies: dict[str, Mapping[str, str]] = {
+            **{sign: _currency(code, self._locale, of) for sign, code in CURRENCIES.items()},
+            **own,
+        }
         self._units = UNITS | dict.fromkeys(rules.get("units", {}), "")
         if "%" not in rules["symbols"]:
             self._units["%"] = "concentr-percent"
@@ -301,7 +306,9 @@ class NumberReader:
             return match[0]
         if not ascending or (hyphen and first.startswith("0")):
             return f"{first}  {second}"
-        return str(self._rules.get("range", "{1}  {2}").replace("{1}", first).replace("{2}", second))
+        return str(
+            self._rules.get("range", "{1}  {2}").replace("{1}", first).replace("{2}", second)
+        )
 
     def _float(self, amount: str) -> float:
         whole, _, fraction = amount.partition(self._rules["decimal"])
@@ -313,7 +320,7 @@ class NumberReader:
         fractions = self._rules.get("fractions", {})
         name = f"{above}/{below}"
         if name not in fractions:
-            season = len(above) == 4 and int(below) == (int(above) + 1) % 100  # noqa: PLR2004
+            season = len(above) == 4 and int(below) == (int(above) + 1) % 100
             if not season:
                 doubts.append(f"a slash between numbers: {name}")
             return " ".join(filter(None, (whole, above, below)))
@@ -385,7 +392,9 @@ class NumberReader:
     def _plain(self, whole: str, fraction: str | None, gender: str | None = None) -> str:
         """A number in words; one that counts, and so has a gender, is never a year."""
         digits = _digits(whole)
-        forms = [gender] if gender and (fraction is None or self._rules.get("fraction_agrees")) else []
+        forms = (
+            [gender] if gender and (fraction is None or self._rules.get("fraction_agrees")) else []
+        )
         if digits == whole and fraction is None and not gender and self._is_year(digits):
             words = self._words(int(digits), "year")
         else:
@@ -400,7 +409,7 @@ class NumberReader:
         return self._words(int(digits), forms=forms)
 
     def _fraction(self, digits: str) -> str:
-        if self._rules["fraction"] == "digits" or len(digits) > 3:  # noqa: PLR2004
+        if self._rules["fraction"] == "digits" or len(digits) > 3:
             return self._one_by_one(digits)
         zeros = len(digits) - len(digits.lstrip("0"))
         words = [self._words(0)] * zeros
@@ -409,7 +418,7 @@ class NumberReader:
         return " ".join(words)
 
     def _is_year(self, digits: str) -> bool:
-        return len(digits) == 4 and any(  # noqa: PLR2004
+        return len(digits) == 4 and any(
             first <= int(digits) <= last for first, last in self._rules.get("years", [])
         )
 
@@ -426,7 +435,9 @@ def _currency(code: str, locale: Locale, of: str) -> dict[str, str]:
     """The CLDR's names of a currency by plural category, and what follows millions."""
     numbers = {"one": 1, "few": 3, "many": 5, "other": 1000}
     names = {
-        category: re.sub(_FIGURES, "", format_currency(number, code, locale=locale, format_type="name"))
+        category: re.sub(
+            _FIGURES, "", format_currency(number, code, locale=locale, format_type="name")
+        )
         for category, number in numbers.items()
         if category in {*locale.plural_form.tags, "other"}
     }

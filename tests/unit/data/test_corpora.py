@@ -219,7 +219,7 @@ def test_what_was_done_to_the_text_is_reported_and_doubts_are_left_out(tmp_path:
     assert [cut["id"] for cut in cuts["train"]] == ["0", "1"]
     assert [cut["supervisions"][0]["text"] for cut in cuts["test"]] == ["laan veertien"]
     reason = "train text of which it is not sure what was said: a Roman numeral: XIV"
-    assert ["2", "3", "4", "5"] == [row[0] for row in rejected] and rejected[0][2] == reason
+    assert [row[0] for row in rejected] == ["2", "3", "4", "5"] and rejected[0][2] == reason
     page = (tmp_path / "out/corpus_text.md").read_text(encoding="utf-8")
     assert "| 2 | XIV | veertien | Foo XIV |" in page
     assert "| 1 | 5 km. | vijf kilometer | Het is 5 km. |" in page

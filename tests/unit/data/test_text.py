@@ -75,7 +75,9 @@ def test_whatever_is_written_gives_words_once_and_for_all(language: str) -> None
 def test_words_are_read_as_they_are(language: str, data: st.DataObject) -> None:
     normalizer = _NORMALIZERS[language]
     letters = sorted(normalizer.alphabet - set("'-"))
-    text = data.draw(st.text(st.sampled_from([*letters, *"0123456789.,:/-–€$%()[]<>&;°½ªºXIV\u200b"])))
+    text = data.draw(
+        st.text(st.sampled_from([*letters, *"0123456789.,:/-–€$%()[]<>&;°½ªºXIV\u200b"]))
+    )
     words = normalizer(text)
     assert normalizer.read(words) == (words, [], [])
 
