@@ -97,8 +97,10 @@ class Data(Section):
     dir: Path = Path("data")
     """The recipe's data folder, shared by its experiments."""
     corpora: dict[str, Corpus] = Field(min_length=1)
+    tokens: Literal["bpe", "characters"] = "bpe"
+    """BPE pieces, or characters, for scripts without spaces between words."""
     vocab_size: int = Field(500, ge=8)
-    """Tokens (BPE pieces), blank and unknown included."""
+    """BPE pieces, blank and unknown included; of characters there are as many as the text has."""
     tokenizer_text: tuple[Path, ...] = ()
     """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
     features: Features = Features()

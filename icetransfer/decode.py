@@ -282,8 +282,8 @@ def make_rows(
             {
                 "id": cut.id,
                 "speaker": supervision.speaker or "",
-                "ref": normalize(text),
-                "hyp": normalize(said),
+                "ref": normalize.scored(normalize(text)),
+                "hyp": normalize.scored(normalize(said)),
                 "raw_ref": (supervision.custom or {}).get("raw_text", text),
                 "raw_hyp": said,
                 "audio_seconds": round(cut.duration, 3),
@@ -295,9 +295,15 @@ def make_rows(
     return rows
 
 
-def make_result(config: Config, run: score.Decoding, rows: list[score.Row]) -> dict[str, Any]:
-    """What wer.json holds, but for speed, size and provenance."""
-    words, characters = score.word_errors(rows), score.character_errors(rows)
+def make_result(
+    config: Config, run: score.Decoding, rows: list[score.Row], by_character: bool = False
+) -> dict[str, Any]:
+    """What wer.json holds, but for speed, size and provenance.
+
+    With `by_character` the words of the rows are characters, and WER and CER are the same.
+    """
+    words = score.word_errors(rows)
+    characters = words if by_character else score.character_errors(rows)
     offline = run.chunk_size == -1
     left = run.left_context_frames
     return {
@@ -314,6 +320,7 @@ def make_result(config: Config, run: score.Decoding, rows: list[score.Row]) -> d
         "left_context_frames": -1 if offline else left,
         "effective_left_context_frames": -1 if offline else left - left % run.chunk_size,
         "search": run.search,
+        "unit": "character" if by_character else "word",
         "wer": words.rate,
         "raw_wer": score.raw_word_errors(rows).rate,
         "errors": words.errors,
@@ -408,7 +415,7 @@ def decode_run(
     found, problems, seconds = recognise(make_engine(experiment, run), cuts, title, change)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     rows = make_rows(cuts, found, problems, tokenizer, normalize)
-    result = make_result(config, run, rows) | {
+    result = make_result(config, run, rows, normalize.spaceless) | {
         "rtf": seconds / max(sum(cut.duration for cut in cuts if cut.id in found), 1e-9),
         "batch_streams": config.decode.batch_streams,
         "threads": 1,
@@ -424,7 +431,7 @@ def decode_run(
     result |= more(result)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic.write_text(folder / "recogs.jsonl", lines)
-    atomic.write_text(folder / "errs.txt", score.errors_text(rows, title))
+    atomic.write_text(folder / "errs.txt", score.errors_text(rows, title, normalize.spaceless))
     atomic.write_text(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     log.info(
         "%s: WER %.2f %%, CER %.2f %%, %d failed, RTF %.4f -> %s",

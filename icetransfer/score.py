@@ -5,8 +5,9 @@
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
-between words among them.  One normaliser (`data/text/normalizer.py`) has been over reference and
-hypothesis; `raw_wer` in wer.json is that of the text as it came.
+between words among them; a letter with the marks on it is one.  Where a language's script has no
+spaces between words, its words are its characters: CER is what is printed and compared.
+One normaliser (`data/text/normalizer.py`) has been over reference and hypothesis; `raw_wer` in wer.json is that of the text as it came.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
 Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
@@ -30,6 +31,7 @@ from rich.table import Table
 from icetransfer.analysis import significance
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.config import Config, chunk_label, tier_folder
+from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
@@ -109,7 +111,7 @@ def raw_word_errors(rows: Sequence[Row]) -> Counts:
 
 def character_errors(rows: Sequence[Row]) -> Counts:
     """Errors in characters, spaces between words included."""
-    return count_errors((row["ref"], row["hyp"]) for row in rows)
+    return count_errors((graphemes(row["ref"]), graphemes(row["hyp"])) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,13 @@ def planned_runs(config: Config) -> list[Decoding]:
     ]
 
 
-def errors_text(rows: Sequence[Row], title: str) -> str:
+def errors_text(rows: Sequence[Row], title: str, by_character: bool = False) -> str:
     """The readable errs.txt: totals, failures, frequent confusions, every utterance aligned."""
-    words, characters = word_errors(rows), character_errors(rows)
-    lines = [title, "", _summary("WER", words, "words"), _summary("CER", characters, "characters")]
+    if by_character:
+        lines = [title, "", _summary("CER", word_errors(rows), "characters")]
+    else:
+        lines = [title, "", _summary("WER", word_errors(rows), "words")]
+        lines += [_summary("CER", character_errors(rows), "characters")]
     failed = [row for row in rows if row["failed"]]
     lines += ["", f"failed recordings: {len(failed)}"]
     lines += [f"  {row['id']}: {row['failed']}" for row in failed]
@@ -249,14 +254,13 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     table = Table(title=f"{label} ({experiment.dir})")
     for column in ("test set", "engine", "precision", "latency", "search"):
         table.add_column(column)
+    by_character = _by_character(experiment)
     for column in (
-        "WER %",
-        "95 % interval",
-        "CER %",
+        *(("CER %", "95 % interval") if by_character else ("WER %", "95 % interval", "CER %")),
         "ins",
         "del",
         "sub",
-        "words",
+        "characters" if by_character else "words",
         "failed",
         "RTF",
         "MB",
@@ -275,7 +279,7 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             table.add_row(*names, "[red]not decoded[/red]")
             continue
         result = read_result(folder / "wer.json")
-        numbers = _numbers(result, folder / "recogs.jsonl")
+        numbers = _numbers(result, folder / "recogs.jsonl", by_character)
         if experiment.config.decode.latency:
             numbers += latency_cells(result)
         table.add_row(*names, *numbers)
@@ -329,6 +333,12 @@ def conditions_table(experiment: Experiment) -> Table | None:
     for result in results:
         table.add_row(*condition_cells(result))
     return table
+
+
+def _by_character(experiment: Experiment) -> bool:
+    """Whether results of the experiment count characters, and not words."""
+    found = experiment.decode_dir.glob("*/*/wer.json")
+    return any(read_result(path).get("unit") == "character" for path in found)
 
 
 def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
@@ -404,7 +414,7 @@ def _decoding_of(result: dict[str, Any]) -> Decoding:
     return Decoding(**{key: result[key] for key in Decoding.__dataclass_fields__})
 
 
-def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
+def _numbers(result: dict[str, Any], recogs: Path, by_character: bool) -> list[str]:
     failed = str(result["failed"])
     bounds = None
     if recogs.is_file():
@@ -412,7 +422,7 @@ def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
     return [
         f"{result['wer']:.2f}",
         f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else "",
-        f"{result['cer']:.2f}",
+        *(() if by_character else (f"{result['cer']:.2f}",)),
         *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "words")),
         f"[red]{failed}[/red]" if result["failed"] else failed,
         f"{result['rtf']:.4f}",

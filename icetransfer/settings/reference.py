@@ -38,6 +38,7 @@ STAGES = {
     "data.corpora.NAME.train": "0, 1",
     "data.corpora.NAME.dev": "0, 1, 9-11",
     "data.corpora.NAME.test": "0, 1, 9-11",
+    "data.tokens": "4",
     "data.vocab_size": "4",
     "data.tokenizer_text": "4",
     "data.features": "2",
