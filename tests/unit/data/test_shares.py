@@ -110,7 +110,7 @@ def test_a_killed_share_keeps_what_it_finished(
     share = start(folder, "features", "--share", "1/2")
     shards = folder / "data/fbank/c_train"
     deadline = time.monotonic() + 60
-    while not (done := {path: path.stat().st_mtime_ns for path in shards.glob("*.jsonl.gz")}):
+    while not (done := {path: path.stat().st_mtime_ns for path in shards.glob("speed-*.jsonl.gz")}):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     share.kill()
