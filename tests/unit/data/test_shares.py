@@ -4,7 +4,6 @@ import argparse
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,37 +11,21 @@ import pytest
 import soundfile
 
 from icetransfer.config import load_config
+from icetransfer.data import corpora
+from icetransfer.data.recordings import Limits
 from icetransfer.experiment import create_experiment
+from icetransfer.settings.corpora import FolderCorpus
 from icetransfer.stage.share import ALL, Share
 
 REPO = Path(__file__).resolve().parents[3]
-# A stage as its command runs it, in small parts and shards, which are noted as they are made.
-STAGE = """
-import importlib, sys
-from icetransfer.experiment import run_stage_in_shares
-name = sys.argv.pop(1)
-sys.argv[0] = f"data/{name}.py"
-module = importlib.import_module(f"icetransfer.data.{name}")
-module.PART, module.SHARD_SECONDS = 3, 2
-made = {"corpora": "check", "features": "compute_shard"}[name]
-function = getattr(module, made)
-def noted(*arguments):
-    what = arguments[2] if name == "features" else arguments[0].id
-    with open("made", "a") as file:
-        file.write(f"{what}\\n")
-    return function(*arguments)
-setattr(module, made, noted)
-stage = {"corpora": "prepare", "features": "compute_features"}[name]
-run_stage_in_shares("", getattr(module, stage))
-"""
 
 
 def make_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe's folder with a corpus of 60 recordings, of which some cannot be used."""
+    """A recipe's folder with a corpus of 24 recordings, of which some cannot be used."""
     audio = folder / "speech"
     audio.mkdir(parents=True)
     lines = []
-    for number in range(60):
+    for number in range(24):
         samples = np.random.default_rng(number).normal(0, 0.1, 8000 + 100 * number)
         soundfile.write(audio / f"{number}.wav", samples, 16000)
         lines.append(f"{number}.wav\t{'ja' if number % 7 else ''}\tx{number % 5}\n")
@@ -54,21 +37,16 @@ def make_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(folder: Path, stage: str, *share: str) -> "subprocess.Popen[str]":
-    """Begins a stage, or a share of it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", STAGE, stage, "--exp", "exp", *share],
-        cwd=folder,
-        env={"PYTHONPATH": str(REPO), "PATH": "", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes: "subprocess.Popen[str]") -> str:
-    said = [process.communicate(timeout=100)[1] for process in processes]
-    assert not any(process.returncode for process in processes), said
-    return "".join(said)
+def run(folder: Path, *steps: str) -> dict[str, int]:
+    """Runs steps of `sharing.py`: how much was made after each."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("sharing.py")), *steps],
+        cwd=folder, env={"PYTHONPATH": str(REPO), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    return {step: int(count) for step, count in rows}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -79,66 +57,51 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def made(folder: Path) -> list[str]:
-    """What was checked or computed so far, in order."""
-    return (folder / "made").read_text().splitlines()
-
-
 def test_shares_side_by_side_do_nothing_twice_and_give_the_files_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = make_recipe(tmp_path / "alone", monkeypatch)
     shared = shutil.copytree(alone, tmp_path / "shared")
-    for stage in ("corpora", "features"):
-        finish(start(alone, stage))
-        shares = ("1/2", "2/2", "1/2")  # of which two are the same
-        finish(*[start(shared, stage, "--share", share) for share in shares])
-        assert sorted(made(shared)) == sorted(made(alone))
-        if stage == "corpora":
-            assert not list((shared / "data/manifests").glob("*.*")), "shares write no manifests"
-        finish(start(shared, stage))
-        assert len(made(shared)) == len(made(alone)), "what the shares did was done again"
-    assert len(set(made(shared))) == len(made(shared)) > 60
+    wanted = run(alone, "corpora 1/1", "features 1/1")
+    # two of the shares are the same, and those of the features are killed first
+    found = run(
+        shared, "corpora 1/2 2/2 1/2", "corpora 1/1",
+        "features kill 2/3", "features 1/3 2/3 3/3 2/3", "features 1/1",
+    )  # fmt: skip
+    assert found["corpora 1/2 2/2 1/2"] == found["corpora 1/1"] == wanted["corpora 1/1"] == 24
+    assert found["features 1/3 2/3 3/3 2/3"] == found["features 1/1"], "all was done by the shares"
+    everything = (shared / "made").read_text().splitlines()
+    assert set(everything) == set((alone / "made").read_text().splitlines())
+    assert len(everything) - len(set(everything)) <= 1, "but for what the kill interrupted"
     assert files(shared / "data") == files(alone / "data")
 
 
-def test_a_killed_share_keeps_what_it_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_shares_write_no_manifests_and_check_a_recording_that_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_recipe(tmp_path / "recipe", monkeypatch)
-    finish(start(folder, "corpora"))
-    share = start(folder, "features", "--share", "1/2")
-    shards = folder / "data/fbank/c_train"
-    deadline = time.monotonic() + 60
-    while not (done := {path: path.stat().st_mtime_ns for path in shards.glob("speed-*.jsonl.gz")}):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    share.kill()
-    share.communicate()
-    finish(start(folder, "features", "--share", "1/2"), start(folder, "features", "--share", "2/2"))
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    finish(start(folder, "features"))
-    assert (folder / "data/manifests/c_train_fbank.jsonl.gz").is_file()
-
-
-def test_shares_check_a_corpus_of_which_a_recording_was_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = make_recipe(tmp_path / "recipe", monkeypatch)
-    finish(start(folder, "corpora"))
-    manifests = files(folder / "data/manifests")
-    samples = np.random.default_rng(99).normal(0, 0.1, 16000)
-    soundfile.write(folder / "speech/1.wav", samples, 16000)
-    checked = len(made(folder))
-    both = [start(folder, "corpora", "--share", share) for share in ("1/2", "2/2")]
-    assert "recordings, such as speech/1.wav" in finish(*both)
-    assert len(made(folder)) == 2 * checked
-    finish(start(folder, "corpora"))
-    assert len(made(folder)) == 2 * checked
-    assert files(folder / "data/manifests") != manifests
-    assert "are complete" in finish(
-        start(folder, "corpora"), start(folder, "corpora", "--share", "1/2")
-    )
+    caplog.set_level("INFO", logger="icetransfer")
+    monkeypatch.setattr(corpora, "PART", 3)
+    folder, manifests = make_recipe(tmp_path / "recipe", monkeypatch), tmp_path / "manifests"
+    corpus = FolderCorpus(kind="folder", path=folder / "speech", holdout_every=5)
+    source = corpora.Source("c", corpus, folder / "speech", "nl", Limits(0.5, 30.0))
+    first, second = Share(1, 2), Share(2, 2)
+    corpora.prepare_manifests(source, manifests, share=first)
+    assert not [path for path in manifests.iterdir() if path.is_file()]
+    parts = manifests / "c_parts"
+    assert len(list(parts.rglob("0*.jsonl.gz"))) == 4, "half of 24 recordings, 3 at a time"
+    corpora.prepare_manifests(source, manifests)
+    before = files(manifests)
+    assert not parts.exists()
+    soundfile.write(folder / "speech/1.wav", np.random.default_rng(99).normal(0, 0.1, 16000), 16000)
+    for share in (first, second):
+        corpora.prepare_manifests(source, manifests, share=share)
+        assert "recordings, such as" in caplog.text
+        assert files(manifests).items() > before.items(), "what is there stays until the join"
+    monkeypatch.setattr(corpora, "check_part", None)  # nothing is left to check
+    corpora.prepare_manifests(source, manifests)
+    assert files(manifests)["c_audio.jsonl.gz"] != before["c_audio.jsonl.gz"]
+    corpora.prepare_manifests(source, manifests, share=first)
+    assert "manifests of c are complete" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5"])
