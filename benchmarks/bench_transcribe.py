@@ -4,9 +4,9 @@
 
 long       hours of the recordings again and again, pauses between them: memory and CPU seconds for
            each hour, at a streaming tier and at the tier with full context
-nobody     words a minute on an hour of silence, noise and music each: without endpoints, with a
-           blank penalty below 0, with endpoints, and with the least confidence besides; and the
-           same on half an hour of the recordings
+nobody     words a minute on an hour of silence, noise and music each: without endpoints, with
+           them, and with the least confidence besides; and the same on half an hour of the
+           recordings
 cut        half an hour of the recordings at the tier with full context, whose words are compared
            with those of each recording alone, as it is and with silence around it
 
@@ -172,11 +172,9 @@ def run_nobody(tier: Path, files: list[Path], minutes: float) -> None:
         "speech": lambda: speech(files, min(minutes, 30)),
         "silence": lambda: silence(minutes),
     }
-    before: dict[str, dict[str, Any]] = {
-        "no endpoints": {"enable_endpoint_detection": False},
-        "blank penalty -3": {"enable_endpoint_detection": False, "blank_penalty": -3.0},
-    }
-    ways = {"endpoints": {}} if tier.name == "offline" else before | {"endpoints": {}}
+    ways: dict[str, dict[str, Any]] = {"endpoints": {}}
+    if tier.name != "offline":
+        ways = {"no endpoints": {"enable_endpoint_detection": False}} | ways
     for name, make in sounds.items():
         for way, options in ways.items():
             heard, length, found = listener(tier, 0.0, **options), 0, []

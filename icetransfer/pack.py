@@ -155,7 +155,8 @@ def choose_settings(experiment: Experiment, source: Exported, chunk_size: int) -
     kept = folder / check.FILE
     stamp = Stamp(
         folder / "stamp.json",
-        digests([*manifests, *source.models(precision).values()]) | {"of": str(DEV_UTTERANCES)},
+        digests([*manifests, *source.models(precision).values()])
+        | {"of": f"{DEV_UTTERANCES} {endpoint.MAY_BE_CUT} {endpoint.FLOOR} {endpoint.MARGIN}"},
     )
     if stamp.is_current(kept):
         return read_settings(folder)

@@ -98,8 +98,11 @@ def find_tier(folder: Path, latency: str | None) -> tuple[Exported, int]:
 
 def _chunk_size(bundle: Exported) -> int:
     """Of an export, by its description, or else by what its encoder says of itself."""
+    made_of = {}
     if bundle.description.is_file():
-        return int(read_json(bundle.description, ["made_of"])["made_of"]["chunk_size"])
+        made_of = read_json(bundle.description, ["made_of"])["made_of"]
+    if "chunk_size" in made_of:
+        return int(made_of["chunk_size"])
     return bundle.inspect(precisions_of(bundle)[0]).chunk_size
 
 

@@ -98,6 +98,7 @@ def measure(
     Returns:
         `cut_inside`, the share of utterances that an endpoint ended before their last token, and
         the seconds of audio from the last token to the endpoint, `delay_median` and `delay_p95`.
+        Nothing where no endpoint was found: the model does not fall silent.
     """
     silence = np.zeros(round((settings.pause + 2) * SAMPLING_RATE), dtype=np.float32)
     delays, cut, counted = [], 0, 0

@@ -217,7 +217,8 @@ def _measured(reasons: Mapping[str, Any]) -> str:
     """Where the rules come from, and what they did to the dev set."""
     if "default" in reasons:
         return f"The rules are {reasons['default']}:"
-    measured = reasons["measured"]
+    if not (measured := reasons["measured"]):
+        return "The rules found no endpoint in the dev set: the model does not fall silent."
     return (
         f"The rules were chosen for this model on {reasons['utterances']} utterances of its dev "
         f"set.\nOf these they end {100 * measured['cut_inside']:.2g} % too early, and the endpoint "

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from icetransfer import decode, export, model_card, pack
+from icetransfer.bundle import endpoint
 from icetransfer.bundle.settings import RULES, read_settings
 from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
@@ -192,6 +193,17 @@ def test_rules_are_of_sherpa_onnx_where_the_dev_set_is_small(folder) -> None:
     settings = read_settings(folder)
     assert settings.rules == RULES and settings.min_confidence == 0
     assert "fewer than 20" in settings.reasons["default"]
+
+
+def test_rules_are_chosen_and_kept(experiment, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(endpoint, "ENOUGH", 2)
+    run = create_experiment(tmp_path / "run", experiment.config)
+    source = Exported(experiment.onnx_dir(8))
+    chosen = pack.choose_settings(run, source, 8)
+    assert chosen.pause >= endpoint.FLOOR and chosen.reasons["utterances"] > 2
+    assert chosen.reasons["measured"] == {}  # the model was not trained, and says words in silence
+    monkeypatch.setattr(endpoint, "hear", None)  # not again
+    assert pack.choose_settings(run, source, 8) == chosen
 
 
 def test_no_commit_is_said(experiment, monkeypatch) -> None:

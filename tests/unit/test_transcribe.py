@@ -238,11 +238,47 @@ def test_the_microphone_at_its_own_rate(monkeypatch, caplog) -> None:
         next(audio.microphone("9"))
 
 
-def test_standard_input_that_is_not_audio(monkeypatch) -> None:
-    class Pipe(io.BufferedReader):
-        def seekable(self) -> bool:
-            return False
+class Pipe(io.BufferedReader):
+    """What cannot be sought in."""
 
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32"])
+def test_wav_files_one_after_the_other_at_changing_rates(monkeypatch, subtype) -> None:
+    tone = 0.5 * np.sin(np.arange(16000) / 20)
+    given = b""
+    for rate, channels in ((16000, 1), (8000, 2), (48000, 1)):
+        file = io.BytesIO()
+        samples = np.repeat(tone[: rate // 2, None], channels, axis=1)
+        soundfile.write(file, samples, rate, subtype, format="WAV")
+        given += file.getvalue()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=Pipe(io.BytesIO(given))))
+    heard = np.concatenate([*audio.read_standard_input()])
+    # Half a second, half a second, and 16,000 samples at 48 kHz.
+    assert abs(len(heard) - (8000 + 8000 + 16000 // 3)) <= 2
+    np.testing.assert_allclose(heard[:8000], tone[:8000], atol=0.01)
+
+
+def test_files_of_all_kinds(tmp_path) -> None:
+    tone = 0.5 * np.sin(np.arange(24000) / 20)
+    both = np.stack([tone, 0.5 * tone], axis=1)
+    for suffix in ("wav", "flac", "mp3", "ogg"):
+        path = tmp_path / f"a.{suffix}"
+        soundfile.write(path, both, 16000)
+        heard = np.concatenate([*audio.read_file(str(path))])
+        assert heard.dtype == np.float32 and abs(len(heard) - len(tone)) < 1200
+        if suffix in ("wav", "flac"):
+            np.testing.assert_allclose(heard, 0.75 * tone, atol=1e-4)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, "FLOAT")
+    for name, said in (("none", "does not exist"), ("empty", "is empty"), ("nan", "not numbers")):
+        with pytest.raises(ValueError, match=rf"{name}.wav.*{said}"):
+            list(audio.read_file(str(tmp_path / f"{name}.wav")))
+
+
+def test_standard_input_that_is_not_audio(monkeypatch) -> None:
     for content, said in ((b"RIFF", "send 16-bit PCM"), (b"no audio", "cannot be read as audio")):
         given = Pipe(io.BytesIO(content))
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=given))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from icetransfer.bundle import endpoint
+from icetransfer.bundle.readme import readme
 from icetransfer.bundle.settings import RULES, Settings, read_settings, write_settings
 from icetransfer.streaming.search import Hypothesis
 from icetransfer.streaming.sherpa import SherpaRecognizer, Utterance
@@ -57,3 +58,27 @@ def test_what_the_rules_do_is_measured(nano_bundle) -> None:
     options = settings.rules | {"enable_endpoint_detection": True}
     recognizer = SherpaRecognizer(nano_bundle.dir, 16, options=options)
     assert endpoint.measure(recognizer, [np.zeros(16000, dtype=np.float32)], settings) == {}
+
+
+def test_the_readme_says_where_the_rules_come_from() -> None:
+    bundle = {
+        "chunk_size": 16,
+        "precisions": ["fp32"],
+        "bytes": {"fp32": 3_560_000},
+        "tail": 0.76,
+        "test": {"fp32": "een | twee"},
+    }
+    measured = {"cut_inside": 0.01, "delay_median": 0.76, "delay_p95": 0.9}
+    reasons = {"utterances": 400, "rule2": "measured", "measured": measured}
+    results = [
+        {"test_set": name, "precision": "fp32", "engine": engine, "wer": 7.5}
+        for name in ("slots", "talk")
+        for engine in ("torch", "sherpa")
+    ]
+    text = readme(bundle, Settings(RULES, 0.5, reasons), "nl", "een of twee", results)
+    assert "| fp32 | 3.56 | 7.50 | 7.50 | `een \\| twee` |" in text
+    assert "400 utterances" in text and "end 1 % too early" in text and "is below 0.5," in text
+    assert "| `--rule2-min-trailing-silence` | 1.2 s | measured |" in text
+    assert "None" not in text
+    text = readme(bundle, Settings(reasons={**reasons, "measured": {}}), "nl", "x", [])
+    assert "does not fall silent" in text
