@@ -17,6 +17,7 @@ from lhotse import Recording, RecordingSet
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 from scipy import signal
+from scipy.special import erf
 
 from icetransfer.data import acoustics
 from icetransfer.data.acoustics import Samples, generator
@@ -43,6 +44,8 @@ STRETCH_SECONDS = 8  # of generated noise, which is cut out anywhere and repeate
 SLOPES = (0, 0.5, 1, 1.5, 2)  # of generated noise: from white to brown
 STRETCHES = 3 * len(SLOPES)  # of which every third is breath
 ROUNDED = 0.05  # by which stored features differ from computed ones
+DISTORTION_SLOPE = 1.5  # of what clipping adds; with its share, nearest to clipped Dutch speech
+DISTORTION_SHARE = 0.3  # in most bins: the rest is in few
 DIGITAL = 0.4  # share of pauses that are digital silence
 
 
@@ -59,12 +62,17 @@ class Effect(Protocol):
 @lru_cache(maxsize=STRETCHES)
 def _stretch(number: int) -> tuple[Samples, Features]:
     """Generated noise with a mean square of 1, as samples and as features."""
-    draw = generator("noise", number)
-    count = STRETCH_SECONDS * SAMPLING_RATE
-    if number % 3 == 0:
-        noise = acoustics.breath(count, draw)
-    else:
-        noise = acoustics.coloured_noise(count, SLOPES[number % len(SLOPES)], draw)
+    if number % 3:
+        return _coloured(SLOPES[number % len(SLOPES)])
+    noise = acoustics.breath(STRETCH_SECONDS * SAMPLING_RATE, generator("breath", number))
+    return noise, fbank(noise)
+
+
+@lru_cache(maxsize=len(SLOPES))
+def _coloured(slope: float) -> tuple[Samples, Features]:
+    """Noise of a falling spectrum with a mean square of 1, as samples and as features."""
+    draw = generator("noise", slope)
+    noise = acoustics.coloured_noise(STRETCH_SECONDS * SAMPLING_RATE, slope, draw)
     return noise, fbank(noise)
 
 
@@ -91,10 +99,32 @@ class Level:
         return acoustics.amplify(samples, draw.uniform(*self._section.db))
 
     def features(self, features: Features, draw: Draw) -> Features:
-        """Adds to the logarithms; what clipping does besides is not there."""
-        louder = features + np.float32(NATURAL * draw.uniform(*self._section.db))
+        """Adds to the logarithms, and distorts what becomes too loud."""
+        db = draw.uniform(*self._section.db)
+        louder = features + np.float32(NATURAL * db)
+        if db > 0:
+            louder = _clipped(louder)
         is_silent = features < FLOOR + ROUNDED  # stays so, however loud
         return np.where(is_silent, features, np.maximum(louder, FLOOR))
+
+
+def _clipped(features: Features) -> Features:
+    """Features as if their samples were clipped at full scale.
+
+    By Bussgang's theorem clipped Gaussian noise is the noise, weaker, and a distortion that is not
+    correlated with it (Papoulis & Pillai, "Probability, Random Variables and Stochastic Processes",
+    chapter 9).  Frames of speech are taken as Gaussian, and the distortion as noise of a falling
+    spectrum.
+    """
+    unit = _mean_power(_coloured(0)[1])  # of noise with a mean square of 1
+    power = np.maximum(_frame_powers(features) / unit, acoustics.QUIETEST)[:, np.newaxis]
+    full_scale = 1 / np.sqrt(2 * power)
+    gain = erf(full_scale)
+    clipped = power * gain - np.sqrt(2 * power / np.pi) * np.exp(-(full_scale**2)) + 1 - gain
+    distortion = np.maximum(clipped - gain**2 * power, acoustics.QUIETEST**2)
+    spread = _mean_log(_coloured(DISTORTION_SLOPE)[1]) + np.log(DISTORTION_SHARE)
+    found = np.logaddexp(features + 2 * np.log(gain), np.log(distortion) + spread)
+    return np.asarray(found, np.float32)
 
 
 class Silence:
@@ -154,7 +184,7 @@ class Noise:
             noise = fbank(self._noise(len(features) * HOP, draw))
             noise = np.resize(noise, features.shape)  # repeats what is too short
         snr = draw.uniform(*self._section.snr)
-        louder = np.log(_power(features)) - snr * NATURAL - np.log(_power(noise))
+        louder = np.log(_mean_power(features) / _mean_power(noise)) - snr * NATURAL
         noisy: Features = np.logaddexp(features, noise + np.float32(louder))
         return noisy
 
@@ -238,9 +268,14 @@ def _emphasis() -> NDArray[np.float64]:
     return np.abs(1 - 0.97 * np.exp(-2j * np.pi * centres / SAMPLING_RATE)) ** 2
 
 
-def _power(features: Features) -> float:
-    """What is in proportion to the power of the samples."""
-    return float((np.exp(features.astype(np.float64)) / _emphasis()).mean())
+def _frame_powers(features: Features) -> NDArray[np.float64]:
+    """What is in proportion to the power of the samples of each frame, (T,)."""
+    powers: NDArray[np.float64] = (np.exp(features, dtype=np.float64) / _emphasis()).mean(1)
+    return powers
+
+
+def _mean_power(features: Features) -> float:
+    return float(_frame_powers(features).mean())
 
 
 class Recordings:

@@ -81,11 +81,11 @@ AnyAugmentation = Level | Silence | Noise | Room | Codec
 NAMED: dict[str, tuple[AnyAugmentation, ...]] = {
     "none": (),
     "default": (
-        Room(kind="room", probability=0.15),
-        Silence(kind="silence", probability=0.3),
-        Noise(kind="noise", probability=0.3),
-        Codec(kind="codec", probability=0.15),
-        Level(kind="level", probability=0.5),
+        Room(kind="room", probability=0.05),
+        Silence(kind="silence", probability=0.25),
+        Noise(kind="noise", probability=0.15),
+        Codec(kind="codec", probability=0.1),
+        Level(kind="level", probability=0.4),
     ),
     "strong": (
         Room(kind="room", probability=0.4),

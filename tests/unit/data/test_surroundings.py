@@ -6,7 +6,8 @@ from icetransfer.config import Train, load_section
 from icetransfer.data import acoustics, features
 from icetransfer.data.acoustics import generator
 from icetransfer.data.features import FLOOR, compute_shard, fbank, load_features
-from icetransfer.data.surroundings import Augmenter
+from icetransfer.data.surroundings import Augmenter, Level
+from icetransfer.settings import augment as settings
 from icetransfer.settings.augment import NAMED
 from tests.unit.conftest import make_cut, speak
 
@@ -75,6 +76,22 @@ def test_level_is_an_addition(cuts):
     silent = plain < FLOOR + 0.01
     assert silent.any(), "the silence between the words"
     np.testing.assert_array_equal(louder[silent], plain[silent])
+
+
+def test_what_is_too_loud_is_clipped_in_stored_features():
+    noise = np.concatenate(
+        [
+            acoustics.at_level(acoustics.coloured_noise(16000, 1.5, generator(db)), db)
+            for db in (-35, -30, -20, -10)
+        ]
+    )
+    change = Level(settings.Level(kind="level", db=(20, 20)))
+    wanted, stored = fbank(change.wave(noise, generator(1))), fbank(noise)
+    found = change.features(stored, generator(1))
+    added = stored + np.float32(2 * np.log(10))
+    assert np.abs(found - wanted).mean() < 0.3 < 0.5 * np.abs(added - wanted)[300:].mean()
+    soft = stored[:95] > FLOOR + 1
+    np.testing.assert_allclose(found[:95][soft], added[:95][soft], atol=0.02)
 
 
 def test_a_cut_is_changed_by_seed_epoch_and_name_alone(cuts):
