@@ -1,7 +1,8 @@
 """What the data side costs at full scale; each section in a process of its own, for its memory.
 
-    python benchmarks/bench_data.py [manifest] [fbank] [loader]
+    python benchmarks/bench_data.py [text] [manifest] [fbank] [loader]
 
+text        sentences per second of the normaliser, words alone and with numbers, by language
 manifest    stage 3 and a pass over what it chose, on made-up manifests of many cuts
 fbank       hours of audio per CPU hour of stage 2's extraction, beside lhotse's default extractor
 loader      batches per second, stored features and on the fly, and memory at two sizes of corpus
@@ -31,12 +32,15 @@ from lhotse.audio import AudioSource
 from icetransfer import config
 from icetransfer.data import features, subset
 from icetransfer.data.jsonl import read_jsonl_gz
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment
 
 CORPORA = {"audiobooks": 0.8, "parliament": 0.2}  # share of the cuts
 HELD_OUT = 2000  # cuts of each dev and test split
 HOURS = 2500.0
 LIMIT_GB = 1.5  # of memory that the manifest section may take
+TABLES = Path(__file__).parents[1] / "tests/unit/data/text"
+REPEATS = 5  # of which the fastest counts
 WORDS = ("de", "het", "een", "van", "en", "in", "op", "niet", "zijn", "maar", "ook", "dan", "naar")
 
 
@@ -231,7 +235,35 @@ def bench_loading(folder: Path, args: argparse.Namespace) -> None:
     bench_loader(folder, [20_000, 200_000], args.batches)
 
 
-SECTIONS = {"manifest": bench_manifest, "fbank": bench_fbank, "loader": bench_loading}
+def bench_text(folder: Path, args: argparse.Namespace) -> None:
+    """Prints the speed of each language's normaliser on the sentences of its table."""
+    del folder, args
+    for table in sorted(TABLES.glob("*.tsv")):
+        normalizer = Normalizer(table.stem)
+        lines = table.read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines if not line.startswith("#")]
+        speeds = []
+        for sentences in ([f"{row[1].capitalize()}." for row in rows], [row[0] for row in rows]):
+            times = []
+            for _ in range(REPEATS):
+                begin = time.perf_counter()
+                for sentence in sentences:
+                    normalizer(sentence)
+                times.append(time.perf_counter() - begin)
+            speeds.append(len(sentences) / min(times))
+        plain, numbers = speeds
+        print(
+            f"text: {table.stem}: {plain:,.0f} sentences of words per second, {numbers:,.0f} of "
+            f"the table's with numbers, {plain / numbers:.0f} times as long each"
+        )
+
+
+SECTIONS = {
+    "text": bench_text,
+    "manifest": bench_manifest,
+    "fbank": bench_fbank,
+    "loader": bench_loading,
+}
 
 
 def main() -> None:

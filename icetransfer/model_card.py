@@ -19,7 +19,7 @@ from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance
 from icetransfer.model.checkpoint import read_checkpoint
-from icetransfer.score import planned_runs
+from icetransfer.score import CONDITION_COLUMNS, condition_cells, condition_results, planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
@@ -192,11 +192,14 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
     results = read_results(experiment, chunk_size)
     rows = [[column(result) for column in RESULT.values()] for result in results]
     table = markdown_table([*RESULT], rows).rstrip() if rows else "not decoded: run stage 9"
+    changed = [r for r in condition_results(experiment) if r["chunk_size"] == chunk_size]
+    robust = markdown_table([*CONDITION_COLUMNS], [condition_cells(r) for r in changed]).rstrip()
     parts = [
         f"# Model card: {config.language}, {chunk_label(chunk_size)}",
         markdown_table(["", ""], [[key, text] for key, text in facts.items() if text]).rstrip(),
         "## Errors",
         table,
+        *(("## As if recorded elsewhere", robust) if changed else ()),
         "## Files",
         markdown_table(["precision", "MB", "times smaller", "made with"], made).rstrip(),
         "## Licences",

@@ -1,4 +1,4 @@
-"""Stage 4: sentencepiece BPE over the text of the hours to train on -> lang/bpe.model, tokens.txt.
+"""Stage 4: sentencepiece tokens of the text of the hours to train on -> lang/bpe.model, tokens.txt.
 
 Tokens are of the experiment's own hours, not of all the recipe has: whoever has two minutes of
 speech has the text of two minutes.  Text of the user's (`data.tokenizer_text`) is added to it.
@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from icetransfer.data.subset import subset_path, training_texts
+from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
@@ -88,6 +89,12 @@ class Tokenizer:
         text: str = self._processor.decode([i for i in ids if i >= len(SPECIAL_SYMBOLS)])
         return re.sub(r"\s+", " ", text).strip()
 
+    def units(self, text: str) -> list[str]:
+        """What errors are counted in: words, or characters where these are the tokens."""
+        if all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :]):
+            return graphemes(text.replace(" ", ""))
+        return text.split()
+
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""
         if UNK_ID not in self.encode(text):
@@ -99,13 +106,14 @@ class Tokenizer:
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a BPE model; the same text gives the same bytes.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> bytes:
+    """Trains a sentencepiece model; the same text gives the same bytes.
 
     Args:
         texts: normalised sentences.
         vocab_size: tokens wanted, special ones included.  When the text does not hold that many
             pieces, the largest possible number is taken and a warning says so.
+        kind: "bpe", or "characters": each is a token, however many there are.
 
     Returns:
         The sentencepiece model.
@@ -116,6 +124,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     sentences = [text for text in texts if text.strip()]
     if not sentences:
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
+    if kind == "characters":
+        return _train(sentences, vocab_size, kind)
     characters = len(Counter("".join(sentences)) - Counter(" "))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
@@ -137,12 +147,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     return _train(sentences, int(largest[1]))
 
 
-def _train(sentences: list[str], vocab_size: int) -> bytes:
+def _train(sentences: list[str], vocab_size: int, kind: str = "bpe") -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        model_type="bpe",
         vocab_size=vocab_size,
         character_coverage=1.0,
         normalization_rule_name="identity",  # the text is normalised already
@@ -152,6 +161,9 @@ def _train(sentences: list[str], vocab_size: int) -> bytes:
         eos_id=-1,
         num_threads=1,
         minloglevel=2,
+        model_type="char" if kind == "characters" else "bpe",
+        use_all_vocab=kind == "characters",
+        add_dummy_prefix=kind == "bpe",
     )
     return model.getvalue()
 
@@ -203,6 +215,7 @@ def make_tokenizer(experiment: Experiment) -> None:
     data = experiment.config.data
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
+    inputs |= {"tokens": data.tokens} if data.tokens != "bpe" else {}
     inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
@@ -210,7 +223,7 @@ def make_tokenizer(experiment: Experiment) -> None:
         return
     stamp.renew(model_path, tokens_path)
     texts = [*training_texts(experiment), *given_texts(experiment)]
-    model = train_tokenizer(texts, data.vocab_size)
+    model = train_tokenizer(texts, data.vocab_size, data.tokens)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)

@@ -25,7 +25,7 @@ ORDER = (
     {"score", "bundle"},
     {"training"},
     {"transfer", "train", "average", "export", "decode"},
-    {"gap", "recommend", "model_card"},
+    {"gap", "recommend", "model_card", "robustness"},
     {"pack", "transcribe", "remedy", "new_recipe", "doctor"},
     {"report"},
     {"sweep"},
