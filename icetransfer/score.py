@@ -7,7 +7,8 @@ WER is 100 (insertions + deletions + substitutions) / words of the reference, ov
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
 between words among them; a letter with the marks on it is one.  Where a language's script has no
 spaces between words, its words are its characters: CER is what is printed and compared.
-One normaliser (`data/text/normalizer.py`) has been over reference and hypothesis; `raw_wer` in wer.json is that of the text as it came.
+One normaliser (`data/text/normalizer.py`) has been over reference and hypothesis; `raw_wer` in
+wer.json is that of the text as it came.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
 Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
