@@ -35,6 +35,7 @@ from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic, cost
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
+from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.text import read_text
 
 log = logging.getLogger("icetransfer")
@@ -322,6 +323,27 @@ def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
     run_logged(lambda: open_experiment(directory), stage)
 
 
+def run_stage_in_shares(doc: str | None, stage: Callable[[Experiment, Share], None]) -> None:
+    """`run_stage` of a stage that several processes can share.
+
+    Args:
+        doc: the module's docstring, for `--help`.
+        stage: does a share of the work; with all of it, what is missing, and joins the shards.
+    """
+    parser = stage_parser(doc)
+    parser.add_argument(
+        "--share", type=Share.parse, default=ALL, metavar="K/N",
+        help="do the Kth of N shares of the work, beside processes that do the others; afterwards "
+        "the command without --share does what is missing and joins it",
+    )  # fmt: skip
+    args = parser.parse_args()
+    run_logged(
+        lambda: open_experiment(args.exp),
+        lambda experiment: stage(experiment, args.share),
+        shares=not args.share.is_all,
+    )
+
+
 def stage_parser(doc: str | None) -> argparse.ArgumentParser:
     """The command line of a stage: `--exp`, to which it may add options of its own."""
     parser = argparse.ArgumentParser(
@@ -331,14 +353,17 @@ def stage_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_logged(find: Callable[[], Experiment], stage: Callable[[Experiment], None]) -> None:
+def run_logged(
+    find: Callable[[], Experiment], stage: Callable[[Experiment], None], shares: bool = False
+) -> None:
     """Runs a stage on an experiment, with a lock, a log file and its cost, as `run_stage` does.
 
     Args:
         find: says which experiment; what it raises is reported as what the stage raises.
         stage: what is done.
+        shares: whether others do their shares of it at the same time.
     """
-    main(lambda: _run_logged(find(), stage))
+    main(lambda: _run_logged(find(), stage, shares))
 
 
 class LogFile(logging.FileHandler):
@@ -353,7 +378,7 @@ class LogFile(logging.FileHandler):
             print(f"{self.baseFilename} lacks lines ({sys.exc_info()[1]})", file=sys.stderr)
 
 
-def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> None:
+def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None], shares: bool) -> None:
     script = Path(sys.argv[0])
     log_file = experiment.dir / "log" / f"{script.stem}.log"
     try:
@@ -364,18 +389,20 @@ def _run_logged(experiment: Experiment, stage: Callable[[Experiment], None]) -> 
     except OSError as error:  # a read-only experiment can be read all the same
         log.warning("%s is not written (%s)", log_file, error.strerror)
     with (
-        _hold_folder(experiment, script),
+        _hold_folder(experiment, script, shares),
         cost.measured(log_file.with_name("cost.jsonl"), script.stem),
     ):
         stage(experiment)
 
 
-def _hold_folder(experiment: Experiment, script: Path) -> AbstractContextManager[None]:
+def _hold_folder(
+    experiment: Experiment, script: Path, shares: bool
+) -> AbstractContextManager[None]:
     """Keeps others out of what a stage writes to: the recipe's data, or the experiment."""
     if script.stem == "score":  # writes nothing
         return contextlib.nullcontext()
     if script.parent.name == "data":
-        return locked(experiment.data_dir, script.stem, waits=True)
+        return locked(experiment.data_dir, script.stem, waits=True, shares=shares)
     return locked(experiment.dir, script.stem, waits=False)
 
 

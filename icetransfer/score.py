@@ -36,11 +36,13 @@ from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
+from icetransfer.settings.robustness import CONDITIONS
 from icetransfer.stage.json_file import read_json
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
+CONDITION_MARK = "@"  # in the name of a test set that is changed, before that of the condition
 LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first token, ms")
 FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
@@ -268,7 +270,8 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        runs.setdefault(path.parent, _decoding_of(read_result(path)))
+        if "condition" not in (result := read_result(path)):
+            runs.setdefault(path.parent, _decoding_of(result))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
@@ -282,6 +285,55 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             numbers += latency_cells(result)
         table.add_row(*names, *numbers)
     return table, missing
+
+
+def condition_results(experiment: Experiment) -> list[dict[str, Any]]:
+    """What `icetransfer.robustness` has found: wer.json files, by test set, tier and condition."""
+    names = {name: number for number, name in enumerate(CONDITIONS)}
+    paths = experiment.decode_dir.glob(f"*{CONDITION_MARK}*/*/wer.json")
+    found = [result for path in paths if "condition" in (result := read_result(path))]
+    for result in found:
+        result["test_set"] = result["test_set"].rpartition(CONDITION_MARK)[0]
+
+    def order(result: dict[str, Any]) -> tuple[Any, ...]:
+        condition = result["condition"]
+        known = names.get(condition, len(names))
+        return result["test_set"], result["chunk_size"], result["engine"], known, condition
+
+    return sorted(found, key=order)
+
+
+CONDITION_COLUMNS = (
+    *("test set", "latency", "condition", "WER %", "as it is", "more", "ins", "del", "sub"),
+    "unchanged",
+)
+
+
+def condition_cells(result: dict[str, Any]) -> list[str]:
+    """What stands under `CONDITION_COLUMNS`, of one of the `condition_results`."""
+    return [
+        result["test_set"],
+        chunk_label(result["chunk_size"]),
+        result["condition"],
+        f"{result['wer']:.2f}",
+        f"{result['clean_wer']:.2f}",
+        f"{result['wer'] - result['clean_wer']:+.2f}",
+        *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "unchanged")),
+    ]
+
+
+def conditions_table(experiment: Experiment) -> Table | None:
+    """A table of the WER under each condition; None where there is none."""
+    results = condition_results(experiment)
+    if not results:
+        return None
+    run = results[0]
+    table = Table(title=f"as if recorded elsewhere ({run['engine']}, {run['precision']})")
+    for number, column in enumerate(CONDITION_COLUMNS):
+        table.add_column(column, justify="left" if number < 3 else "right")
+    for result in results:
+        table.add_row(*condition_cells(result))
+    return table
 
 
 def _by_character(experiment: Experiment) -> bool:
@@ -391,6 +443,8 @@ def _run(experiment: Experiment) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(table)
+    if (conditions := conditions_table(experiment)) is not None:
+        console.print(conditions)
     for line in agreement(experiment):
         console.print(line, soft_wrap=True, markup=False)
     for line in costs_above_margin(experiment):

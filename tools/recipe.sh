@@ -5,7 +5,7 @@
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=11 help=false dry_run=false running='' running_stage='' exp='' gpus=''
+first_stage=0 last_stage=11 help=false dry_run=false running='' running_stage='' exp='' gpus='' share=''
 called=("$0") # as it was called, without the stages
 # Of a job step that srun started with several tasks: all of them train, the first does the rest.
 tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
@@ -30,6 +30,9 @@ usage() {
   --gpus N                   train with N processes on each node, each with a GPU where there are some
   --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
   --change                   let settings change the course of a training that has begun
+  --share K/N                with --stage and --stop-stage 1, or both 2: the Kth of N shares of the
+                             stage's work, beside processes that do the others; afterwards the
+                             same without --share does what is missing and joins it
   --dry-run                  print the commands of the stages, run nothing and write nothing
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
@@ -68,11 +71,12 @@ while [ $# -gt 0 ]; do
     --help | -h) help=true ;;
     --dry-run) dry_run=true ;;
     --change) resolve+=(--change) ;;
-    --stage | --stop-stage | --init | --hours | --seed | --conf | --exp | --gpus)
+    --stage | --stop-stage | --share | --init | --hours | --seed | --conf | --exp | --gpus)
       [ $# -ge 2 ] || die "$1 needs a value; see $0 --help"
       case $1 in
         --stage) first_stage=$(stage_number "$1" "$2") ;;
         --stop-stage) last_stage=$(stage_number "$1" "$2") ;;
+        --share) share=$2 ;;
         --conf)
           file=$(conf_file "$2")
           resolve+=(--conf "$file")
@@ -91,13 +95,19 @@ while [ $# -gt 0 ]; do
     *=*) settings+=("$1") ;;
     *) die "expected an option or key=value, got '$1'; see $0 --help" ;;
   esac
-  [[ ${taken[0]} == --st* ]] || called+=("${taken[@]}")
+  [[ ${taken[0]} == --s[th]* ]] || called+=("${taken[@]}")
   shift
 done
+
+if [ -n "$share" ] && [[ $first_stage-$last_stage != 1-1 && $first_stage-$last_stage != 2-2 ]]; then
+  die "--share $share: stages 1 and 2 alone can be shared: add --stage 1 --stop-stage 1, or 2 and 2"
+fi
 
 py() {
   if [ "$1" = train ]; then
     train_processes
+  elif [ -n "$share" ]; then
+    python -m "icetransfer.$1" --exp "$exp" --share "$share"
   else
     python -m "icetransfer.$1" --exp "$exp"
   fi
@@ -182,9 +192,14 @@ report_end() {
       "$language" "$running" "$status" >&2
   elif [ -n "$running" ]; then
     printf 'error: %s: %s failed (exit code %d); when that is mended: %s\n' \
-      "$language" "$running" "$status" "$(from_stage "$running_stage")" >&2
+      "$language" "$running" "$status" \
+      "$(from_stage "$running_stage")${share:+ --stop-stage $running_stage --share $share}" >&2
   elif [ "$status" -eq 0 ] && [ "$last_stage" -lt 11 ] && [ "$task" -eq 0 ]; then
-    say "next: $(from_stage $((last_stage + 1)))"
+    if [ -n "$share" ]; then
+      say "next, when all shares are done: $(from_stage "$last_stage")"
+    else
+      say "next: $(from_stage $((last_stage + 1)))"
+    fi
   fi
 }
 

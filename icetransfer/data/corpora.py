@@ -9,6 +9,9 @@ Writes to the manifests folder, for a corpus named X,
     X_audio.jsonl.gz              size and time of each file, by which a replaced one is told
     X_parts/                      while it runs: what is checked, for a killed run to go on
 
+With --share several processes, on one host or more, each check a share of the parts, which the
+command without it joins.
+
 A recording that cannot be used is left out and named; the others are not touched by it. Training
 and dev text outside the alphabet is left out; test text never is. What a published corpus looks
 like is in `readers/`.
@@ -19,17 +22,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icetransfer.data.download import corpus_dir
-from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.jsonl import packed_lines, read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.leaks import refuse_leaks
 from icetransfer.data.readers.common_voice import read_common_voice
 from icetransfer.data.readers.cuts import read_cuts
@@ -42,10 +47,13 @@ from icetransfer.data.recordings import DOUBT, OUTSIDE, Limits, check
 from icetransfer.data.text.changes import TextChanges
 from icetransfer.data.text.normalizer import Normalizer, rules_file
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
-from icetransfer.experiment import Experiment, log, run_stage
+from icetransfer.experiment import Experiment, log, run_stage_in_shares
 from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
+from icetransfer.stage.lock import claimed
+from icetransfer.stage.parent import end_with_parent
+from icetransfer.stage.share import ALL, Share
 
 FORMAT = 2  # of the manifests; what older ones hold is made again
 PART = 1000  # recordings that are checked together
@@ -128,66 +136,112 @@ def without_duplicates(
         yield utterance
 
 
-def prepare_manifests(source: Source, manifests_dir: Path, jobs: int = 1) -> None:
+@dataclass(frozen=True)
+class _Files:
+    """What stage 1 writes of a corpus."""
+
+    folder: Path
+    name: str
+
+    @property
+    def targets(self) -> dict[str, Path]:
+        """The manifest of each split."""
+        return {split: self.folder / f"{self.name}_{split}.jsonl.gz" for split in SPLITS}
+
+    @property
+    def audio(self) -> Path:
+        """Size and time of each file of audio when it was checked."""
+        return self.folder / f"{self.name}_audio.jsonl.gz"
+
+    @property
+    def rejected(self) -> Path:
+        """What was left out."""
+        return self.folder / f"{self.name}_rejected.tsv"
+
+    @property
+    def text(self) -> Path:
+        """What normalisation did, for a native speaker to read."""
+        return self.folder / f"{self.name}_text.md"
+
+    @property
+    def record(self) -> Path:
+        """What all was made from, written last."""
+        return self.folder / f"{self.name}_prepared.json"
+
+    @property
+    def parts(self) -> Path:
+        """What is checked so far, in a folder for each state of the corpus's tables."""
+        return self.folder / f"{self.name}_parts"
+
+
+def prepare_manifests(
+    source: Source, manifests_dir: Path, jobs: int = 1, share: Share = ALL
+) -> None:
     """Writes a corpus's manifests, unless they are there and were made from the same.
 
     Args:
         source: The corpus.
         manifests_dir: Where to write.
         jobs: Processes that check recordings.
+        share: The recordings to check; if that is not all, no manifest is written.
 
     Raises:
         ValueError: The corpus is not there, or nothing in it can be used.
     """
-    name = source.name
+    name, files = source.name, _Files(manifests_dir, source.name)
     made_from = _made_from(source)
-    record = manifests_dir / f"{name}_prepared.json"
-    targets = {split: manifests_dir / f"{name}_{split}.jsonl.gz" for split in SPLITS}
-    seen = manifests_dir / f"{name}_audio.jsonl.gz"
-    parts = manifests_dir / f"{name}_parts"
-    if record.is_file() and all(target.is_file() for target in targets.values()):
-        before = read_json(record, ["made_from"])["made_from"]
-        changed = sorted(key for key in before | made_from if before.get(key) != made_from.get(key))
-        if not changed and (replaced := _replaced(seen)):
-            changed = [f"recordings, such as {replaced}"]
-        if not changed:
-            log.info("skip: manifests of %s are complete", name)
-            shutil.rmtree(parts, ignore_errors=True)
-            return
-        log.info("%s: changed since its manifests: %s; checking again", name, ", ".join(changed))
-        shutil.rmtree(parts, ignore_errors=True)
-        record.unlink()
+    if _is_complete(files, made_from):
+        log.info("skip: manifests of %s are complete", name)
+        if share.is_all:
+            shutil.rmtree(files.parts, ignore_errors=True)
+        return
     if isinstance(source.corpus, kinds.SyntheticCorpus):
-        for split, target in targets.items():
-            write_jsonl_gz(target, _synthetic_cuts(source.folder, split))
-        rejections: list[Rejection] = []
+        if not share.is_all:
+            return
+        rows = _synthetic_rows(source.folder)
     else:
-        rejections = _check_all(source, made_from, parts, jobs)
-        for split, target in targets.items():
-            write_jsonl_gz(target, _checked(parts, split))
-        _write_text_report(source, parts, rejections, manifests_dir / f"{name}_text.md")
-    counts = {split: _counts(target) for split, target in targets.items()}
-    _write_rejections(name, rejections, manifests_dir / f"{name}_rejected.tsv")
-    empty = [split for split in SPLITS if not counts[split]["recordings"]]
-    if problem := _what_is_empty(source, empty, rejections):
-        shutil.rmtree(parts, ignore_errors=True)  # what is corrected now is to be checked again
+        parts = files.parts / _digest({**made_from, "recordings": PART})
+        count = _check_parts(source, parts, jobs, share)
+        if not share.is_all:
+            log.info("%s: share %d of %d is checked", name, share.number, share.of)
+            return
+        rows = _rows(parts, count)
+    files.record.unlink(missing_ok=True)  # from here on, what is there is of both
+    tally = _write(rows, files)
+    tally.log(name, files.rejected)
+    if tally.changes.sentences:
+        _write_text_report(source, tally.changes, files.text)
+    empty = [split for split in SPLITS if not tally.splits[split].recordings]
+    if problem := _what_is_empty(source, empty, tally):
+        shutil.rmtree(files.parts, ignore_errors=True)  # what is corrected is to be checked again
         raise ValueError(f"{name}: {problem}")
-    for split, count in counts.items():
-        log.info("%s %s: %d recordings, %.1f min, %d speakers", name, split, *count.values())
-    write_jsonl_gz(seen, _audio_files(targets.values()))
-    summary = {"made_from": made_from, "splits": counts, "rejected": len(rejections)}
-    atomic.write_text(record, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    shutil.rmtree(parts, ignore_errors=True)
+    # Before the record: parts that outlived it would pass for those of audio that came later.
+    shutil.rmtree(files.parts, ignore_errors=True)
+    summary = {
+        "made_from": made_from,
+        "splits": {split: of_split.counts() for split, of_split in tally.splits.items()},
+        "rejected": tally.rejected,
+    }
+    atomic.write_text(files.record, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def _audio_files(manifests: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Size and time of each file of audio in some manifests, by which a replaced one is told."""
-    last = ""  # of the parts of one file, which follow each other, it is enough to note one
-    for cut in itertools.chain.from_iterable(map(read_jsonl_gz, manifests)):
-        path = cut["recording"]["sources"][0]["source"]
-        if path != last and Path(path).is_file():
-            last, found = path, Path(path).stat()
-            yield {"path": path, "size": found.st_size, "mtime": found.st_mtime_ns}
+def _is_complete(files: _Files, made_from: Mapping[str, Any]) -> bool:
+    """Whether all is there and made from what is there now; says what has changed."""
+    if not all(path.is_file() for path in (files.record, *files.targets.values())):
+        return False
+    before = read_json(files.record, ["made_from"])["made_from"]
+    changed = sorted(key for key in before | made_from if before.get(key) != made_from.get(key))
+    if not changed and (replaced := _replaced(files.audio)):
+        changed = [f"recordings, such as {replaced}"]
+    if changed:
+        what = ", ".join(changed)
+        log.info("%s: changed since its manifests: %s; checking again", files.name, what)
+    return not changed
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    """A name for what a corpus is made from."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _replaced(seen: Path) -> str:
@@ -195,25 +249,30 @@ def _replaced(seen: Path) -> str:
     if not seen.is_file():  # of an earlier version
         return ""
     for row in read_jsonl_gz(seen):
-        try:
-            found = Path(row["path"]).stat()
-        except OSError:
-            return str(row["path"])
-        if (found.st_size, found.st_mtime_ns) != (row["size"], row["mtime"]):
+        if _state_of(row["path"]) != [row["size"], row["mtime"]]:
             return str(row["path"])
     return ""
 
 
-def _what_is_empty(source: Source, empty: list[str], rejections: list[Rejection]) -> str:
+def _state_of(path: str) -> list[int] | None:
+    """Size and time of a file, by which a replaced one is told; None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (millions of them)
+    except (OSError, ValueError):  # or a path that no file can have
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _what_is_empty(source: Source, empty: list[str], tally: _Tally) -> str:
     """What to say of the splits without a recording; "" where each may be empty."""
-    shown = [f"{r.path}: {r.reason} ({r.advice})" for r in rejections[:_SHOWN]]
+    shown = [f"{r.path}: {r.reason} ({r.advice})" for r in tally.first_rejected]
     first = "; the first: " + "; ".join(shown) if shown else f": {_where(source)} is empty"
     if len(empty) == len(SPLITS):
-        return f"none of its {len(rejections)} recordings can be used{first}"
+        return f"none of its {tally.rejected} recordings can be used{first}"
     missing = [split for split in empty if kinds.must_hold(source.corpus, split)]
     if not missing:
         return ""
-    left_out = f"; {len(rejections)} of the corpus are left out{first}" if shown else ""
+    left_out = f"; {tally.rejected} of the corpus are left out{first}" if shown else ""
     if isinstance(source.corpus, kinds.FolderCorpus):
         advice = "add recordings, or set holdout_every to less, or to 0 to hold out none"
     else:
@@ -242,7 +301,9 @@ def _made_from(source: Source) -> dict[str, Any]:
     digest = hashlib.sha256()
     for table in tables:
         if table.is_file():
-            digest.update(table.read_bytes())
+            with table.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     normalizer = Normalizer(source.language)
     made_from = {"folder": str(source.folder), "sha256": digest.hexdigest(), "format": FORMAT}
     if isinstance(corpus, kinds.SyntheticCorpus):
@@ -255,23 +316,19 @@ def _made_from(source: Source) -> dict[str, Any]:
     )
 
 
-def _check_all(
-    source: Source, made_from: Mapping[str, Any], parts: Path, jobs: int
-) -> list[Rejection]:
-    """Checks every recording, part by part; returns what was left out, in the corpus's order."""
-    key = parts / "made_from.json"
-    if not key.is_file() or read_json(key) != made_from:
-        shutil.rmtree(parts, ignore_errors=True)  # of another corpus or normaliser
-        atomic.write_text(key, json.dumps(made_from, ensure_ascii=False))
+def _check_parts(source: Source, parts: Path, jobs: int, share: Share) -> int:
+    """Checks the recordings of a share, part by part; returns how many parts there are in all."""
     utterances = without_duplicates(read_utterances(source))
     waiting: deque[Future[None]] = deque()
     done = 0
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
         for number in itertools.count():
             part = list(itertools.islice(utterances, PART))
             if not part:
                 break
-            target = parts / f"{number:06d}.jsonl.gz"
+            target = _part(parts, number)
+            if not share.has(number):
+                continue
             done += len(part)
             if not target.is_file():
                 waiting.append(
@@ -282,40 +339,58 @@ def _check_all(
                 log.info("%s: some %d recordings checked", source.name, done - len(waiting) * PART)
         for future in waiting:
             future.result()
-    return [Rejection(**row["rejected"]) for row in _rows(parts) if "rejected" in row]
+    return number
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.jsonl.gz"
 
 
 def check_part(
     part: list[Utterance | Rejection], language: str, limits: Limits, target: Path
 ) -> None:
-    """Writes the cut of each utterance, or why it has none, a JSON object a line."""
-    normalizer = Normalizer(language)
-    changes = TextChanges()
-    rows: list[dict[str, Any]] = []
-    for utterance in part:
-        if isinstance(utterance, Rejection):
-            rows.append({"rejected": asdict(utterance)})
-            continue
-        changes.add(utterance.text, normalizer.read(utterance.text), normalizer)
-        found = check(utterance, normalizer, limits)
-        if isinstance(found, Rejection):
-            rows.append({"rejected": asdict(found)})
-            if DOUBT in found.reason or OUTSIDE in found.reason:
-                changes.leave_out(_kind(found), utterance.text)
-        else:
-            rows.append({"split": utterance.split, "cut": found})
-    rows.append({"text": changes.to_json()})
-    write_jsonl_gz(target, rows)
+    """Writes the cut of each utterance, or why it has none, a JSON object a line.
+
+    The last line says what was done to the text.  Unless another process has done it; waits for one
+    that is at it.
+    """
+    with claimed(target):
+        if target.is_file():
+            return
+        normalizer, changes = Normalizer(language), TextChanges()
+        rows = [_checked(utterance, normalizer, limits, changes) for utterance in part]
+        write_jsonl_gz(target, [*rows, {"text": changes.to_json()}])
 
 
-def _rows(parts: Path) -> Iterator[dict[str, Any]]:
-    for part in sorted(parts.glob("*.jsonl.gz")):
-        if not part.name.startswith("."):  # of a killed run
-            yield from read_jsonl_gz(part)
+def _checked(
+    utterance: Utterance | Rejection, normalizer: Normalizer, limits: Limits, changes: TextChanges
+) -> dict[str, Any]:
+    """A line of a part: a cut with its split and the state of its file, or a rejection."""
+    if isinstance(utterance, Rejection):
+        return {"rejected": asdict(utterance)}
+    changes.add(utterance.text, normalizer.read(utterance.text), normalizer)
+    state = _state_of(str(utterance.path))  # before it is read: what replaces it then is noticed
+    found = check(utterance, normalizer, limits)
+    if isinstance(found, Rejection):
+        if _is_for_its_text(found):
+            changes.leave_out(_kind(found), utterance.text)
+        return {"rejected": asdict(found)}
+    return {"split": utterance.split, "cut": found, "file": state or _state_of(_audio_of(found))}
 
 
-def _checked(parts: Path, split: str) -> Iterator[dict[str, Any]]:
-    return (row["cut"] for row in _rows(parts) if row.get("split") == split)
+def _audio_of(cut: Mapping[str, Any]) -> str:
+    return str(cut["recording"]["sources"][0]["source"])
+
+
+def _rows(parts: Path, count: int) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        yield from read_jsonl_gz(_part(parts, number))
+
+
+def _synthetic_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    for split in SPLITS:
+        for cut in _synthetic_cuts(folder, split):
+            yield {"split": split, "cut": cut, "file": _state_of(_audio_of(cut))}
 
 
 def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -340,52 +415,107 @@ def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _counts(manifest: Path) -> dict[str, float]:
-    recordings, seconds, speakers = 0, 0.0, set()
-    for cut in read_jsonl_gz(manifest):
-        recordings += 1
-        seconds += cut["duration"]
-        speakers.add(cut["supervisions"][0]["speaker"])
-    return {
-        "recordings": recordings,
-        "minutes": round(seconds / 60, 2),
-        "speakers": len(speakers),
-    }
+@dataclass
+class _Split:
+    """What there is of a split."""
+
+    recordings: int = 0
+    seconds: float = 0.0
+    speakers: set[str] = field(default_factory=set)
+
+    def counts(self) -> dict[str, float]:
+        """For people, and for the plan of a sweep."""
+        minutes, speakers = round(self.seconds / 60, 2), len(self.speakers)
+        return {"recordings": self.recordings, "minutes": minutes, "speakers": speakers}
 
 
-def _write_rejections(name: str, rejections: list[Rejection], path: Path) -> None:
-    """Writes what was left out, and says how much and why."""
-    rows = [("id", "path", "reason", "advice")]
-    rows += [(r.id, r.path, r.reason, r.advice) for r in rejections]
-    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
-    atomic.write_text(path, "".join(line + "\n" for line in lines))
-    for reason, count in Counter(_kind(rejection) for rejection in rejections).most_common():
-        log.warning("%s: %d left out: %s", name, count, reason)
-    letters = Counter(x for r in rejections for x in r.reason.partition(OUTSIDE)[2].split())
-    if letters:
-        costs = ", ".join(
-            f"{letter} {count}" for letter, count in letters.most_common(_LETTERS_SHOWN)
-        )
-        log.warning("%s: these characters cost so many of them: %s", name, costs)
-    if rejections:
-        log.warning("%s: each is named in %s", name, path)
+@dataclass
+class _Tally:
+    """What a corpus has, and what of it was left out."""
+
+    splits: dict[str, _Split] = field(default_factory=lambda: {split: _Split() for split in SPLITS})
+    reasons: Counter[str] = field(default_factory=Counter)
+    letters: Counter[str] = field(default_factory=Counter)
+    first_rejected: list[Rejection] = field(default_factory=list)
+    changes: TextChanges = field(default_factory=TextChanges)
+
+    @property
+    def rejected(self) -> int:
+        """How many were left out."""
+        return self.reasons.total()
+
+    def add(self, split: str, cut: Mapping[str, Any]) -> None:
+        """Counts a cut."""
+        of_split = self.splits[split]
+        of_split.recordings += 1
+        of_split.seconds += cut["duration"]
+        of_split.speakers.add(cut["supervisions"][0]["speaker"])
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts a recording that was left out."""
+        self.reasons[_kind(rejection)] += 1
+        self.letters.update(rejection.reason.partition(OUTSIDE)[2].split())
+        if not _is_for_its_text(rejection):  # whose text is an example in the counts of its part
+            self.changes.leave_out(_kind(rejection), "")
+        if len(self.first_rejected) < _SHOWN:
+            self.first_rejected.append(rejection)
+
+    def log(self, name: str, listed: Path) -> None:
+        """Says what was left out and why, and what there is."""
+        for reason, count in self.reasons.most_common():
+            log.warning("%s: %d left out: %s", name, count, reason)
+        if self.letters:
+            costs = ", ".join(
+                f"{letter} {count}" for letter, count in self.letters.most_common(_LETTERS_SHOWN)
+            )
+            log.warning("%s: these characters cost so many of them: %s", name, costs)
+        if self.rejected:
+            log.warning("%s: each is named in %s", name, listed)
+        for split, of_split in self.splits.items():
+            counts = of_split.counts().values()
+            log.info("%s %s: %d recordings, %.1f min, %d speakers", name, split, *counts)
 
 
-def _write_text_report(
-    source: Source, parts: Path, rejections: list[Rejection], path: Path
-) -> None:
+def _write(rows: Iterable[Mapping[str, Any]], files: _Files) -> _Tally:
+    """Writes manifests, the state of their audio and what was left out, in one pass."""
+    tally = _Tally()
+    last = ""  # of the parts of one file, which follow each other, it is enough to note one
+    with ExitStack() as stack:
+        targets = files.targets.items()
+        add = {split: stack.enter_context(packed_lines(target)) for split, target in targets}
+        add_audio = stack.enter_context(packed_lines(files.audio))
+        listed = stack.enter_context(atomic.atomic_path(files.rejected))
+        rejected = stack.enter_context(listed.open("w", encoding="utf-8"))
+        rejected.write("id\tpath\treason\tadvice\n")
+        for row in rows:
+            if "text" in row:
+                tally.changes.update(TextChanges.from_json(row["text"]))
+                continue
+            if "rejected" in row:
+                rejection = Rejection(**row["rejected"])
+                cells = (" ".join(cell.split()) for cell in row["rejected"].values())
+                rejected.write("\t".join(cells) + "\n")
+                tally.reject(rejection)
+                continue
+            split, cut = row["split"], row["cut"]
+            add[split](cut)
+            tally.add(split, cut)
+            path = _audio_of(cut)
+            if path != last and row["file"]:
+                last, (size, mtime) = path, row["file"]
+                add_audio({"path": path, "size": size, "mtime": mtime})
+    return tally
+
+
+def _write_text_report(source: Source, changes: TextChanges, path: Path) -> None:
     """Writes what was done to a corpus's text, and says where a native speaker can read it."""
-    changes = TextChanges()
-    for row in _rows(parts):
-        if "text" in row:
-            changes.update(TextChanges.from_json(row["text"]))
-    for rejection in rejections:
-        if DOUBT not in rejection.reason and OUTSIDE not in rejection.reason:
-            changes.leave_out(_kind(rejection), "")
-    normalizer = Normalizer(source.language)
     rules = "/".join(rules_file(source.language).parts[-3:])
-    atomic.write_text(path, changes.report(source.name, normalizer, rules))
+    atomic.write_text(path, changes.report(source.name, Normalizer(source.language), rules))
     log.info("%s: what was done to its text -> %s", source.name, path)
+
+
+def _is_for_its_text(rejection: Rejection) -> bool:
+    return DOUBT in rejection.reason or OUTSIDE in rejection.reason
 
 
 def _kind(rejection: Rejection) -> str:
@@ -396,8 +526,8 @@ def _kind(rejection: Rejection) -> str:
     return re.sub(r"[:(].*|^\d+ ", "", rejection.reason).strip()
 
 
-def prepare(experiment: Experiment) -> None:
-    """Writes the manifests of every corpus of the config."""
+def prepare(experiment: Experiment, share: Share = ALL) -> None:
+    """Writes the manifests of every corpus of the config, or checks a share of their recordings."""
     data = experiment.config.data
     for name, corpus in data.corpora.items():
         source = Source(
@@ -407,9 +537,10 @@ def prepare(experiment: Experiment) -> None:
             corpus.language or experiment.config.language,
             Limits(data.min_seconds, data.max_seconds),
         )
-        prepare_manifests(source, experiment.manifests_dir, data.features.jobs)
-    refuse_leaks(experiment.manifests_dir, list(data.corpora))
+        prepare_manifests(source, experiment.manifests_dir, data.features.jobs, share)
+    if share.is_all:
+        refuse_leaks(experiment.manifests_dir, list(data.corpora))
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, prepare)
+    run_stage_in_shares(__doc__, prepare)

@@ -3,7 +3,8 @@
 `fbank` is the one place where audio becomes features, for training and decoding alike; its
 settings are those of sherpa-onnx's streaming recogniser, so that a deployed model sees what it was
 trained on.  Features are stored in half precision (about 0.004 in a log-mel of 10), in shards of
-ten minutes of audio: a killed run keeps its finished shards.
+ten minutes of audio: a killed run keeps its finished shards, and with --share several processes, on
+one host or more, each compute a share of them.
 
 With data.features.store=on_the_fly nothing is computed here: the manifests say how many frames each
 cut will have, and whoever loads a batch calls `compute`.
@@ -34,17 +35,21 @@ from lhotse.utils import compute_num_frames, fastcopy
 from numpy.typing import NDArray
 
 from icetransfer import config
-from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
+from icetransfer.data.jsonl import join_jsonl_gz, read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.shards import NUM_BINS, ShardReader, is_whole, write_shard
 from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
-from icetransfer.experiment import Experiment, log, run_stage, write_provenance
+from icetransfer.experiment import Experiment, log, run_stage_in_shares, write_provenance
 from icetransfer.stage import atomic
+from icetransfer.stage.lock import claimed, locked
+from icetransfer.stage.parent import end_with_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
+from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
 
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
+FLOOR = float(np.log(np.finfo(np.float32).eps))  # what digital silence is: the least there is
 SHARD_SECONDS = 600
 SHARDS_AHEAD = 4  # read and waiting, for each process
 ON_THE_FLY = "icetransfer-on-the-fly"  # the storage type of features that are stored nowhere
@@ -201,6 +206,31 @@ def is_on_the_fly(cut: Cut) -> bool:
     return bool(cut.features.storage_type == ON_THE_FLY)
 
 
+def load_features(cut: Cut) -> NDArray[np.float32]:
+    """The cut's features, (T, 80) float32.
+
+    Raises:
+        ValueError: they cannot be read or computed, or are not as long as the manifest says.
+    """
+    if is_on_the_fly(cut):
+        return compute(cut)
+    try:
+        features: NDArray[np.float32] = cut.load_features()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
+            f"Bring the file back, or run stage 2 again, which makes it; training then goes on "
+            f"from its last checkpoint"
+        ) from error
+    if features.shape[0] != cut.num_frames:
+        raise ValueError(
+            f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
+            f"its manifest says {cut.num_frames}: run stage 2 again"
+        )
+    return features
+
+
 def read_manifest(path: Path) -> list[Cut]:
     """The cuts of a manifest; an empty file is no cuts.
 
@@ -215,17 +245,52 @@ def write_manifest(cuts: list[Cut], path: Path) -> None:
     write_jsonl_gz(path, (cut.to_dict() for cut in cuts))
 
 
-def _shards(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
-    shard: list[Cut] = []
+@dataclass(frozen=True)
+class Shard:
+    """Cuts whose features are computed and stored together.
+
+    Attributes:
+        number: of the split's shards at one speed, from 0.
+        speed: factor of speed perturbation, 1 for none.
+        cuts: as they stand in the manifest of stage 1.
+        stem: path of its files, without suffix.
+    """
+
+    number: int
+    speed: float
+    cuts: list[dict[str, Any]]
+    stem: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What is written last."""
+        return self.stem.with_name(self.stem.name + ".jsonl.gz")
+
+    @property
+    def minutes(self) -> float:
+        """Of audio, before speed perturbation."""
+        seconds: float = sum(cut["duration"] for cut in self.cuts)
+        return seconds / 60
+
+
+def _shards(source: Path, speeds: Iterable[float], folder: Path) -> Iterator[Shard]:
+    """The shards of a split: the same ones whenever its manifest is the same."""
+    for speed in speeds:
+        for number, cuts in enumerate(_portions(read_jsonl_gz(source))):
+            yield Shard(number, speed, cuts, folder / f"speed-{speed:g}-{number:05d}")
+
+
+def _portions(cuts: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    portion: list[dict[str, Any]] = []
     seconds = 0.0
     for cut in cuts:
-        shard.append(cut)
-        seconds += cut.duration
+        portion.append(cut)
+        seconds += cut["duration"]
         if seconds >= SHARD_SECONDS:
-            yield shard
-            shard, seconds = [], 0.0
-    if shard:
-        yield shard
+            yield portion
+            portion, seconds = [], 0.0
+    if portion:
+        yield portion
 
 
 def _perturbed(cut: Cut, speed: float) -> Cut:
@@ -293,11 +358,12 @@ def _described(cut: Cut, num_frames: int, storage: str, path: str = "", key: str
 
 
 def _start_worker() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
-def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
-    """Computes one split of one corpus, unless that is done.
+def compute_split(experiment: Experiment, corpus: str, split: str, share: Share = ALL) -> None:
+    """Computes one split of one corpus, or a share of it, unless that is done.
 
     The manifest is read shard by shard, so that memory does not grow with the corpus.
 
@@ -311,7 +377,7 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
     settings = experiment.config.data.features
     in_shar = split == "train" and experiment.config.train.shar  # its features may be nowhere else
     if settings.store == "precomputed" and not in_shar:
-        _forget_damaged_shards(target, folder)
+        _forget_damaged_shards(target, folder, share)
     if target.is_file():
         log.info("skip: %s is complete", target)
         return
@@ -320,24 +386,28 @@ def compute_split(experiment: Experiment, corpus: str, split: str) -> None:
     for cut in read_jsonl_gz(source):
         cuts += 1
         seconds += cut["duration"]
-    work = (
-        (shard, speed, folder / f"speed-{speed:g}-{number:05d}")
-        for speed in speeds
-        for number, shard in enumerate(_shards(CutSet.from_jsonl_lazy(source) if cuts else ()))
-    )
     with progress_bar(minutes_of()) as progress:
         name = f"{corpus} {split}: features"
-        bar = progress.add_task(name, total=len(speeds) * seconds / 60)
+        bar = progress.add_task(name, total=len(speeds) * seconds / 60 / share.of)
         manifests, problems = _compute_shards(
-            work, settings, lambda minutes: progress.advance(bar, minutes)
-        )
+            (shard for shard in _shards(source, speeds, folder) if share.has(shard.number)),
+            settings, lambda minutes: progress.advance(bar, minutes),
+        )  # fmt: skip
     for problem in sorted(problems):
         log.warning("%s", problem)
+    if not share.is_all:
+        log.info(
+            "%s %s: %d shards, share %d of %d",
+            corpus,
+            split,
+            len(manifests),
+            share.number,
+            share.of,
+        )
+        return
     if cuts and not any(next(read_jsonl_gz(manifest), None) for manifest in manifests):
         raise ValueError(f"{corpus} {split}: none of its {cuts} recordings can be read")
-    kept = write_jsonl_gz(
-        target, (cut for manifest in manifests for cut in read_jsonl_gz(manifest))
-    )
+    kept = join_jsonl_gz(target, manifests)
     log.info("%s %s: %d of %d cuts -> %s", corpus, split, kept, cuts * len(speeds), target)
 
 
@@ -347,37 +417,37 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
         raise ValueError(f"{source} does not exist: run the recipe's earlier stages, which make it")
     record = folder / "source.sha256"
     digest = sha256(source)
-    if record.is_file() and record.read_text(encoding="utf-8") != digest:
-        log.info("%s has changed: its features are computed anew", source)
-        target.unlink(missing_ok=True)
-        shutil.rmtree(folder)
-    atomic.write_text(record, digest)
+    with locked(source.parent, "features", waits=True):  # of processes that share, one forgets
+        if record.is_file() and record.read_text(encoding="utf-8") != digest:
+            log.info("%s has changed: its features are computed anew", source)
+            target.unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        atomic.write_text(record, digest)
 
 
-def _forget_damaged_shards(target: Path, folder: Path) -> None:
-    """Removes the manifests of shards that are not there any more or cut short."""
-    for manifest in sorted(folder.glob("*.jsonl.gz")):
-        shard = folder / manifest.name.replace(".jsonl.gz", ".npy")
-        if not is_whole(shard):
+def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
+    """Removes the manifests of those shards of a share that have gone or are cut short."""
+    for manifest in sorted(folder.glob("speed-*.jsonl.gz")):  # none that is being written
+        stem = manifest.name.removesuffix(".jsonl.gz")
+        shard = folder / f"{stem}.npy"
+        if share.has(int(stem.rpartition("-")[2])) and not is_whole(shard):
             log.warning("%s is gone or cut short: it is computed anew", shard)
             target.unlink(missing_ok=True)
             manifest.unlink()
 
 
 def _compute_shards(
-    work: Iterable[tuple[list[Cut], float, Path]],
-    settings: config.Features,
-    done: Callable[[float], None],
+    shards: Iterable[Shard], settings: config.Features, done: Callable[[float], None]
 ) -> tuple[list[Path], list[str]]:
     """Computes the shards that are missing, in several processes, a few shards ahead.
 
     Args:
-        work: the cuts, the speed and the stem of each shard.
+        shards: in the order of the manifest.
         settings: what to compute, and in how many processes.
         done: is told the minutes of audio of each finished shard.
 
     Returns:
-        The manifests of all shards, and a message for each recording that could not be read.
+        The manifest of each shard, and a message for each recording that could not be read.
     """
     manifests: list[Path] = []
     problems: list[str] = []
@@ -385,13 +455,12 @@ def _compute_shards(
     # A process that was forked cannot use a GPU.
     start = multiprocessing.get_context("spawn" if settings.extractor == "kaldifeat" else None)
     with ProcessPoolExecutor(settings.jobs, start, _start_worker) as pool:
-        for shard, speed, stem in work:
-            manifests.append(stem.with_name(stem.name + ".jsonl.gz"))
-            minutes = sum(cut.duration for cut in shard) / 60
-            if manifests[-1].is_file():
-                done(minutes)
+        for shard in shards:
+            manifests.append(shard.manifest)
+            if shard.manifest.is_file():
+                done(shard.minutes)
                 continue
-            running[pool.submit(compute_shard, shard, speed, stem, settings)] = minutes
+            running[pool.submit(compute_missing, shard, settings)] = shard.minutes
             if len(running) > SHARDS_AHEAD * settings.jobs:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     problems += future.result()
@@ -402,13 +471,23 @@ def _compute_shards(
     return manifests, problems
 
 
-def compute_features(experiment: Experiment) -> None:
-    """Computes what is missing of every corpus and split."""
+def compute_missing(shard: Shard, settings: config.Features) -> list[str]:
+    """`compute_shard`, unless another process has done it; waits for one that is at it."""
+    with claimed(shard.manifest):
+        if shard.manifest.is_file():
+            return []
+        cuts = list(CutSet.from_dicts(shard.cuts))
+        return compute_shard(cuts, shard.speed, shard.stem, settings)
+
+
+def compute_features(experiment: Experiment, share: Share = ALL) -> None:
+    """Computes what is missing of every corpus and split, or a share of it."""
     for corpus in experiment.config.data.corpora:
         for split in SPLITS:
-            compute_split(experiment, corpus, split)
-    write_provenance(experiment, "features", fbank=asdict(StreamingFbankConfig()))
+            compute_split(experiment, corpus, split, share)
+    if share.is_all:
+        write_provenance(experiment, "features", fbank=asdict(StreamingFbankConfig()))
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, compute_features)
+    run_stage_in_shares(__doc__, compute_features)

@@ -71,6 +71,14 @@ class Tokenizer:
         """The pieces in the order of their ids."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
+    @property
+    def vocabulary(self) -> str:
+        """Sentencepiece's bpe.vocab: a token and its score a line, parted by a tab."""
+        ids = range(self.vocab_size)
+        scores = (self._processor.get_score(number) for number in ids)
+        pairs = zip(self.tokens, scores, strict=True)
+        return "".join(f"{token}\t{score:g}\n" for token, score in pairs)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of normalised text; a character outside the vocabulary becomes `<unk>`."""
         ids: list[int] = self._processor.encode(text, out_type=int)

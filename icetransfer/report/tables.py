@@ -116,6 +116,23 @@ def mean(rows: Sequence[Row], key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
 
 
+def condition_table(rows: Sequence[Row]) -> TableData:
+    """The WER under each condition, and without: a column for each amount of data and init."""
+    cells = sorted({(row["hours"], INITS.index(row["init"])) for row in rows})
+    names = dict.fromkeys(row["condition"] for row in rows)
+
+    def line(name: str, key: str, some: Sequence[Row]) -> list[str]:
+        texts = []
+        for hours, init in cells:
+            found = [r for r in some if (r["hours"], INITS.index(r["init"])) == (hours, init)]
+            texts.append(f"{mean(found, key):.1f}" if found else "")
+        return [name, *texts]
+
+    header = ["condition", *(f"{hours_label(hours)} {INITS[init]}" for hours, init in cells)]
+    lines = [line(name, "wer", [r for r in rows if r["condition"] == name]) for name in names]
+    return header, [line("as they are", "clean_wer", rows), *lines] if rows else []
+
+
 def size_table(rows: Sequence[Row]) -> TableData:
     """Size of the model's files and speed, means over all cells."""
     groups: dict[tuple[str, float, str], list[Row]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: who has it, and who waits."""
+"""One process at a time in a folder, or several that share its work: who has it, and who waits."""
 
 import fcntl
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ log = logging.getLogger("icetransfer")
 
 
 @contextmanager
-def locked(folder: Path, stage: str, waits: bool) -> Iterator[None]:
+def locked(folder: Path, stage: str, waits: bool, shares: bool = False) -> Iterator[None]:
     """Holds a folder's lock; of several processes of one training, the first does for all.
 
     The lock is the kernel's (flock, which Linux passes on over NFS), so it ends with the process,
@@ -28,6 +29,7 @@ def locked(folder: Path, stage: str, waits: bool) -> Iterator[None]:
         folder: made if it is not there.
         stage: who asks.
         waits: whether to wait for whoever has it, or to leave it to them.
+        shares: whether others that share may have it at the same time.
 
     Raises:
         ValueError: another process has it, and this one does not wait.
@@ -36,9 +38,10 @@ def locked(folder: Path, stage: str, waits: bool) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shares else fcntl.LOCK_EX
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(folder / LOCK)
             if not waits:
@@ -47,7 +50,7 @@ def locked(folder: Path, stage: str, waits: bool) -> Iterator[None]:
                     f"run of its own, use another --exp"
                 ) from None
             log.info("%s: waiting for %s, which works in %s", stage, holder, folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, kind)
         file.truncate(0)
         record = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid()}
         record["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -57,6 +60,19 @@ def locked(folder: Path, stage: str, waits: bool) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+@contextmanager
+def claimed(result: Path) -> Iterator[None]:
+    """Holds one of the files that processes make side by side, after whoever is making it.
+
+    The lock is the kernel's, on one byte of the folder's lock file.  Two names that meet in a byte
+    wait for each other, which does no harm: a process holds one at a time.
+    """
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with (result.parent / LOCK).open("ab") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(result.name.encode()))
+        yield
 
 
 def _holder(path: Path) -> str:

@@ -100,7 +100,7 @@ def print_plan(sweep: Sweep, plan: Plan) -> None:
             where = f" -> {_place(sweep, job.experiment)}" if job.experiment else ""
             total_audio += needs.audio_hours
         else:
-            own = [configs[run.name] for run in plan.runs if run.needs == job.name]
+            own = [configs[run.name] for run in plan.runs if job.name in run.needs]
             needs, where = data_needs(job.recipe, own), ""
         unknown += needs.disk is None
         total_disk += needs.disk or 0

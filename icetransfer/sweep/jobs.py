@@ -40,7 +40,7 @@ class Job:
         arguments: of its run.sh; of the report, of run_all.sh.
         log: what it prints is added to this file.
         status: what became of it is written to this file.
-        needs: the job without which it is not begun.
+        needs: the jobs without which it is not begun.
         experiment: the folder that it works in, of a cell or of data.
         wanted: the experiment's config as JSON.
     """
@@ -51,7 +51,7 @@ class Job:
     arguments: tuple[str, ...]
     log: Path
     status: Path
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     experiment: Path | None = None
     wanted: Mapping[str, Any] | None = None
 
@@ -121,7 +121,7 @@ def from_json(trees: Sequence[Mapping[str, Any]]) -> list[Job]:
         Job(
             **dict(tree)
             | {key: Path(tree[key]) for key in paths if tree[key] is not None}
-            | {"arguments": tuple(tree["arguments"])}
+            | {key: tuple(tree[key]) for key in ("arguments", "needs")}
         )
         for tree in trees
     ]

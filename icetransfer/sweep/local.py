@@ -230,7 +230,7 @@ def run_sweep(sweep: Sweep, runner: Runner, at_once: int, retrain: bool = False)
             # a language's data stages use all cores by themselves: one after the other
             failures |= run_jobs(plan.data, [{"OMP_NUM_THREADS": "1"}], runner, view)
             without_data = {job.name for job in failures}
-            runs = [job for job in plan.runs if job.needs not in without_data]
+            runs = [job for job in plan.runs if without_data.isdisjoint(job.needs)]
             failures |= run_jobs(runs, shares, runner, view)
     write_report_of(sweep, [*skipped_lines(plan), *failures.values()])
     return not failures

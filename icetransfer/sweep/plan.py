@@ -5,7 +5,7 @@ config and its result files, so it does not matter which engine made them, or wh
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -347,13 +347,51 @@ def data_job(sweep: Sweep, language: str) -> Job:
     )  # fmt: skip
 
 
+def data_steps(sweep: Sweep, data: Job, shares: int) -> list[list[Job]]:
+    """A data job in steps, of which each needs the one before: some are done by several jobs.
+
+    Args:
+        sweep: whose job it is.
+        data: the `data_job`.
+        shares: how many jobs check recordings and compute features side by side.
+
+    Returns:
+        The jobs of each step; the last is the data job, which does what is left.
+    """
+    if shares == 1:
+        return [[data]]
+    language, own = data.recipe.name, data.arguments[4:]
+
+    def step(name: str, stage: int, needs: Sequence[Job], *share: str, **more: Any) -> Job:
+        stages = ("--stage", str(stage), "--stop-stage", str(stage))
+        return _job(
+            sweep, "data", f"{language} {name}", language, (*stages, *share, *own),
+            needs=tuple(job.name for job in needs), **more,
+        )  # fmt: skip
+
+    def shared(name: str, stage: int, needs: Sequence[Job]) -> list[Job]:
+        return [
+            step(f"{name} {number} of {shares}", stage, needs, "--share", f"{number}/{shares}")
+            for number in range(1, shares + 1)
+        ]
+
+    # the first alone has the experiment, and puts aside what other settings have made
+    corpora = [step("corpora", 0, (), experiment=data.experiment, wanted=data.wanted)]
+    checked = shared("manifests", 1, corpora)
+    manifests = [step("manifests", 1, checked)]
+    computed = shared("features", 2, manifests)
+    joined = [replace(data, needs=tuple(job.name for job in computed))]
+    return [corpora, checked, manifests, computed, joined]
+
+
 def cell_job(sweep: Sweep, cell: Cell, wanted: config.Config, data: Job) -> Job:
     """The stages of a cell's own."""
     stages = ("--stage", str(LAST_DATA_STAGE + 1), "--stop-stage", str(LAST_CELL_STAGE))
     arguments = (*stages, *sweep.arguments(cell))
     return _job(
         sweep, "cell", cell.name, cell.language, arguments,
-        needs=data.name, experiment=sweep.experiment(cell), wanted=wanted.model_dump(mode="json"),
+        needs=(data.name,), experiment=sweep.experiment(cell),
+        wanted=wanted.model_dump(mode="json"),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A sweep in Slurm's queue: an array for the data, one for the cells, then the report.
+"""A sweep in Slurm's queue: arrays for the data, one for the cells, then the report.
 
     python -m icetransfer.sweep.slurm JOBS.json      one job, inside its allocation
 
@@ -41,7 +41,7 @@ from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
 from icetransfer.sweep import jobs
 from icetransfer.sweep.jobs import Job, JobError
-from icetransfer.sweep.plan import Plan, Sweep, base_model_jobs, too_little_data
+from icetransfer.sweep.plan import Plan, Sweep, base_model_jobs, data_steps, too_little_data
 
 SCRIPT = "tools/slurm_job.sh"
 SUBMITTED = "slurm.json"
@@ -81,6 +81,8 @@ class Resources(Section):
 class Settings(Resources):
     """conf/slurm.yaml: resources of every job, and what is different for some."""
 
+    data_shares: int = Field(1, ge=1)  # jobs of a language that check and compute side by side
+
     stages: dict[Kind, dict[str, Any]] = Field(default_factory=dict)
 
     def resources(self, kind: Kind) -> Resources:
@@ -89,7 +91,7 @@ class Settings(Resources):
         Raises:
             ValueError: a key is unknown or has a bad value.
         """
-        tree = self.model_dump(exclude={"stages"}) | self.stages.get(kind, {})
+        tree = self.model_dump(exclude={"stages", "data_shares"}) | self.stages.get(kind, {})
         try:
             return Resources.model_validate(tree)
         except ValidationError as error:
@@ -366,23 +368,35 @@ def _submit(
     if not new and plan.runs:
         return
     size = queue.array_size()
-    wanted = {job.needs for job in new}
-    data = [job for job in plan.data if job.name in wanted and job.name not in queued]
+    wanted = {name for job in new for name in job.needs}
+    chains = [
+        data_steps(sweep, job, settings.data_shares)
+        for job in plan.data
+        if job.name in wanted and job.name not in queued
+    ]
+    # the same step of all languages is one array
+    steps = [[job for own in step for job in own] for step in zip(*chains, strict=True)]
+    data = [job for step in steps for job in step]
     bases = base_model_jobs(sweep) if retrain and new else []
     bases = [job for job in bases if job.name not in queued]
     for job in (*bases, *data, *new):
-        job.status.unlink(missing_ok=True)  # of an earlier try
+        if job.name not in queued:
+            job.status.unlink(missing_ok=True)  # of an earlier try
 
     def send(own: Sequence[Job], kind: str, after: Sequence[str]) -> list[str]:
         resources = settings.resources(kind)  # type: ignore[arg-type]
-        ids = queue.submit(kind, Submission(list(own), plan.data, resources), after, size)  # type: ignore[arg-type]
+        array = Submission(list(own), [*plan.data, *data], resources)
+        ids = queue.submit(kind, array, after, size)  # type: ignore[arg-type]
         for array_id in ids:
             print(f"submitted {array_id}: {len(own)} {kind} job{'s' * (len(own) > 1)}", flush=True)
         return ids
 
     base_ids = send(bases, "cell", [])
-    before = {queued[name][0] for name in wanted if name in queued}
-    data_ids = [*send(data, "data", base_ids), *sorted(before)]
+    data_ids = base_ids
+    for step in steps:
+        ids = send([job for job in step if job.name not in queued], "data", data_ids)
+        data_ids = [*ids, *(queued[job.name][0] for job in step if job.name in queued)]
+    data_ids = [*data_ids, *sorted(queued[name][0] for name in wanted if name in queued)]
     cell_ids = send(new, "cell", [*base_ids, *data_ids])
     others = {task for name, (task, _, _) in queued.items() if name in {j.name for j in plan.runs}}
     send([_report_job(sweep, report)], "report", [*data_ids, *cell_ids, *sorted(others)])
@@ -480,15 +494,19 @@ def command_parts(resources: Resources, job: Job) -> tuple[list[str], list[str]]
     return prefix, ["--gpus", str(max(1, resources.gpus))] if several else []
 
 
-def run_job(job: Job, resources: Resources, allocation: Allocation, needed: Job | None) -> None:
+def run_job(job: Job, resources: Resources, allocation: Allocation, needed: Sequence[Job]) -> None:
     """Runs the job; requeues it, or leaves a status that says why it failed.
 
     Raises:
         JobError: it failed for the last time, or was cancelled.
     """
-    if needed and needed.read_status().get("state") != jobs.DONE:
-        job.note(jobs.FAILED, reason=f"{needed.name} did not end well (log: {needed.log})")
-        raise JobError(f"{job.name}: {needed.name} did not end well (log: {needed.log})")
+    for other in needed:
+        status = other.read_status()
+        if status.get("state") != jobs.DONE:
+            said = status.get("reason") or "it was not begun"
+            reason = f"{other.name} did not end well: {said} (log: {other.log})"
+            job.note(jobs.FAILED, reason=reason)
+            raise JobError(f"{job.name}: {reason}")
     target = job.target if job.kind == "cell" else None
     if target and (reason := too_little_data(job.recipe, target.config)):
         job.note(jobs.SKIPPED, reason=reason)
@@ -560,7 +578,7 @@ def _run() -> None:
         submission = read_submission(args.jobs)
         job = submission.jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])]
         log.info("%s: %s", job.name, job.shown)
-        needed = {other.name: other for other in submission.needed}.get(job.needs)
+        needed = [other for other in submission.needed if other.name in job.needs]
         describe(own_id(), job.name)
         try:
             run_job(job, submission.resources, allocation, needed)

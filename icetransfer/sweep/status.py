@@ -37,7 +37,7 @@ class Row:
 
 
 def collect(sweep: Sweep) -> list[Row]:
-    """The state of every data job that is under way and of every cell."""
+    """The state of every data job that is under way, of every cell, and of what else is queued."""
     plan = make_plan(sweep)
     queued: Mapping[str, tuple[str, str, str]] = {}
     if (sweep.results / SUBMITTED).is_file():
@@ -46,6 +46,11 @@ def collect(sweep: Sweep) -> list[Row]:
     done = set(plan.done)
     runs = {job.name: job for job in plan.runs}
     rows = [_job_row(job, queued, "") for job in plan.data if job.status.is_file()]
+    known = {job.name for job in [*plan.data, *plan.runs]}
+    for name in sorted(queued.keys() - known):  # shares of a data job, base models, the report
+        task, state, reason = queued[name]
+        said = f"Slurm {task}, {reason if state == 'PENDING' else state.lower()}"
+        rows.append(Row(name, "waiting" if state == "PENDING" else jobs.RUNNING, said))
     for cell in sorted(sweep.cells):
         if cell in done:
             rows.append(Row(cell.name, jobs.DONE, _wer(sweep, cell)))

@@ -9,9 +9,7 @@ same number of backward passes in every process, while here a share may be empty
 not fit into the memory is tried again in pieces.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from icetransfer.stage.parent import end_with_parent
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BUCKET = 1 << 23  # gradients summed at once, 32 MB in float32
 
 
@@ -232,13 +231,6 @@ def join_world() -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
-
-
-def end_with_parent() -> None:
-    """Lets the kernel send SIGTERM to this process when the launcher that started it is gone."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str] | None:

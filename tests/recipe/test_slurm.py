@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from icetransfer.config import chunk_ms, dump_config
@@ -37,6 +39,23 @@ if [[ "$arguments" == *"--init ${SLOW:-none} "* ]] && [ ! -f "$2/saved" ]; then
 fi
 mkdir -p "$(dirname "$2")"
 cp -r "prepared/$2" "$(dirname "$2")"
+"""
+
+# Before it: the data stages are the real recipe's.  $BREAK_SHARE: a share that fails each time.  A
+# share of the features is killed outright in its first run, with all that it has started.
+DATA = """#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+if [[ "$*" != *"--stop-stage 10"* ]]; then
+  printf '%s\\n' "$*" >>calls
+  [[ "$*" != *"${BREAK_SHARE:-none}"* ]] || { echo "error: broken on purpose" >&2; exit 1; }
+  [[ "$*" == *"--stop-stage 2 --share 2/3"* && ! -f killed ]] || exec bash real.sh "$@"
+  touch killed
+  setsid bash real.sh "$@" &
+  until compgen -G "data/fbank/*/speed-*-00001.npy" >seen; do sleep 0.02; done
+  kill -KILL -- "-$!"
+  exit 137
+fi
 """
 
 
@@ -183,6 +202,80 @@ def test_warned_failing_and_good_jobs(root: Path, slurm: dict[str, str]) -> None
     assert (calls(root, "en"), calls(root, "ml")) == (2, 4)
     assert all(made.is_done(cell) for cell in made.cells)
     assert not json.loads((made.results / "report.json").read_text())["failures"]
+    assert nothing_was_expanded(root)
+
+
+def make_data_recipe(root: Path) -> None:
+    """A recipe whose data stages are real, in small parts and shards, with speech of its own."""
+    for name, old, new in (
+        ("corpora", "PART = 1000 ", "PART = 10 "),
+        ("features", "SHARD_SECONDS = 600\n", "SHARD_SECONDS = 5\n"),
+    ):
+        path = root / "icetransfer" / "data" / f"{name}.py"
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+    languages = "icetransfer/data/text/languages"
+    shutil.copytree(REPO / languages, root / languages)
+    recipe = root / "egs" / "nl"
+    (recipe / "run.sh").write_text(DATA + STAND_IN)
+    shutil.copy(REPO / "egs" / "nl" / "run.sh", recipe / "real.sh")
+    corpus = {"kind": "folder", "path": "speech", "holdout_every": 8}
+    tree = {"data": {"dir": "data", "corpora": {"c": corpus}, "features": {"jobs": 1}}}
+    (recipe / "conf" / "default.yaml").write_text(yaml.safe_dump(tree))
+    (recipe / "speech").mkdir()
+    lines = []
+    for number in range(120):
+        noise = np.random.default_rng(number).normal(0, 0.1, 24000 + 100 * number)
+        soundfile.write(recipe / "speech" / f"{number}.flac", noise, 16000)
+        lines.append(f"{number}.flac\t{'ja' if number % 9 else ''}\tx\n")
+    (recipe / "speech" / "transcripts.tsv").write_text("".join(lines))
+
+
+def data_files(recipe: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(recipe)): path.read_bytes()
+        for folder in ("manifests", "fbank")
+        for path in (recipe / "data" / folder).rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_data_in_shares_of_which_one_fails_and_one_is_killed(
+    root: Path, slurm: dict[str, str]
+) -> None:
+    """Manifests and features are, byte for byte, those of one process."""
+    make_data_recipe(root)
+    made = write_preset(root)
+    recipe, alone = root / "egs" / "nl", root / "alone" / "nl"
+    shutil.copytree(recipe, alone)
+    write_conf(root, data_shares=3, stages={"data": {"at_once": 3}})
+    said = submit(root, slurm, BREAK_SHARE="--stop-stage 1 --share 3/3")
+    assert said.count("3 data jobs") == 2
+    assert said.count("1 data job\n") == 3
+    wait_until_empty(slurm)
+    failures = json.loads((made.results / "report.json").read_text())["failures"]
+    assert "nl manifests 3 of 3 did not end well" in failures[0]
+    assert "error: broken on purpose (tried 3 times)" in failures[0]
+    assert not (recipe / "data" / "manifests" / "c_train.jsonl.gz").exists()
+    calls = (recipe / "calls").read_text()
+    assert calls.count("--stop-stage 1 --share 1/3 ") == 1
+    assert calls.count("--stop-stage 1 --share 3/3 ") == 3
+    assert "--stop-stage 2" not in calls, "what needs them was begun"
+
+    submit(root, slurm)
+    wait_until_empty(slurm)
+    calls = (recipe / "calls").read_text()
+    assert calls.count("--stop-stage 1 --share 3/3 ") == 4
+    assert calls.count("--stop-stage 2 --share 2/3 ") == 2, "the killed one came back"
+    assert calls.count("--stop-stage 2 --share 1/3 ") == 1
+    assert all(made.is_done(cell) for cell in made.cells)
+    settings = ["--init", "en", "--hours", "2min", "--stage", "1", "--stop-stage", "2"]
+    here = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{slurm['PATH']}"}
+    command = ["bash", "real.sh", *settings]
+    subprocess.run(command, cwd=alone, env=slurm | here | {"PYTHONPATH": ""}, check=True)
+    assert len(data_files(recipe)) > 150
+    assert data_files(recipe) == data_files(alone)
     assert nothing_was_expanded(root)
 
 

@@ -341,7 +341,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(
 class InThisProcess:
     """A pool of processes that has none."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, initializer: Callable[[], None]) -> None:
         pass
 
     def __enter__(self) -> "InThisProcess":

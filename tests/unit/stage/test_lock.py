@@ -15,7 +15,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from icetransfer.stage.lock import locked
-with locked(Path(sys.argv[1]), "features", waits=True):
+with locked(Path(sys.argv[1]), "features", waits=True, shares="shares" in sys.argv):
     print("has it", flush=True)
     sys.stdin.readline()
 """
@@ -51,6 +51,21 @@ def test_one_that_waits_has_it_next(tmp_path: Path, holder, caplog) -> None:
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == second.pid
     second.communicate("\n")
     assert (tmp_path / LOCK).read_text() == "", "nobody has it"
+
+
+def test_those_that_share_have_it_together_and_the_others_wait(tmp_path: Path) -> None:
+    with locked(tmp_path, "features", waits=False, shares=True):
+        sharing = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path), "shares"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+        )  # fmt: skip
+        assert sharing.stdout.readline() == "has it\n"
+    with pytest.raises(ValueError, match="in use by"), locked(tmp_path, "train", waits=False):
+        pass
+    sharing.communicate("\n")
+    with locked(tmp_path, "train", waits=False):
+        pass
 
 
 def test_a_killed_one_does_not_keep_it(tmp_path: Path, holder) -> None:

@@ -45,7 +45,35 @@ def test_shared_work_once_for_each_language(root: Path) -> None:
     made = plan.make_plan(make(root, seeds=3))
     assert [job.name for job in made.data] == ["nl data", "pl data"]
     assert len(made.runs) == 2 * 2 * 2 * 3
-    assert {job.needs for job in made.runs} == {"nl data", "pl data"}
+    assert {job.needs for job in made.runs} == {("nl data",), ("pl data",)}
+
+
+def test_a_data_job_in_shares(root: Path) -> None:
+    sweep = make(root, languages=["nl"])
+    (data,) = plan.make_plan(sweep).data
+    assert plan.data_steps(sweep, data, 1) == [[data]]
+    steps = plan.data_steps(sweep, data, 2)
+    names = [[job.name for job in step] for step in steps]
+    assert names == [
+        ["nl corpora"],
+        ["nl manifests 1 of 2", "nl manifests 2 of 2"],
+        ["nl manifests"],
+        ["nl features 1 of 2", "nl features 2 of 2"],
+        ["nl data"],
+    ]
+    for before, step in zip(names, steps[1:], strict=False):
+        assert [job.needs for job in step] == [tuple(before)] * len(step)
+    stages = [[" ".join(job.arguments).partition(" --init")[0] for job in step] for step in steps]
+    assert stages == [
+        ["--stage 0 --stop-stage 0"],
+        [f"--stage 1 --stop-stage 1 --share {k}/2" for k in (1, 2)],
+        ["--stage 1 --stop-stage 1"],
+        [f"--stage 2 --stop-stage 2 --share {k}/2" for k in (1, 2)],
+        ["--stage 0 --stop-stage 2"],
+    ]
+    (corpora,), (last,) = steps[0], steps[-1]
+    assert corpora.arguments[4:] == last.arguments[4:] == data.arguments[4:]
+    assert corpora.target == data.target, "what other settings have made is put aside first"
 
 
 def test_a_changed_setting_makes_exactly_the_affected_cells_stale(root: Path) -> None:

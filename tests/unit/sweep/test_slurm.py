@@ -1,12 +1,14 @@
 """What Slurm is asked for, with commands that pretend; see tests/recipe for the real ones."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from icetransfer.sweep import slurm
 from icetransfer.sweep.jobs import Job
+from icetransfer.sweep.plan import Preset, Sweep, make_plan
 
 REPO = Path(__file__).resolve().parents[3]
 NASTY = "n l $(touch owned) 'a' \"b\"\n;|%j"
@@ -126,6 +128,27 @@ def test_settings_by_stage(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             slurm.read_settings(path)
+
+
+def test_the_steps_of_shared_data_wait_for_each_other(root: Path) -> None:
+    """Each step is one array over the languages."""
+    for language in ("nl", "pl"):
+        conf = root / "egs" / language / "conf"
+        conf.mkdir(parents=True)
+        shutil.copy(REPO / "egs" / "nl" / "conf" / "default.yaml", conf)
+    preset = Preset.model_validate({"languages": ["nl", "pl"], "inits": ["en"], "hours": ["2min"]})
+    sweep = Sweep("try", preset, (), root)
+    settings = root / "slurm.yaml"
+    settings.write_text("data_shares: 3\nstages: {data: {at_once: 5}}\n")
+    slurm.submit(sweep, make_plan(sweep), settings, ["--report"], retrain=False)
+    sent = [call for call in asked(root) if "--parsable" in call]
+    arrays = [part for call in sent for part in call if part.startswith("--array")]
+    assert arrays == [
+        *("--array=0-1%5", "--array=0-5%5", "--array=0-1%5", "--array=0-5%5", "--array=0-1%5"),
+        *("--array=0-1%8", "--array=0-0%8"),  # cells, report
+    ]
+    assert not any("--dependency" in part for part in sent[0])
+    assert all(any("--dependency=afterany:41" in part for part in call) for call in sent[1:])
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ time.sleep(60)
 """
 RANK = """
 import os, time
-from icetransfer.training.distributed import end_with_parent
+from icetransfer.stage.parent import end_with_parent
 end_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(60)
