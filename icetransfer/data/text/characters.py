@@ -50,7 +50,8 @@ _SHAPES_OF = _Shapes()
 def compose(text: str) -> str:
     """Returns text in NFC, with the plain character for a ligature, a full-width form, or ₂.
 
-    Invisible characters go, such as soft hyphens. º, ª, ², ½ and № stay: they are read in their own way.
+    Invisible characters go, such as soft hyphens. º, ª, ², ½ and № stay, for they are read in
+    their own way.
 
     Args:
         text: Any text.
