@@ -178,8 +178,8 @@ def _number_rules(code: str) -> list[str]:
     group = get_group_symbol(locale).replace("\u202f", " ").replace("\u00a0", " ")
     spelled_out = ", ".join(f"{key}: {rule}" for key, rule in cldr.items())
     return [
-        "# The CLDR's words of numbers, units, currencies and months. It does not know how years,",
-        "# dates and ordinals are read: icetransfer/data/text/numerals.py says how to add it.",
+        "# The CLDR's words of numbers, units, currencies and months. How years, dates, ordinals",
+        "# are read is for you to add: icetransfer/data/text/numerals.py explains.",
         "numbers:",
         f"  locale: {locale}",
         f"  cldr: {{{spelled_out}}}",

@@ -30,11 +30,11 @@ _TATWEEL = "\u0640"
 
 
 class _Shapes(dict[int, str]):
-    """The plain form of each character that is another's shape, found when it is asked for."""
+    """The plain form of a character that is another's shape, nothing for an invisible one."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
-        plain = char
+        plain = "" if unicodedata.category(char) == "Cf" else char
         # The decompositions of Thai, Lao and Tibetan vowels are other spellings, and those that
         # begin with a space are accents that stand alone.
         if unicodedata.decomposition(char).startswith(_SHAPES) and not "\u0e00" <= char <= "\u0fff":
@@ -50,7 +50,8 @@ _SHAPES_OF = _Shapes()
 def compose(text: str) -> str:
     """Returns text in NFC, with the plain character for a ligature, a full-width form, or ₂.
 
-    º, ª, ², ½ and № stay: they are read in their own way.
+    Invisible characters go, such as soft hyphens. º, ª, ², ½ and № stay, for they are read in
+    their own way.
 
     Args:
         text: Any text.

@@ -284,13 +284,22 @@ def _abbreviations(readings: Mapping[str, str]) -> Callable[[str], str]:
     readings = {k[0].upper() + k[1:]: reading for k, reading in readings.items()} | dict(readings)
     alternatives = []
     for key in sorted(readings, key=len, reverse=True):
-        inner, end = (key[:-1], r"\.") if key.endswith(".") else (key, r"(?!\w)")
-        inner = re.escape(inner).replace(r"\.", r"\.\s?").replace(r"\ ", r"\s?")
-        alternatives.append(inner + end)
-    first = "".join(sorted({re.escape(key[0]) for key in readings}))
-    found = re.compile(rf"(?<![\w.])(?=[{first}])(?:{'|'.join(alternatives)})")
+        spaced = re.escape(key.removesuffix(".")).replace(r"\.", r"\.\s?").replace(r"\ ", r"\s?")
+        # One without a point looks like a word once it is normalised, and is read as one is then.
+        alone = rf"(?i:{spaced})(?![^\W\d_])"
+        alternatives.append(rf"(?<![\w.]){spaced}\." if key.endswith(".") else alone)
+    first = {case for key in readings for case in (key[0].upper(), key[0].lower())}
+    begin = rf"(?<![^\W\d_])(?=[{re.escape(''.join(sorted(first)))}])"
+    found = re.compile(f"{begin}(?:{'|'.join(alternatives)})")
     by_letters = {"".join(key.split()): reading for key, reading in readings.items()}
-    return lambda text: found.sub(lambda m: by_letters["".join(m[0].split())] + " ", text)
+    by_letters |= {key.lower(): reading for key, reading in by_letters.items() if key[-1] != "."}
+
+    def read(match: re.Match[str]) -> str:
+        letters = "".join(match[0].split())
+        after = match.string[match.start() - 1 : match.start()].isalnum()
+        return f"{' ' * after}{by_letters.get(letters) or by_letters[letters.lower()]} "
+
+    return lambda text: found.sub(read, text)
 
 
 def _checksum(path: Path) -> str:
