@@ -293,7 +293,6 @@ def _run(args: argparse.Namespace) -> None:
     files = [*dict.fromkeys(file for file in args.files if file != STANDARD_INPUT)]
     if not files:
         return
-
     if args.out:
         targets = [Path(file).with_suffix(kind.suffix).name for file in files]
         if twice := next((name for name in targets if targets.count(name) > 1), None):
@@ -313,6 +312,13 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("\n".join(problems))
 
 
+def _run_for_readers(args: argparse.Namespace) -> None:
+    try:
+        _run(args)
+    except BrokenPipeError:  # who reads what is printed has enough of it, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -327,7 +333,7 @@ def _main() -> None:
     form.add_argument("--json", action="store_true", help="a JSON object for each segment")
     form.add_argument("--srt", action="store_true", help="SubRip subtitles")
     form.add_argument("--vtt", action="store_true", help="WebVTT subtitles, with times of words")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a file there for each recording")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a file there for each FILE")
     parser.add_argument(
         "--min-confidence", type=float, metavar="P",
         help="leave out segments below it; 0 keeps all (default: the bundle's)",
@@ -343,7 +349,7 @@ def _main() -> None:
     args = parser.parse_args()
     if not args.files and not args.microphone:
         parser.error("give sound files, - for standard input, or --microphone")
-    main(lambda: _run(args))
+    main(lambda: _run_for_readers(args))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(copy: Path) -> None:
         "icetransfer.data.corpora",
         "icetransfer.data.features",
     ]
-    assert len(commands) == 12
+    assert len(commands) == 13
     assert "--nproc-per-node 2" in commands[6] and "icetransfer.train" in commands[6]
     assert all(shlex.split(line)[-2:] == ["--exp", "exp/it's mine"] for line in commands)
     assert sorted(path.name for path in recipe.iterdir()) == ["README.md", "conf", "run.sh"]
