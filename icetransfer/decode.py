@@ -434,9 +434,9 @@ def decode_run(
     atomic.write_text(folder / "errs.txt", score.errors_text(rows, title, normalize.spaceless))
     atomic.write_text(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     log.info(
-        "%s: WER %.2f %%, CER %.2f %%, %d failed, RTF %.4f -> %s",
+        "%s: %sCER %.2f %%, %d failed, RTF %.4f -> %s",
         title,
-        result["wer"],
+        "" if normalize.spaceless else f"WER {result['wer']:.2f} %, ",
         result["cer"],
         result["failed"],
         result["rtf"],

@@ -330,7 +330,8 @@ def conditions_table(experiment: Experiment) -> Table | None:
     run = results[0]
     table = Table(title=f"as if recorded elsewhere ({run['engine']}, {run['precision']})")
     for number, column in enumerate(CONDITION_COLUMNS):
-        table.add_column(column, justify="left" if number < 3 else "right")
+        name = "CER %" if column == "WER %" and run.get("unit") == "character" else column
+        table.add_column(name, justify="left" if number < 3 else "right")
     for result in results:
         table.add_row(*condition_cells(result))
     return table

@@ -120,6 +120,20 @@ def test_the_table_names_what_failed_and_what_is_missing(tmp_path: Path) -> None
     assert "320 ms (+130 ms look-ahead)" in text and "offline" in text
 
 
+def test_of_characters_the_table_shows_cer_and_no_wer(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    run = score.planned_runs(toy.config)[0]
+    folder = run.folder(toy.decode_dir)
+    folder.mkdir(parents=True)
+    numbers = {"wer": 6.0, "cer": 6.0, "failed": 0, "rtf": 0.01, "model_bytes": 1, "words": 7}
+    counts = dict.fromkeys(("insertions", "deletions", "substitutions"), 7)
+    row = run.__dict__ | numbers | counts | {"unit": "character"}
+    (folder / "wer.json").write_text(json.dumps(row))
+    names = [str(column.header) for column in score.results_table(toy)[0].columns]
+    assert names[5] == "CER %" and "characters" in names
+    assert "WER %" not in names and "words" not in names
+
+
 def test_a_precision_that_costs_too_much_is_told_with_its_numbers(tmp_path: Path) -> None:
     toy = experiment(tmp_path)
     wers = {"fp32": {16: 10.0, -1: 8.0}, "int8": {16: 10.31, -1: 8.29}}  # the margin is 0.3

@@ -253,6 +253,12 @@ def test_best_is_bold_and_ties_are_marked() -> None:
     assert table[1][0][-1] == "30.0 / 15.0", "nothing to be better than"
 
 
+def test_a_language_scored_by_characters_has_its_cer_alone() -> None:
+    rows = [result("ml", 28.0, unit="character", wer_ci_low=27.0, wer_ci_high=29.4)]
+    (table,) = tables.error_tables(rows, None, bold=False).values()
+    assert table[1][0][-1] == "CER 28.0 ± 1.2"
+
+
 def test_a_collapsed_result_is_marked_and_gives_no_control() -> None:
     silent = {"errors": 97, "deletions": 90, "words": 100, "failed": 0}
     rows = [result("ml", 30.0, failed=0), result("random", 97.0, **silent)]
