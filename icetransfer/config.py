@@ -30,7 +30,7 @@ from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
 from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
-from icetransfer.settings.tree import leaves, merge, read_trees
+from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
 
 # The recipes that train the base models of the mini preset.
 BASE_RECIPES = {"en": "en", "ml": "multilingual"}
@@ -497,8 +497,11 @@ def load_section(section: type[AnySection], prefix: str, overrides: Iterable[str
 
 
 def dump_config(config: Section) -> str:
-    """The whole tree as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The whole tree as YAML, defaults included, and marked so that a part of it is none."""
+    tree = config.model_dump(mode="json")
+    return SAVED_FIRST + yaml.safe_dump(
+        tree, sort_keys=False, allow_unicode=True, explicit_end=True
+    )
 
 
 def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

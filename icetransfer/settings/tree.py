@@ -10,6 +10,8 @@ from icetransfer.stage.text import read_text
 
 # The parser in C, where PyYAML has it: the same trees, ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What is cut short is YAML too, often, and the defaults would stand in for what is lost.
+SAVED_FIRST, SAVED_LAST = "# A resolved config: whole if it ends with three dots.\n", "...\n"
 COMMAND_LINE = "the command line"
 
 Value = TypeVar("Value")
@@ -72,7 +74,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"config file {file} does not exist")
     try:
-        tree = yaml.load(read_text(file), YAML_LOADER) or {}
+        text = read_text(file)
+        if text.startswith(SAVED_FIRST) and not text.endswith(SAVED_LAST):
+            raise ValueError(f"{file} is cut short: restore it, or begin a new experiment")
+        tree = yaml.load(text, YAML_LOADER) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config file {file} is not YAML: {error}") from None
     if not isinstance(tree, dict):
