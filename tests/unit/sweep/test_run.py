@@ -314,7 +314,8 @@ def test_killed_outright(root: Path) -> None:
     assert 3 <= len(before) < len(made.cells)
     assert run_all(made)
     assert all(made.is_done(cell) for cell in made.cells)
-    assert len(finished()) == len(made.cells), "no cell was done twice"
+    # A cell may be killed between its result and its line.
+    assert len(finished()) <= len(made.cells), "no cell was done twice"
 
 
 def test_two_sweeps_at_once_do_no_cell_twice(root: Path) -> None:
