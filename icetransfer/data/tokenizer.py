@@ -6,9 +6,10 @@ The first ids are icefall's and sherpa-onnx's convention: `<blk>` 0, `<sos/eos>`
 """
 
 import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import sentencepiece
@@ -94,6 +95,9 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     """Trains a BPE model; the same text gives the same bytes.
 
+    No piece crosses a space, so it is trained on words with their counts, of which there are few
+    in any number of sentences.
+
     Args:
         texts: normalised sentences.
         vocab_size: tokens wanted, special ones included.  When the text does not hold that many
@@ -105,10 +109,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     Raises:
         ValueError: there is no text, or `vocab_size` is below what its characters alone need.
     """
-    sentences = [text for text in texts if text.strip()]
-    if not sentences:
+    words = Counter(word for text in texts for word in text.split())
+    if not words:
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
-    characters = len(Counter("".join(sentences)) - Counter(" "))
+    characters = len(set().union(*words))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
         raise ValueError(
@@ -116,7 +120,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             f"training text and the special tokens need at least {least}"
         )
     try:
-        return _train(sentences, vocab_size)
+        return _train(words, vocab_size)
     except RuntimeError as error:
         largest = re.search(r"value <= (\d+)", str(error))
         if largest is None:
@@ -126,13 +130,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         vocab_size,
         largest[1],
     )
-    return _train(sentences, int(largest[1]))
+    return _train(words, int(largest[1]))
 
 
-def _train(sentences: list[str], vocab_size: int) -> bytes:
+def _train(words: Mapping[str, int], vocab_size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
+        input_format="tsv",
         model_writer=model,
         model_type="bpe",
         vocab_size=vocab_size,
@@ -201,14 +206,14 @@ def make_tokenizer(experiment: Experiment) -> None:
         log.info("skip: %s is complete", folder)
         return
     stamp.renew(model_path, tokens_path)
-    texts = [*training_texts(experiment), *given_texts(experiment)]
+    texts = itertools.chain(training_texts(experiment), given_texts(experiment))
     model = train_tokenizer(texts, data.vocab_size)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)
     write_tokens(tokenizer, tokens_path)
     write_provenance(experiment, "tokenizer", vocab_size=tokenizer.vocab_size)
-    log.info("%d tokens from %d sentences -> %s", tokenizer.vocab_size, len(texts), tokens_path)
+    log.info("%d tokens -> %s", tokenizer.vocab_size, tokens_path)
 
 
 if __name__ == "__main__":
