@@ -7,8 +7,8 @@ manifest    stages 3 and 4 and the making of training blocks, on made-up manifes
 fbank       hours of audio per CPU hour of stage 2's extraction, beside lhotse's default extractor
 loader      batches per second, stored features and on the fly, and memory at two sizes of corpus
 
-Everything is made up in a temporary folder (--folder chooses its place) and removed.  5 million cuts
-take some 6 GB of disk there, and a million inodes.
+Everything is made up in a temporary folder (--folder chooses its place) and removed.  5 million
+cuts take some 6 GB of disk there, and a million inodes.
 """
 
 import argparse
