@@ -1,7 +1,8 @@
 """What the data side costs at full scale; each section in a process of its own, for its memory.
 
-    python benchmarks/bench_data.py [prepare] [manifest] [fbank] [loader]
+    python benchmarks/bench_data.py [text] [prepare] [manifest] [fbank] [loader]
 
+text        sentences per second of the normaliser, words alone and with numbers, by language
 prepare     stages 1 and 2 on a corpus of many recordings, but for decoding and filter banks
 manifest    stages 3 and 4 and the making of training blocks, on made-up manifests
 fbank       hours of audio per CPU hour of stage 2's extraction, beside lhotse's default extractor
@@ -36,6 +37,7 @@ from icetransfer import config
 from icetransfer.data import blocks, corpora, features, subset, tokenizer
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.shards import write_shard
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import Utterance
 from icetransfer.experiment import Experiment
 from icetransfer.stage.share import ALL
@@ -46,6 +48,8 @@ HOURS = 2500.0
 LIMIT_GB = 1.2  # of memory that a stage may take
 FILES = 1_000_000  # of audio at most: further recordings are further parts of them
 SHARDS = 20_000  # of features, looked at for their cost
+TABLES = Path(__file__).parents[1] / "tests/unit/data/text"
+REPEATS = 5  # of which the fastest counts
 WORDS = ("de", "het", "een", "van", "en", "in", "op", "niet", "zijn", "maar", "ook", "dan", "naar")
 
 
@@ -366,7 +370,31 @@ def bench_loading(folder: Path, args: argparse.Namespace) -> None:
     bench_loader(folder, [20_000, 200_000], args.batches)
 
 
+def bench_text(folder: Path, args: argparse.Namespace) -> None:
+    """Prints the speed of each language's normaliser on the sentences of its table."""
+    del folder, args
+    for table in sorted(TABLES.glob("*.tsv")):
+        normalizer = Normalizer(table.stem)
+        lines = table.read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines if not line.startswith("#")]
+        speeds = []
+        for sentences in ([f"{row[1].capitalize()}." for row in rows], [row[0] for row in rows]):
+            times = []
+            for _ in range(REPEATS):
+                begin = time.perf_counter()
+                for sentence in sentences:
+                    normalizer(sentence)
+                times.append(time.perf_counter() - begin)
+            speeds.append(len(sentences) / min(times))
+        plain, numbers = speeds
+        print(
+            f"text: {table.stem}: {plain:,.0f} sentences of words per second, {numbers:,.0f} of "
+            f"the table's with numbers, {plain / numbers:.0f} times as long each"
+        )
+
+
 SECTIONS = {
+    "text": bench_text,
     "prepare": bench_prepare,
     "manifest": bench_manifest,
     "fbank": bench_fbank,

@@ -26,7 +26,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from icetransfer.settings import reference
+from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
 from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
+from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import leaves, merge, read_trees
 
@@ -95,8 +97,10 @@ class Data(Section):
     dir: Path = Path("data")
     """The recipe's data folder, shared by its experiments."""
     corpora: dict[str, Corpus] = Field(min_length=1)
+    tokens: Literal["bpe", "characters"] = "bpe"
+    """BPE pieces, or characters, for scripts without spaces between words."""
     vocab_size: int = Field(500, ge=8)
-    """Tokens (BPE pieces), blank and unknown included."""
+    """BPE pieces, blank and unknown included; of characters there are as many as the text has."""
     tokenizer_text: tuple[Path, ...] = ()
     """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
     features: Features = Features()
@@ -125,17 +129,6 @@ class SpecAugment(Section):
     """Frames (10 ms) of a time mask at most."""
     max_frames_mask_fraction: float = 0.15
     """Share of an utterance's frames that time masks may cover."""
-
-
-class Noise(Section):
-    """Recordings such as MUSAN's, added to some of the training cuts."""
-
-    path: Path | None = None
-    """A folder of audio, or a lhotse manifest of recordings; null: no noise."""
-    snr: tuple[float, float] = (10, 20)
-    """Signal to noise in dB, drawn evenly between these."""
-    probability: float = Field(0.5, gt=0, le=1)
-    """That a cut gets noise."""
 
 
 SUBMODULES = (
@@ -257,7 +250,8 @@ class Train(Section):
     loss_backend: Literal["auto", "k2", "torch"] = "auto"
     """What computes the transducer losses; auto: k2 where it is installed."""
     spec_augment: SpecAugment = SpecAugment()
-    noise: Noise = Noise()
+    augment: Augmentations = ()
+    """What is done to cuts: none, default, strong, or a list of your own, each with its `kind`."""
     mix: Mix = Mix()
     join_seconds: float = Field(0, ge=0)
     """Short cuts are joined to rows of up to so much audio; 0: never."""
@@ -285,6 +279,20 @@ class Train(Section):
     """CPU threads of each process."""
     branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Lengths, in steps, of shorter runs that `train --branch` can make out of this one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_noise(cls, tree: Any) -> Any:
+        """Takes the noise of an earlier version, which saved configs hold, as an augmentation."""
+        noise = tree.get("noise") if isinstance(tree, dict) else None
+        if not isinstance(noise, dict):
+            return tree
+        tree = {key: value for key, value in tree.items() if key != "noise"}
+        if noise.get("path") is not None:
+            if tree.get("augment"):
+                raise ValueError("noise is one of train.augment's list now: {kind: noise, ...}")
+            tree["augment"] = [{"kind": "noise", "snr": (10, 20), **noise}]
+        return tree
 
     @model_validator(mode="after")
     def _check_length(self) -> "Train":
@@ -401,6 +409,7 @@ class Config(Section):
     export: Export = Export()
     remedy: Remedy = Remedy()
     decode: Decode = Decode()
+    robustness: Robustness = Robustness()
     bundle: Bundle = Bundle()
 
     @model_validator(mode="after")
@@ -415,6 +424,16 @@ class Config(Section):
                     f"{key} has {illegal}: a chunk is a multiple of 8 frames (160 ms), because "
                     f"every stack's downsampling must divide it; or -1 for offline"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_robustness(self) -> "Config":
+        size = self.robustness.chunk_size
+        if size is not None and size not in self.decode.chunk_sizes:
+            raise ValueError(
+                f"robustness.chunk_size={size} is none of decode.chunk_sizes, "
+                f"{list(self.decode.chunk_sizes)}"
+            )
         return self
 
     @property
@@ -492,6 +511,9 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         elif field.annotation == dict[str, Corpus]:
             for corpus in CORPUS_CLASSES:
                 keys += known_keys(corpus, f"{prefix}{name}.NAME.")
+        elif name == "augment":
+            for augmentation in AUGMENTATION_CLASSES:
+                keys += known_keys(augmentation, f"{prefix}{name}.")
     return keys
 
 
@@ -504,6 +526,8 @@ def describe_errors(error: ValidationError, section: type[BaseModel], prefix: st
         if parts[:2] == ["data", "corpora"]:
             # pydantic puts the tag of the union ("synthetic") after the name: users never type it
             del parts[3:4]
+        elif parts[:2] == ["train", "augment"]:
+            del parts[2:4]
         key = prefix + ".".join(parts)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, 1)

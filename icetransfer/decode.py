@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ OFFLINE_BATCH_SECONDS = 300  # of padded audio: full attention grows with the sq
 
 #: Takes (id, samples) one by one, gives (id, hypothesis) in any order.
 Engine = Callable[[Iterator[tuple[str, Samples]]], Iterator[tuple[str, Hypothesis]]]
+#: Changes a recording: takes its cut's id and its samples.
+Change = Callable[[str, Samples], Samples]
 #: Gives the words of a test set's references and when they were spoken, by cut id.
 References = Callable[[], dict[str, list[AlignedWord]]]
 
@@ -192,14 +194,15 @@ class Reader:
 
     Args:
         cuts: one for each recording.
+        change: what is done to each, if anything.
 
     Attributes:
         problems: why a recording could not be read, by the cut's id.
         seconds: time spent reading so far, which is not recognition.
     """
 
-    def __init__(self, cuts: Iterable[Cut]) -> None:
-        self._cuts = cuts
+    def __init__(self, cuts: Iterable[Cut], change: Change | None = None) -> None:
+        self._cuts, self._change = cuts, change
         self.problems: dict[str, str] = {}
         self.seconds = 0.0
 
@@ -209,6 +212,8 @@ class Reader:
             begin = time.perf_counter()
             try:
                 samples = _read(cut)
+                if self._change is not None:
+                    samples = self._change(cut.id, samples)
             except Exception as error:  # whatever a decoder raises on a broken file
                 reason = " ".join(str(error).split()) or repr(error)
                 self.problems[cut.id] = f"{cut.recording.sources[0].source}: {reason}"
@@ -233,7 +238,7 @@ def _read(cut: Cut) -> Samples:
 
 
 def recognise(
-    engine: Engine, cuts: list[Cut], title: str
+    engine: Engine, cuts: list[Cut], title: str, change: Change | None = None
 ) -> tuple[dict[str, Hypothesis], dict[str, str], float]:
     """Recognises a test set.
 
@@ -241,11 +246,12 @@ def recognise(
         engine: see `make_engine`.
         cuts: of the test set; they are read from the shortest to the longest.
         title: of the progress bar.
+        change: what is done to each recording before, if anything.
 
     Returns:
         Hypotheses by cut id, reasons of failure by cut id, and seconds without reading.
     """
-    reader = Reader(sorted(cuts, key=lambda cut: (cut.duration, cut.id)))
+    reader = Reader(sorted(cuts, key=lambda cut: (cut.duration, cut.id)), change)
     found = {}
     with progress_bar() as progress:
         bar = progress.add_task(title, total=len(cuts))
@@ -276,8 +282,8 @@ def make_rows(
             {
                 "id": cut.id,
                 "speaker": supervision.speaker or "",
-                "ref": normalize(text),
-                "hyp": normalize(said),
+                "ref": normalize.scored(normalize(text)),
+                "hyp": normalize.scored(normalize(said)),
                 "raw_ref": (supervision.custom or {}).get("raw_text", text),
                 "raw_hyp": said,
                 "audio_seconds": round(cut.duration, 3),
@@ -289,9 +295,15 @@ def make_rows(
     return rows
 
 
-def make_result(config: Config, run: score.Decoding, rows: list[score.Row]) -> dict[str, Any]:
-    """What wer.json holds, but for speed, size and provenance."""
-    words, characters = score.word_errors(rows), score.character_errors(rows)
+def make_result(
+    config: Config, run: score.Decoding, rows: list[score.Row], by_character: bool = False
+) -> dict[str, Any]:
+    """What wer.json holds, but for speed, size and provenance.
+
+    With `by_character` the words of the rows are characters, and WER and CER are the same.
+    """
+    words = score.word_errors(rows)
+    characters = words if by_character else score.character_errors(rows)
     offline = run.chunk_size == -1
     left = run.left_context_frames
     return {
@@ -308,6 +320,7 @@ def make_result(config: Config, run: score.Decoding, rows: list[score.Row]) -> d
         "left_context_frames": -1 if offline else left,
         "effective_left_context_frames": -1 if offline else left - left % run.chunk_size,
         "search": run.search,
+        "unit": "character" if by_character else "word",
         "wer": words.rate,
         "raw_wer": score.raw_word_errors(rows).rate,
         "errors": words.errors,
@@ -359,10 +372,22 @@ def decode_run(
     made_from: Mapping[str, str | int],
     normalize: Normalizer,
     references: References | None = None,
+    change: Change | None = None,
+    more: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda result: {},
 ) -> None:
     """Decodes one test set in one way, unless that is done for what there is now.
 
     The latency is measured where `references` are given and the tier is a streaming one.
+
+    Args:
+        experiment: whose model it is.
+        run: which set, engine and tier.
+        cuts: of the test set.
+        made_from: what wer.json says of its sources; where that differs, it is decoded again.
+        normalize: of the test set's language.
+        references: when words were spoken.
+        change: what is done to each recording before, if anything.
+        more: what wer.json says besides, of a result.
 
     Raises:
         ValueError: the model's files are missing or are of another checkpoint.
@@ -387,10 +412,10 @@ def decode_run(
         model_bytes = _check_export(experiment, run, str(made_from["checkpoint_sha256"]))
     load = os.getloadavg()[0]
     title = f"{run.test_set} {run.engine} {run.precision} {chunk_label(run.chunk_size)}"
-    found, problems, seconds = recognise(make_engine(experiment, run), cuts, title)
+    found, problems, seconds = recognise(make_engine(experiment, run), cuts, title, change)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     rows = make_rows(cuts, found, problems, tokenizer, normalize)
-    result = make_result(config, run, rows) | {
+    result = make_result(config, run, rows, normalize.spaceless) | {
         "rtf": seconds / max(sum(cut.duration for cut in cuts if cut.id in found), 1e-9),
         "batch_streams": config.decode.batch_streams,
         "threads": 1,
@@ -403,9 +428,10 @@ def decode_run(
     if references and run.chunk_size != -1:
         heard = ((key, spoken_words(said, tokenizer.tokens)) for key, said in found.items())
         result |= latency.measure(references(), heard, run.chunk_size)
+    result |= more(result)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic.write_text(folder / "recogs.jsonl", lines)
-    atomic.write_text(folder / "errs.txt", score.errors_text(rows, title))
+    atomic.write_text(folder / "errs.txt", score.errors_text(rows, title, normalize.spaceless))
     atomic.write_text(target, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     log.info(
         "%s: WER %.2f %%, CER %.2f %%, %d failed, RTF %.4f -> %s",
@@ -439,8 +465,16 @@ def _read_test_set(path: Path) -> list[Cut]:
     return cuts
 
 
-def decode_all(experiment: Experiment) -> None:
-    """Decodes every test set in every planned way.
+class Source(NamedTuple):
+    """What is decoded of a test set, and what its wer.json says of where it comes from."""
+
+    cuts: list[Cut]
+    normalize: Normalizer
+    made_from: dict[str, str | int]
+
+
+def test_sources(experiment: Experiment) -> Iterator[tuple[str, Source]]:
+    """Every test set by its name.
 
     Raises:
         ValueError: something that an earlier stage makes is missing.
@@ -453,10 +487,7 @@ def decode_all(experiment: Experiment) -> None:
         )
     checkpoint_sha256 = sha256(experiment.averaged_checkpoint)
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
-        cuts = _read_test_set(experiment.manifests_dir / manifest)
         normalize = Normalizer(language)
-        aligned = cache(partial(align_references, experiment, cuts, normalize))
-        references = aligned if experiment.config.decode.latency else None
         made_from: dict[str, str | int] = {
             "checkpoint_sha256": checkpoint_sha256,
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
@@ -464,10 +495,23 @@ def decode_all(experiment: Experiment) -> None:
         }
         if experiment.config.decode.search == "modified_beam_search":
             made_from["beam"] = experiment.config.decode.beam
+        cuts = _read_test_set(experiment.manifests_dir / manifest)
+        yield test_set, Source(cuts, normalize, made_from)
+
+
+def decode_all(experiment: Experiment) -> None:
+    """Decodes every test set in every planned way.
+
+    Raises:
+        ValueError: something that an earlier stage makes is missing.
+    """
+    for test_set, (cuts, normalize, made_from) in test_sources(experiment):
+        aligned = cache(partial(align_references, experiment, cuts, normalize))
+        references = aligned if experiment.config.decode.latency else None
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
                 decode_run(experiment, run, cuts, made_from, normalize, references)
-    write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
+    write_provenance(experiment, "decode", checkpoint_sha256=sha256(experiment.averaged_checkpoint))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance
 from icetransfer.model.checkpoint import read_checkpoint
-from icetransfer.score import planned_runs
+from icetransfer.score import CONDITION_COLUMNS, condition_cells, condition_results, planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
@@ -121,7 +121,7 @@ def _facts(name: str, run: Experiment) -> dict[str, str | int]:
         "languages": " ".join(languages),
         "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
         "command": f"`egs/{BASE_RECIPES[name]}/run.sh`",
-        "commit": stages["transfer"]["git_commit"],
+        "commit": _commit(stages["transfer"]),
         "steps": f"{run.final_step} of {settle(run).config.train.batch_seconds:g} s",
         "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",
         "parameters": sum(value.numel() for value in weights.values()),
@@ -174,7 +174,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         "training": f"{experiment.final_step} steps, seed {config.seed}",
         "search": config.decode.search,
         "checkpoint's sha256": f"`{exported['made_of']['sha256']}`",
-        "commit of the export": f"`{exported['provenance']['git_commit']}`",
+        "commit of the export": _commit(exported["provenance"]),
         "versions": ", ".join(
             f"{name} {version}" for name, version in provenance()["versions"].items()
         ),
@@ -192,11 +192,14 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
     results = read_results(experiment, chunk_size)
     rows = [[column(result) for column in RESULT.values()] for result in results]
     table = markdown_table([*RESULT], rows).rstrip() if rows else "not decoded: run stage 9"
+    changed = [r for r in condition_results(experiment) if r["chunk_size"] == chunk_size]
+    robust = markdown_table([*CONDITION_COLUMNS], [condition_cells(r) for r in changed]).rstrip()
     parts = [
         f"# Model card: {config.language}, {chunk_label(chunk_size)}",
         markdown_table(["", ""], [[key, text] for key, text in facts.items() if text]).rstrip(),
         "## Errors",
         table,
+        *(("## As if recorded elsewhere", robust) if changed else ()),
         "## Files",
         markdown_table(["precision", "MB", "times smaller", "made with"], made).rstrip(),
         "## Licences",
@@ -210,6 +213,12 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = read_json(path, ())
     return found
+
+
+def _commit(made: dict[str, Any]) -> str:
+    """The commit of a stage's provenance, where it ran in a git checkout."""
+    commit = made.get("git_commit")
+    return f"`{commit}`" if commit else "not known: it was not run in a git checkout"
 
 
 def _how(source: Exported, precision: str) -> str:

@@ -4,8 +4,10 @@
 
 CODE is the language's code as in BCP 47 (cy, tr, sr-Latn); NAME is how people call it, by default
 its English name. Nothing that exists is overwritten. The text rules, `egs/<code>/local/text.yaml`,
-begin as the Unicode CLDR's alphabet of the language: a native speaker should read them, and what
-`egs/<code>/README.md` lists, before results are believed.
+begin as what the Unicode CLDR knows of the language: its alphabet, the words of its numbers, units,
+currencies and months. A native speaker should read them, and what `egs/<code>/README.md` lists,
+before results are believed. Scripts without spaces between words get characters as tokens, and are
+scored by CER.
 """
 
 import argparse
@@ -13,14 +15,16 @@ import difflib
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from babel import Locale, UnknownLocaleError
+from babel.core import get_global
 from babel.numbers import get_decimal_symbol, get_group_symbol
-from num2words import CONVERTER_CLASSES, num2words
 
 from icetransfer.data.text.normalizer import LANGUAGE_FOLDER
+from icetransfer.data.text.spelling import cldr_rules, spelled
 from icetransfer.experiment import main
 
 REPO = Path(__file__).parents[1]
@@ -28,6 +32,16 @@ ALPHABETS = Path(__file__).parent / "data/text/alphabets.yaml"
 
 # Languages that write a small i with and without a dot: Unicode's own lower case mixes them.
 _DOTTED_I = {"az", "tr", "tt", "crh", "gag", "kk-Latn"}
+# Scripts (ISO 15924) that put no space between words, and letters of those that have thousands.
+_HAN = ["一-鿿", "㐀-䶿", "〇"]
+_SPACELESS: Mapping[str, list[str]] = {
+    "Hans": _HAN, "Hant": _HAN, "Hani": _HAN,
+    "Jpan": [*_HAN, "々", "ぁ-ゖ", "ゝ-ゞ", "ァ-ヺ", "ー-ヾ"],
+    "Thai": [], "Laoo": [], "Khmr": [], "Mymr": [], "Tibt": [],
+}  # fmt: skip
+_VOWEL_SIGNS_LEFT_OUT = {"Arab", "Hebr"}
+# The CLDR's spell-out rules that a form of our own names.
+_FORMS = {"m": "cardinal-masculine", "f": "cardinal-feminine", "n": "cardinal-neuter"}
 
 
 def make_recipe(root: Path, code: str, name: str | None = None) -> Path:
@@ -57,6 +71,12 @@ def make_recipe(root: Path, code: str, name: str | None = None) -> Path:
                 path.write_text(
                     text.replace("@CODE@", code).replace("@LANGUAGE@", name), encoding="utf-8"
                 )
+        if _script(code) in _SPACELESS:
+            config = new / "conf/default.yaml"
+            text = config.read_text(encoding="utf-8")
+            config.write_text(
+                re.sub(r"  vocab_size: .*", "  tokens: characters", text), encoding="utf-8"
+            )
         if not (LANGUAGE_FOLDER / f"{code}.yaml").exists():
             rules = new / "local/text.yaml"
             rules.parent.mkdir(exist_ok=True)
@@ -107,52 +127,68 @@ def text_rules(code: str, name: str) -> str:
     alphabets: dict[str, str] = yaml.safe_load(ALPHABETS.read_text(encoding="utf-8"))
     letters = next((alphabets[part] for part in _broader(code) if part in alphabets), "")
     letters = letters.replace("'", "")  # which `apostrophe` keeps
+    script = _script(code)
+    ranges = _SPACELESS.get(script, [])
     lines = [
-        f"# Text rules of {name}, for icetransfer/data/text/normalizer.py.",
+        f"# Text rules of {name}, for icetransfer/data/text/normalizer.py; docs/text.md explains.",
         "# A native speaker should check them.",
         f"name: {_quoted(name)}",
     ]
-    if letters:
+    if letters or ranges:
         lines += ["# The CLDR's. Training sentences with other letters are dropped and counted."]
     else:
         lines += [
             "# The CLDR knows no alphabet of this language: write all its small letters here."
         ]
     lines += [f"alphabet: {_quoted(letters)}"]
+    if ranges:
+        lines += [f"ranges: [{', '.join(ranges)}]"]
+    if script in _SPACELESS:
+        lines += ["spaces: remove  # none between words: tokens are characters, CER is the measure"]
     if code in _DOTTED_I or code.partition("-")[0] in _DOTTED_I:
         lines += ["lower: {I: ı, İ: i}"]
+    if script in _VOWEL_SIGNS_LEFT_OUT:
+        lines += ["vowel_signs: remove  # most text has none"]
+    catalan = code.partition("-")[0] == "ca"
+    if catalan:
+        lines += ['inside: "·"  # col·legi']
     lines += [
         "apostrophe: keep  # inside words: keep, or remove",
-        "hyphen: space  # inside words: keep, or a space",
+        f"hyphen: {'keep' if catalan else 'space'}  # inside words: keep, or a space",
+        "abbreviations: {}  # as written: as read, such as {e.g.: for example}",
+        "events: []  # what brackets hold that is not said, as in [laughter], beside English words",
         *_number_rules(code),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _number_rules(code: str) -> list[str]:
-    """Comments that say how numbers can be read out."""
-    lines = [
-        "# Digits and symbols are left as they are, and training sentences with them are dropped,",
-        "# until `numbers` says how they are read out: icetransfer/data/text/numerals.py explains.",
-    ]
-    language = code.partition("-")[0]
+    """How numbers are read out, as far as the CLDR knows it."""
     locale = _locale(code)
-    if language not in CONVERTER_CLASSES or locale is None:
-        return [*lines, "# num2words, which does the reading, does not know this language."]
+    rules = cldr_rules(str(locale)) if locale else []
+    cardinal = next((r for r in ("numbering", "cardinal", "cardinal-masculine") if r in rules), "")
+    if locale is None or not cardinal:
+        return [
+            "# The CLDR does not know the words of this language's numbers. Digits and symbols",
+            "# stay, and training sentences with them are dropped, until `numbers` says how they",
+            "# are read out: icetransfer/data/text/numerals.py explains.",
+        ]
+    forms = {form: rule for form, rule in _FORMS.items() if rule in rules}
+    cldr = {"cardinal": cardinal, **forms}
     group = get_group_symbol(locale).replace("\u202f", " ").replace("\u00a0", " ")
+    spelled_out = ", ".join(f"{key}: {rule}" for key, rule in cldr.items())
     return [
-        *lines,
-        "# A start: complete what is empty, look at what num2words writes, and uncomment.",
-        "# numbers:",
-        f"#   num2words: {language}",
-        f"#   locale: {locale}",
-        f"#   decimal: {_quoted(get_decimal_symbol(locale))}",
-        f"#   thousands: {_quoted(group)}",
-        f"#   point: {_quoted(_spoken_point(language))}",
-        "#   fraction: digits",
-        f"#   minus: {_quoted(_spoken_minus(language))}",
-        "#   currencies: {}",
-        "#   symbols: {}",
+        "# The CLDR's words of numbers, units, currencies and months. It does not know how years,",
+        "# dates and ordinals are read: icetransfer/data/text/numerals.py says how to add it.",
+        "numbers:",
+        f"  locale: {locale}",
+        f"  cldr: {{{spelled_out}}}",
+        f"  decimal: {_quoted(get_decimal_symbol(locale))}",
+        f"  thousands: {_quoted(group)}",
+        f"  point: {_quoted(_spoken_point(str(locale), cardinal))}",
+        "  fraction: digits",
+        f"  minus: {_quoted(_spoken_minus(str(locale), cardinal))}",
+        "  symbols: {}  # such as {+: plus, &: and}",
     ]
 
 
@@ -171,22 +207,24 @@ def _locale(code: str) -> Locale | None:
     return None
 
 
-def _spoken_point(language: str) -> str:
-    """What stands between the words for 1 and 5 in 1.5, where it is a word of its own."""
-    words = _words(language, 1.5).split()
-    return words[1] if len(words) == 3 else ""
+def _script(code: str) -> str:
+    """The script that a language is written in, by ISO 15924; "" for one the CLDR does not know."""
+    parts = code.split("-")
+    if len(parts) > 1 and len(parts[1]) == 4:
+        return parts[1]
+    likely = get_global("likely_subtags")
+    found: str = likely.get("_".join(parts)) or likely.get(parts[0]) or ""
+    return next((part for part in found.split("_") if len(part) == 4), "")
 
 
-def _spoken_minus(language: str) -> str:
-    words = _words(language, -3).split()
-    return words[0] if len(words) == 2 else ""
+def _spoken_point(locale: str, rule: str) -> str:
+    """What stands between the words for 1 and 5 in 1.5."""
+    whole, fraction = spelled(1, locale, rule), spelled(5, locale, rule)
+    return spelled(1.5, locale, rule).removeprefix(whole).removesuffix(fraction).strip()
 
 
-def _words(language: str, number: float) -> str:
-    try:
-        return str(num2words(number, lang=language))
-    except (NotImplementedError, ValueError):  # as Czech does for what is below zero
-        return ""
+def _spoken_minus(locale: str, rule: str) -> str:
+    return spelled(-3, locale, rule).removesuffix(spelled(3, locale, rule)).strip()
 
 
 def _quoted(text: str) -> str:

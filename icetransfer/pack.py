@@ -1,109 +1,47 @@
 """Stage 11: one folder to hand over for each latency tier, with all that it takes to run it.
 
     python -m icetransfer.pack --exp DIR
+    python -m icetransfer.pack --check exp/bundle/<tier>    does it do here what it did there?
 
-exp/bundle/<tier>/ holds the models of every precision, tokens.txt, bpe.model, export.json, a test
-recording with its transcript, a README.md with the lines that run it in sherpa-onnx, and a
-MODEL_CARD.md: what it was made of, what it scored, and who must be named.  `bundle.tar=true` in the
+exp/bundle/<tier>/ holds the models of every precision, tokens.txt, bpe.model and bpe.vocab,
+export.json, a test recording with its transcript, a README.md with the lines that run it in
+sherpa-onnx, and a MODEL_CARD.md: what it was made of, what it scored, and who must be named.
+bundle.json has the rules of endpoints, chosen from the dev set, SHA256SUMS every file's checksum;
+check.py checks the bundle where there is only sherpa-onnx and numpy.  `bundle.tar=true` in the
 config adds exp/bundle/<tier>.tar.
 """
 
+import argparse
 import shutil
+import sys
 import tarfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import soundfile
 
-from icetransfer.analysis.gap_report import markdown_table
-from icetransfer.config import chunk_label
+from icetransfer.bundle import check, endpoint
+from icetransfer.bundle.readme import readme
+from icetransfer.bundle.settings import Settings, read_settings, write_settings
 from icetransfer.data.features import read_manifest
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
-from icetransfer.decode import Reader
-from icetransfer.experiment import Experiment, log, run_stage
-from icetransfer.model_card import bundle_card
+from icetransfer.decode import Reader, decode_offline, decode_streams
+from icetransfer.experiment import Experiment, log, main, run_stage
+from icetransfer.model_card import bundle_card, read_results
 from icetransfer.onnx.quantize import same_file
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
+from icetransfer.stage.stamp import Stamp, digests, sha256
 from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.onnx_model import OnnxTransducer
+from icetransfer.streaming.search import SHERPA, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from icetransfer.streaming.streams import tail_seconds
 
 LONGEST = 12.0  # seconds of the test recording
-
-PYTHON = {
-    True: """\
-import numpy, sherpa_onnx, soundfile
-
-recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-    tokens="tokens.txt",
-    encoder="{encoder}",
-    decoder="{decoder}",
-    joiner="{joiner}",
-)
-samples, rate = soundfile.read("test.wav", dtype="float32")
-stream = recognizer.create_stream()
-stream.accept_waveform(rate, samples)
-silence = numpy.zeros(int({tail:.2f} * rate), dtype="float32")  # lets the last word out
-stream.accept_waveform(rate, silence)
-stream.input_finished()
-while recognizer.is_ready(stream):
-    recognizer.decode_stream(stream)
-print(recognizer.get_result(stream))
-""",
-    False: """\
-import numpy, sherpa_onnx, soundfile
-
-recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
-    tokens="tokens.txt",
-    encoder="{encoder}",
-    decoder="{decoder}",
-    joiner="{joiner}",
-)
-samples, rate = soundfile.read("test.wav", dtype="float32")
-samples = numpy.concatenate([samples, numpy.zeros(int({tail:.2f} * rate), dtype="float32")])
-stream = recognizer.create_stream()
-stream.accept_waveform(rate, samples)
-recognizer.decode_stream(stream)
-print(stream.result.text)
-""",
-}
-
-README = """\
-# {language}, {latency}
-
-A Zipformer transducer for sherpa-onnx; what it was made of and how well it does is in
-[MODEL_CARD.md](MODEL_CARD.md). It comes in {precisions}; the lines below take {shown}, and only
-the names of files differ for another.
-
-In Python, after `pip install sherpa-onnx soundfile`, from inside this folder:
-
-```python
-{python}```
-
-With sherpa-onnx's program, which `pip install sherpa-onnx-bin` brings:
-
-```bash
-{command}
-```
-{aside}
-`test.wav` says, by its transcript in `test.txt`: {transcript}
-The Python lines print, by precision:
-
-{heard}
-
-`export.json` holds the size and SHA-256 of every model file and of tokens.txt; icetransfer's tools
-check them before they load anything.
-"""
-
-
-# Seen in 2.0.1, by feeding the library with what gives the program's tokens and times.
-ASIDE = """
-It puts half a second of silence before a recording by itself; a model of whose training data
-nothing began so may answer otherwise than through Python.
-"""
+DEV_UTTERANCES = 400  # at most, from which the rules of endpoints are chosen
 
 
 class Sample(NamedTuple):
@@ -178,47 +116,109 @@ def pack_tier(
     shutil.copyfile(experiment.lang_dir / "bpe.model", made / "bpe.model")
     soundfile.write(made / "test.wav", sample.samples, SAMPLING_RATE, subtype="PCM_16")
     (made / "test.txt").write_text(sample.text + "\n", encoding="utf-8")
-    text = readme(Exported(made), experiment.config.language, chunk_size, precisions, sample)
+    shutil.copyfile(check.__file__, made / "check.py")
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    (made / "bpe.vocab").write_text(tokenizer.vocabulary, encoding="utf-8")
+    settings = choose_settings(experiment, source, chunk_size)
+    facts = {
+        "language": experiment.config.language,
+        "chunk_size": chunk_size,
+        "precisions": [*precisions],
+        "bytes": {precision: source.size(precision) for precision in precisions},
+        "tail": round(tail_seconds(chunk_size), 2),
+        "sherpa_onnx": {"modeling_unit": "bpe", "bpe_vocab": "bpe.vocab"},
+    }
+    facts["test"] = {precision: check.by_python(made, facts, precision) for precision in precisions}
+    write_settings(made, settings, **facts)
+    results = read_results(experiment, chunk_size)
+    text = readme(facts, settings, experiment.config.language, sample.text, results)
     (made / "README.md").write_text(text, encoding="utf-8")
     text = bundle_card(experiment, source, chunk_size)
     (made / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    sums = (f"{sha256(path)}  {path.name}\n" for path in sorted(made.iterdir()))
+    (made / check.SUMS).write_text("".join(sums), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
 
 
-def readme(
-    bundle: Exported, language: str, chunk_size: int, precisions: Sequence[str], sample: Sample
-) -> str:
-    """README.md: the lines that run the bundle, and what they should print."""
-    shown = "int8" if "int8" in precisions else precisions[0]
-    names = {part: path.name for part, path in bundle.models(shown).items()}
-    streaming = chunk_size != -1
-    program = "sherpa-onnx" if streaming else "sherpa-onnx-offline"
-    options = ["--tokens=tokens.txt", *(f"--{part}={name}" for part, name in names.items())]
-    return README.format(
-        language=language,
-        latency=chunk_label(chunk_size),
-        precisions=", ".join(precisions),
-        shown=shown,
-        python=PYTHON[streaming].format(**names, tail=tail_seconds(chunk_size)),
-        command=" \\\n  ".join([program, *options, "test.wav"]),
-        aside=ASIDE if streaming else "",
-        transcript=f"`{sample.text}`",
-        heard=recognised(bundle, chunk_size, precisions, sample),
+def choose_settings(experiment: Experiment, source: Exported, chunk_size: int) -> Settings:
+    """The rules of endpoints for a tier, from the dev set; kept in exp/endpoint/<tier>/.
+
+    Raises:
+        ValueError: what an earlier stage makes is missing.
+    """
+    decode = experiment.config.decode.model_copy(update={"splits": ("dev",)})
+    sets = test_sets(experiment.config.model_copy(update={"decode": decode})).values()
+    manifests = [experiment.manifests_dir / manifest for manifest, _ in sets]
+    precision = experiment.config.decode.precisions[0]
+    folder = experiment.dir / "endpoint" / source.dir.name
+    kept = folder / check.FILE
+    stamp = Stamp(
+        folder / "stamp.json",
+        digests([*manifests, *source.models(precision).values()])
+        | {"of": f"{DEV_UTTERANCES} {endpoint.MAY_BE_CUT} {endpoint.FLOOR} {endpoint.MARGIN}"},
     )
-
-
-def recognised(bundle: Exported, chunk_size: int, precisions: Sequence[str], sample: Sample) -> str:
-    """A table of what each precision makes of the sample in sherpa-onnx, which must load it."""
-    tokenizer = Tokenizer(bundle.dir / "bpe.model")
+    if stamp.is_current(kept):
+        return read_settings(folder)
+    stamp.renew(kept)
+    cuts = [cut for path in manifests if path.is_file() for cut in read_manifest(path)]
+    chosen = cuts[:: max(1, -(-len(cuts) // DEV_UTTERANCES))]
+    recordings = [samples for _, samples in Reader(chosen)]
     tail = tail_seconds(chunk_size)
-    rows = []
-    for precision in precisions:
-        recognizer = SherpaRecognizer(bundle.dir, chunk_size, precision, tail_seconds=tail)
-        (found,) = recognizer([sample.samples])
-        rows.append([precision, f"`{tokenizer.decode(found.tokens)}`"])
-    return markdown_table(["precision", "text"], rows).rstrip()
+    recognizer = SherpaRecognizer(source.dir, chunk_size, precision, tail_seconds=tail)
+    settings = endpoint.choose(
+        endpoint.hear(recognizer, recordings),
+        [len(samples) / SAMPLING_RATE for samples in recordings],
+    )
+    if chunk_size != -1 and "default" not in settings.reasons:
+        options = settings.rules | {"enable_endpoint_detection": True}
+        recognizer = SherpaRecognizer(source.dir, chunk_size, precision, options=options)
+        measured = endpoint.measure(recognizer, recordings, settings)
+        settings = replace(settings, reasons=settings.reasons | {"measured": measured})
+    write_settings(folder, settings)
+    return settings
+
+
+def check_bundle(folder: Path) -> int:
+    """Replays a bundle's recording with sherpa-onnx and with onnxruntime; how many texts differ.
+
+    Raises:
+        ValueError: it is no bundle, or its files are not as they were.
+    """
+    bundle = check.read_bundle(folder)
+    rows = check.compare(folder, bundle)
+    samples, _ = check.read_wave(folder / "test.wav")
+    tokenizer = Tokenizer(folder / "bpe.model")
+    for precision in bundle["precisions"]:
+        model = OnnxTransducer(folder, precision)
+        search = make_search("greedy_search", model, 1, SHERPA)
+        given = iter([("test.wav", samples)])
+        if model.chunk_size == -1:
+            found = decode_offline(model, search, given, 1)
+        else:
+            left = model.left_context_frames
+            found = decode_streams(model, search, given, model.chunk_size, left, 1)
+        ((_, hypothesis),) = found
+        rows.append(("onnxruntime, icetransfer", precision, tokenizer.decode(hypothesis.tokens)))
+    return check.report(bundle, rows)
+
+
+def _check(folder: Path) -> None:
+    if check_bundle(folder):
+        sys.exit(1)
+
+
+def _main() -> None:
+    if not any(word.split("=")[0] == "--check" for word in sys.argv[1:]):
+        run_stage(__doc__, pack_tiers)
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", type=Path, required=True, metavar="DIR", help="a bundle")
+    folder = parser.parse_args().check
+    main(lambda: _check(folder))
 
 
 if __name__ == "__main__":
-    run_stage(__doc__, pack_tiers)
+    _main()

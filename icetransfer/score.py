@@ -5,8 +5,10 @@
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
 together, by kaldialign's Levenshtein alignment.  CER is the same over characters, the spaces
-between words among them.  One normaliser (`data/text/normalizer.py`) has been over reference and
-hypothesis; `raw_wer` in wer.json is that of the text as it came.
+between words among them; a letter with the marks on it is one.  Where a language's script has no
+spaces between words, its words are its characters: CER is what is printed and compared.
+One normaliser (`data/text/normalizer.py`) has been over reference and hypothesis; `raw_wer` in
+wer.json is that of the text as it came.
 A recording that could not be recognised counts with all its words deleted, and stands in `failed`.
 Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.py`).
 """
@@ -30,14 +32,17 @@ from rich.table import Table
 from icetransfer.analysis import significance
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.config import Config, chunk_label, tier_folder
+from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
+from icetransfer.settings.robustness import CONDITIONS
 from icetransfer.stage.json_file import read_json
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
+CONDITION_MARK = "@"  # in the name of a test set that is changed, before that of the condition
 LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first token, ms")
 FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
@@ -107,7 +112,7 @@ def raw_word_errors(rows: Sequence[Row]) -> Counts:
 
 def character_errors(rows: Sequence[Row]) -> Counts:
     """Errors in characters, spaces between words included."""
-    return count_errors((row["ref"], row["hyp"]) for row in rows)
+    return count_errors((graphemes(row["ref"]), graphemes(row["hyp"])) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,13 @@ def planned_runs(config: Config) -> list[Decoding]:
     ]
 
 
-def errors_text(rows: Sequence[Row], title: str) -> str:
+def errors_text(rows: Sequence[Row], title: str, by_character: bool = False) -> str:
     """The readable errs.txt: totals, failures, frequent confusions, every utterance aligned."""
-    words, characters = word_errors(rows), character_errors(rows)
-    lines = [title, "", _summary("WER", words, "words"), _summary("CER", characters, "characters")]
+    if by_character:
+        lines = [title, "", _summary("CER", word_errors(rows), "characters")]
+    else:
+        lines = [title, "", _summary("WER", word_errors(rows), "words")]
+        lines += [_summary("CER", character_errors(rows), "characters")]
     failed = [row for row in rows if row["failed"]]
     lines += ["", f"failed recordings: {len(failed)}"]
     lines += [f"  {row['id']}: {row['failed']}" for row in failed]
@@ -247,14 +255,13 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     table = Table(title=f"{label} ({experiment.dir})")
     for column in ("test set", "engine", "precision", "latency", "search"):
         table.add_column(column)
+    by_character = _by_character(experiment)
     for column in (
-        "WER %",
-        "95 % interval",
-        "CER %",
+        *(("CER %", "95 % interval") if by_character else ("WER %", "95 % interval", "CER %")),
         "ins",
         "del",
         "sub",
-        "words",
+        "characters" if by_character else "words",
         "failed",
         "RTF",
         "MB",
@@ -263,7 +270,8 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
     for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        runs.setdefault(path.parent, _decoding_of(read_result(path)))
+        if "condition" not in (result := read_result(path)):
+            runs.setdefault(path.parent, _decoding_of(result))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
@@ -272,11 +280,66 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
             table.add_row(*names, "[red]not decoded[/red]")
             continue
         result = read_result(folder / "wer.json")
-        numbers = _numbers(result, folder / "recogs.jsonl")
+        numbers = _numbers(result, folder / "recogs.jsonl", by_character)
         if experiment.config.decode.latency:
             numbers += latency_cells(result)
         table.add_row(*names, *numbers)
     return table, missing
+
+
+def condition_results(experiment: Experiment) -> list[dict[str, Any]]:
+    """What `icetransfer.robustness` has found: wer.json files, by test set, tier and condition."""
+    names = {name: number for number, name in enumerate(CONDITIONS)}
+    paths = experiment.decode_dir.glob(f"*{CONDITION_MARK}*/*/wer.json")
+    found = [result for path in paths if "condition" in (result := read_result(path))]
+    for result in found:
+        result["test_set"] = result["test_set"].rpartition(CONDITION_MARK)[0]
+
+    def order(result: dict[str, Any]) -> tuple[Any, ...]:
+        condition = result["condition"]
+        known = names.get(condition, len(names))
+        return result["test_set"], result["chunk_size"], result["engine"], known, condition
+
+    return sorted(found, key=order)
+
+
+CONDITION_COLUMNS = (
+    *("test set", "latency", "condition", "WER %", "as it is", "more", "ins", "del", "sub"),
+    "unchanged",
+)
+
+
+def condition_cells(result: dict[str, Any]) -> list[str]:
+    """What stands under `CONDITION_COLUMNS`, of one of the `condition_results`."""
+    return [
+        result["test_set"],
+        chunk_label(result["chunk_size"]),
+        result["condition"],
+        f"{result['wer']:.2f}",
+        f"{result['clean_wer']:.2f}",
+        f"{result['wer'] - result['clean_wer']:+.2f}",
+        *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "unchanged")),
+    ]
+
+
+def conditions_table(experiment: Experiment) -> Table | None:
+    """A table of the WER under each condition; None where there is none."""
+    results = condition_results(experiment)
+    if not results:
+        return None
+    run = results[0]
+    table = Table(title=f"as if recorded elsewhere ({run['engine']}, {run['precision']})")
+    for number, column in enumerate(CONDITION_COLUMNS):
+        table.add_column(column, justify="left" if number < 3 else "right")
+    for result in results:
+        table.add_row(*condition_cells(result))
+    return table
+
+
+def _by_character(experiment: Experiment) -> bool:
+    """Whether results of the experiment count characters, and not words."""
+    found = experiment.decode_dir.glob("*/*/wer.json")
+    return any(read_result(path).get("unit") == "character" for path in found)
 
 
 def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
@@ -352,7 +415,7 @@ def _decoding_of(result: dict[str, Any]) -> Decoding:
     return Decoding(**{key: result[key] for key in Decoding.__dataclass_fields__})
 
 
-def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
+def _numbers(result: dict[str, Any], recogs: Path, by_character: bool) -> list[str]:
     failed = str(result["failed"])
     bounds = None
     if recogs.is_file():
@@ -360,7 +423,7 @@ def _numbers(result: dict[str, Any], recogs: Path) -> list[str]:
     return [
         f"{result['wer']:.2f}",
         f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else "",
-        f"{result['cer']:.2f}",
+        *(() if by_character else (f"{result['cer']:.2f}",)),
         *(str(result[key]) for key in ("insertions", "deletions", "substitutions", "words")),
         f"[red]{failed}[/red]" if result["failed"] else failed,
         f"{result['rtf']:.4f}",
@@ -380,6 +443,8 @@ def _run(experiment: Experiment) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(table)
+    if (conditions := conditions_table(experiment)) is not None:
+        console.print(conditions)
     for line in agreement(experiment):
         console.print(line, soft_wrap=True, markup=False)
     for line in costs_above_margin(experiment):

@@ -17,5 +17,6 @@ stage 6 "fine-tune -> $exp/checkpoints" py train
 stage 7 "average -> $exp/averaged.pt" py average
 stage 8 "export to ONNX -> $exp/onnx" py export
 stage 9 "decode -> $exp/decode" py decode
+stage 9 "decode as if recorded elsewhere -> $exp/decode" py robustness
 stage 10 "score" py score
 stage 11 "pack to hand over -> $exp/bundle" py pack

@@ -1,25 +1,14 @@
-"""What is done to training features: noise, masks and warps.
-
-Masks and warps are SpecAugment (Park et al. 2019), through lhotse.  Noise, such as MUSAN's, is
-added to the features of single cuts by those who load them.
-"""
+"""SpecAugment (Park et al. 2019): masks and warps of a batch of training features, by lhotse."""
 
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
-from lhotse import Recording, RecordingSet
-from lhotse.cut import Cut
 from lhotse.dataset.signal_transforms import SpecAugment as Transform
-from numpy.typing import NDArray
 from torch import Tensor
 
-from icetransfer import config
 from icetransfer.config import SpecAugment
-from icetransfer.data.features import FRAME_SHIFT, compute
-from icetransfer.data.utterances import SAMPLING_RATE
 
 
 def make_transform(section: SpecAugment) -> Transform | None:
@@ -100,75 +89,3 @@ def _draw_masks(
         for number, most in (bands, stretches)
         for drawn in (torch.randint(0, most, (1, number)), torch.rand(1, number))
     )
-
-
-class Noise:
-    """Adds recordings of noise to features.
-
-    Powers of mel bins are added, as if noise and speech were not correlated; so it is the same
-    whether features are stored or computed on the fly.
-    """
-
-    def __init__(self, section: config.Noise, seed: int) -> None:
-        """Finds the recordings.
-
-        Args:
-            section: with a path.
-            seed: of what is drawn.
-
-        Raises:
-            ValueError: there are no recordings there.
-        """
-        assert section.path is not None
-        self._section, self._seed = section, seed
-        self._recordings = _recordings(section.path)
-
-    def add(self, features: NDArray[np.float32], key: str) -> NDArray[np.float32]:
-        """The features with noise in them, or as they are.
-
-        Args:
-            features: (T, 80), log-mel.
-            key: decides with the seed whether, which noise, from where in it, and how loud.
-
-        Returns:
-            (T, 80), of its own.
-        """
-        draw = random.Random(f"noise {self._seed} {key}")
-        if draw.random() >= self._section.probability:
-            return features
-        recording = draw.choice(self._recordings)
-        noise = compute(_piece(recording, len(features) * FRAME_SHIFT, draw))
-        noise = np.resize(noise, features.shape)  # repeats what is too short
-        snr = draw.uniform(*self._section.snr)
-        wanted = np.log(_power(features)) - snr * np.log(10) / 10
-        louder = np.float32(wanted - np.log(_power(noise)))
-        noisy: NDArray[np.float32] = np.logaddexp(features, noise + louder)
-        return noisy
-
-
-def _power(features: NDArray[np.float32]) -> float:
-    return float(np.exp(features.astype(np.float64)).mean())
-
-
-def _piece(recording: Recording, seconds: float, draw: random.Random) -> Cut:
-    """So many seconds from somewhere in a recording, or all of a shorter one."""
-    cut = recording.resample(SAMPLING_RATE).to_cut()
-    spare = cut.duration - seconds
-    return cut.truncate(offset=draw.uniform(0, spare), duration=seconds) if spare > 0 else cut
-
-
-def _recordings(path: Path) -> list[Recording]:
-    """The recordings below a folder, or those of a manifest of lhotse's, by name."""
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".wav", ".flac", ".ogg", ".mp3"))
-        found = [Recording.from_file(file, recording_id=str(file)) for file in files]
-    elif path.is_file():
-        found = sorted(RecordingSet.from_file(path), key=lambda recording: recording.id)
-    else:
-        raise ValueError(f"train.noise.path={path} does not exist: give a folder or a manifest")
-    if not found:
-        raise ValueError(
-            f"train.noise.path={path}: no recordings there; expected wav, flac, ogg or mp3 files, "
-            f"or a lhotse manifest of recordings"
-        )
-    return found

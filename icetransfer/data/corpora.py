@@ -4,6 +4,7 @@ Writes to the manifests folder, for a corpus named X,
 
     X_{train,dev,test}.jsonl.gz   lhotse cuts: text normalised, as written in custom["raw_text"]
     X_rejected.tsv                id, path, reason, advice: what was left out
+    X_text.md                     what was done to the text, for a native speaker to read
     X_prepared.json               counts, and what they were made from
     X_audio.jsonl.gz              size and time of each file, by which a replaced one is told
     X_parts/                      while it runs: what is checked, for a killed run to go on
@@ -42,8 +43,9 @@ from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.json_lines import common_folder, read_json_lines
 from icetransfer.data.readers.mls import read_mls
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
-from icetransfer.data.recordings import OUTSIDE, Limits, check
-from icetransfer.data.text.normalizer import Normalizer
+from icetransfer.data.recordings import DOUBT, OUTSIDE, Limits, check
+from icetransfer.data.text.changes import TextChanges
+from icetransfer.data.text.normalizer import Normalizer, rules_file
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance, with_audio
 from icetransfer.experiment import Experiment, log, run_stage_in_shares
 from icetransfer.settings import corpora as kinds
@@ -157,6 +159,11 @@ class _Files:
         return self.folder / f"{self.name}_rejected.tsv"
 
     @property
+    def text(self) -> Path:
+        """What normalisation did, for a native speaker to read."""
+        return self.folder / f"{self.name}_text.md"
+
+    @property
     def record(self) -> Path:
         """What all was made from, written last."""
         return self.folder / f"{self.name}_prepared.json"
@@ -202,6 +209,8 @@ def prepare_manifests(
     files.record.unlink(missing_ok=True)  # from here on, what is there is of both
     tally = _write(rows, files)
     tally.log(name, files.rejected)
+    if tally.changes.sentences:
+        _write_text_report(source, tally.changes, files.text)
     empty = [split for split in SPLITS if not tally.splits[split].recordings]
     if problem := _what_is_empty(source, empty, tally):
         shutil.rmtree(files.parts, ignore_errors=True)  # what is corrected is to be checked again
@@ -351,24 +360,29 @@ def check_part(
 ) -> None:
     """Writes the cut of each utterance, or why it has none, a JSON object a line.
 
-    Unless another process has done it; waits for one that is at it.
+    The last line says what was done to the text.  Unless another process has done it; waits for one
+    that is at it.
     """
     with claimed(target):
         if target.is_file():
             return
-        normalizer = Normalizer(language)
-        write_jsonl_gz(target, (_checked(utterance, normalizer, limits) for utterance in part))
+        normalizer, changes = Normalizer(language), TextChanges()
+        rows = [_checked(utterance, normalizer, limits, changes) for utterance in part]
+        write_jsonl_gz(target, [*rows, {"text": changes.to_json()}])
 
 
 def _checked(
-    utterance: Utterance | Rejection, normalizer: Normalizer, limits: Limits
+    utterance: Utterance | Rejection, normalizer: Normalizer, limits: Limits, changes: TextChanges
 ) -> dict[str, Any]:
     """A line of a part: a cut with its split and the state of its file, or a rejection."""
     if isinstance(utterance, Rejection):
         return {"rejected": asdict(utterance)}
+    changes.add(utterance.text, normalizer.read(utterance.text), normalizer)
     state = _state_of(str(utterance.path))  # before it is read: what replaces it then is noticed
     found = check(utterance, normalizer, limits)
     if isinstance(found, Rejection):
+        if _is_for_its_text(found):
+            changes.leave_out(_kind(found), utterance.text)
         return {"rejected": asdict(found)}
     return {"split": utterance.split, "cut": found, "file": state or _state_of(_audio_of(found))}
 
@@ -432,6 +446,7 @@ class _Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     letters: Counter[str] = field(default_factory=Counter)
     first_rejected: list[Rejection] = field(default_factory=list)
+    changes: TextChanges = field(default_factory=TextChanges)
 
     @property
     def rejected(self) -> int:
@@ -449,6 +464,8 @@ class _Tally:
         """Counts a recording that was left out."""
         self.reasons[_kind(rejection)] += 1
         self.letters.update(rejection.reason.partition(OUTSIDE)[2].split())
+        if not _is_for_its_text(rejection):  # whose text is an example in the counts of its part
+            self.changes.leave_out(_kind(rejection), "")
         if len(self.first_rejected) < _SHOWN:
             self.first_rejected.append(rejection)
 
@@ -480,6 +497,9 @@ def _write(rows: Iterable[Mapping[str, Any]], files: _Files) -> _Tally:
         rejected = stack.enter_context(listed.open("w", encoding="utf-8"))
         rejected.write("id\tpath\treason\tadvice\n")
         for row in rows:
+            if "text" in row:
+                tally.changes.update(TextChanges.from_json(row["text"]))
+                continue
             if "rejected" in row:
                 rejection = Rejection(**row["rejected"])
                 cells = (" ".join(cell.split()) for cell in row["rejected"].values())
@@ -496,8 +516,22 @@ def _write(rows: Iterable[Mapping[str, Any]], files: _Files) -> _Tally:
     return tally
 
 
+def _write_text_report(source: Source, changes: TextChanges, path: Path) -> None:
+    """Writes what was done to a corpus's text, and says where a native speaker can read it."""
+    rules = "/".join(rules_file(source.language).parts[-3:])
+    atomic.write_text(path, changes.report(source.name, Normalizer(source.language), rules))
+    log.info("%s: what was done to its text -> %s", source.name, path)
+
+
+def _is_for_its_text(rejection: Rejection) -> bool:
+    return DOUBT in rejection.reason or OUTSIDE in rejection.reason
+
+
 def _kind(rejection: Rejection) -> str:
     """Returns a reason without its particulars, to count by."""
+    doubt = rejection.reason.partition(DOUBT)[2]
+    if doubt:
+        return f"not sure what was said: {doubt.partition(':')[0]}"
     return re.sub(r"[:(].*|^\d+ ", "", rejection.reason).strip()
 
 

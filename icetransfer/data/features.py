@@ -49,6 +49,7 @@ from icetransfer.stage.stamp import sha256
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
+FLOOR = float(np.log(np.finfo(np.float32).eps))  # what digital silence is: the least there is
 SHARD_SECONDS = 600
 SHARDS_AHEAD = 4  # read and waiting, for each process
 ON_THE_FLY = "icetransfer-on-the-fly"  # the storage type of features that are stored nowhere
@@ -203,6 +204,31 @@ def compute(cut: Cut) -> NDArray[np.float32]:
 def is_on_the_fly(cut: Cut) -> bool:
     """Whether the cut's features are to be computed whenever they are needed."""
     return bool(cut.features.storage_type == ON_THE_FLY)
+
+
+def load_features(cut: Cut) -> NDArray[np.float32]:
+    """The cut's features, (T, 80) float32.
+
+    Raises:
+        ValueError: they cannot be read or computed, or are not as long as the manifest says.
+    """
+    if is_on_the_fly(cut):
+        return compute(cut)
+    try:
+        features: NDArray[np.float32] = cut.load_features()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
+            f"Bring the file back, or run stage 2 again, which makes it; training then goes on "
+            f"from its last checkpoint"
+        ) from error
+    if features.shape[0] != cut.num_frames:
+        raise ValueError(
+            f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
+            f"its manifest says {cut.num_frames}: run stage 2 again"
+        )
+    return features
 
 
 def read_manifest(path: Path) -> list[Cut]:

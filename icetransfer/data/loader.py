@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from icetransfer.data.augment import Noise
 from icetransfer.data.blocks import (
     Blocks,
     Screen,
@@ -28,9 +27,10 @@ from icetransfer.data.blocks import (
     parsed,
     training_data,
 )
-from icetransfer.data.features import PADDING, compute, is_on_the_fly, read_manifest
+from icetransfer.data.features import FRAME_SHIFT, PADDING, load_features, read_manifest
 from icetransfer.data.shards import NUM_BINS
 from icetransfer.data.subset import order_key
+from icetransfer.data.surroundings import Augmenter
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, log
 
@@ -118,55 +118,32 @@ def dev_cuts(experiment: Experiment, max_seconds: float) -> list[Cut]:
     return sorted(taken, key=lambda cut: (-cut.duration, cut.id))
 
 
-def load_features(cut: Cut) -> NDArray[np.float32]:
-    """The cut's features, (T, 80) float32.
-
-    Raises:
-        ValueError: they cannot be read or computed, or are not as long as the manifest says.
-    """
-    if is_on_the_fly(cut):
-        return compute(cut)
-    try:
-        features: NDArray[np.float32] = cut.load_features()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cut {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}). "
-            f"Bring the file back, or run stage 2 again, which makes it; training then goes on "
-            f"from its last checkpoint"
-        ) from error
-    if features.shape[0] != cut.num_frames:
-        raise ValueError(
-            f"cut {cut.id}: {cut.features.storage_path} holds {features.shape[0]} frames of it, "
-            f"its manifest says {cut.num_frames}: run stage 2 again"
-        )
-    return features
-
-
 @dataclass(frozen=True)
 class Row:
     """What becomes one row of a batch.
 
     Attributes:
         cuts: one, or several that are joined.
-        epoch: in which pass over the data; decides what noise is added.
+        epoch: in which pass over the data; decides how cuts are augmented.
+        pauses: feature frames that augmentation adds to them.
     """
 
     cuts: tuple[Cut, ...]
     epoch: int = 0
+    pauses: int = 0
 
     @property
     def num_frames(self) -> int:
         """Feature frames."""
-        return sum(map(num_frames, self.cuts))
+        return self.pauses + sum(map(num_frames, self.cuts))
 
 
 class Collator:
     """Turns rows of cuts into a `Batch`."""
 
-    def __init__(self, tokenizer: Tokenizer, noise: Noise | None = None) -> None:
-        """Remembers what to encode text with, and what to add to the features if anything."""
-        self.tokenizer, self.noise = tokenizer, noise
+    def __init__(self, tokenizer: Tokenizer, augmenter: Augmenter | None = None) -> None:
+        """Remembers what to encode text with, and what is done to the cuts if anything."""
+        self.tokenizer, self.augmenter = tokenizer, augmenter
 
     def __call__(self, rows: Sequence[Row], frames: int = 0) -> Batch:
         """Loads the features and encodes the text of some rows.
@@ -204,12 +181,16 @@ class Collator:
     def _load(self, cut: Cut, epoch: int) -> "_Loaded | _Missing":
         cut = parsed(cut)
         try:
-            features = load_features(cut)
+            if self.augmenter is None:
+                return _Loaded(cut, load_features(cut))
+            return _Loaded(cut, self.augmenter.load(cut, _key(epoch, cut)))
         except ValueError as error:
             return _Missing(cut.id, str(error))
-        if self.noise is not None:
-            features = self.noise.add(features, f"{epoch} {cut.id}")
-        return _Loaded(cut, features)
+
+
+def _key(epoch: int, cut: Cut) -> str:
+    """What decides, with the seed, how a cut is augmented."""
+    return f"{epoch} {cut.id}"
 
 
 @dataclass(frozen=True)
@@ -255,17 +236,25 @@ class Place:
 class Order:
     """Which cuts are trained on at which step: a function of blocks, seconds and seed."""
 
-    def __init__(self, blocks: Blocks, seconds: float, seed: int, join_seconds: float = 0) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        seconds: float,
+        seed: int,
+        join_seconds: float = 0,
+        augmenter: Augmenter | None = None,
+    ) -> None:
         """Defines an order.
 
         Args:
             blocks: the cuts.
-            seconds: audio of a step, padding included.
+            seconds: audio of a step, padding and the augmenter's pauses included.
             seed: of the shuffles.
             join_seconds: cuts of a step are joined, one after the other, to rows of so much audio.
+            augmenter: what makes cuts longer, if anything.
         """
         self.blocks, self._seconds, self._seed = blocks, seconds, seed
-        self._join_seconds = join_seconds
+        self._join_seconds, self._augmenter = join_seconds, augmenter
 
     def steps(self, place: Place) -> Iterator[tuple[Place, list[Row]]]:
         """The rows of each step from a place on, without end, and the place after it."""
@@ -289,14 +278,23 @@ class Order:
                 seconds = 0.0
             rows[-1].append(cut)
             seconds += cut.duration
-        return [Row(tuple(row), epoch) for row in rows]
+        return [
+            Row(tuple(row), epoch, sum(self._pauses(cut, epoch) for cut in row)) for row in rows
+        ]
+
+    def _pauses(self, cut: Cut, epoch: int) -> int:
+        """Frames that augmentation adds to a cut."""
+        return 0 if self._augmenter is None else self._augmenter.pauses(_key(epoch, cut))
 
     def _batches(self, cuts: list[Cut], epoch: int) -> list[Sequence[Cut]]:
         """The steps of one block, of cuts of similar length where there are enough of them."""
         seconds = sum(cut.duration for cut in cuts)
         buckets = min(MAX_BUCKETS, int(seconds / self._seconds / BATCHES_PER_BUCKET))
+        # Pauses are part of a step's audio, so that they make no step dearer on average.
+        pauses = FRAME_SHIFT * sum(self._pauses(cut, epoch) for cut in cuts)
+        speech = self._seconds * seconds / (seconds + pauses)
         settings: dict[str, Any] = {
-            "max_duration": max(self._seconds, max(cut.duration for cut in cuts)),
+            "max_duration": max(speech, max(cut.duration for cut in cuts)),
             "shuffle": True,
             "world_size": 1,
             "rank": 0,
@@ -429,7 +427,7 @@ def train_loader(
     """The loader of an experiment's blocks, as its config wants it."""
     settings = experiment.config.train
     assert settings.batch_seconds is not None, "settled when the run begins"
-    noise = None if settings.noise.path is None else Noise(settings.noise, experiment.config.seed)
+    augmenter = Augmenter(settings.augment, experiment.config.seed) if settings.augment else None
     origins = [(training_data(experiment), settings.shar, 1.0)]
     if mixed := mixed_data(experiment):
         share = settings.mix.share
@@ -440,10 +438,11 @@ def train_loader(
             settings.batch_seconds * shares.count * share,
             experiment.config.seed,
             settings.join_seconds,
+            augmenter,
         )
         for origin, shar, share in origins
     ]
-    return TrainLoader(orders, Collator(tokenizer, noise), shares, settings.workers)
+    return TrainLoader(orders, Collator(tokenizer, augmenter), shares, settings.workers)
 
 
 def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float) -> list[Batch]:

@@ -16,6 +16,7 @@ from icetransfer.data.utterances import SAMPLING_RATE, Rejection, UnusableError,
 
 AUDIO_DIGEST = "audio_digest"  # in the custom fields of a cut
 OUTSIDE = " alphabet: "  # in the reason of a text that has other characters, before them
+DOUBT = " of which it is not sure what was said: "  # in a reason, before what is in doubt
 #: One chunk of 160 ms and its look-ahead of 130 ms: the least that can be decoded.
 SHORTEST_TEST_SECONDS = 0.29
 #: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
@@ -53,7 +54,7 @@ def check(
 
 
 def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
-    text = normalizer(utterance.text)
+    text, _, doubts = normalizer.read(utterance.text)
     if not text:
         raise UnusableError("empty transcript", "write what is said, or remove the line")
     offending = normalizer.check(text)
@@ -62,6 +63,8 @@ def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
             f"{utterance.split} text outside the {normalizer.name}{OUTSIDE}{' '.join(offending)}",
             "write it as it is spoken",
         )
+    if doubts and utterance.split != "test":
+        raise UnusableError(f"{utterance.split} text{DOUBT}{doubts[0]}", "write it as it is spoken")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Stage 4: sentencepiece BPE over the text of the hours to train on -> lang/bpe.model, tokens.txt.
+"""Stage 4: sentencepiece tokens of the text of the hours to train on -> lang/bpe.model, tokens.txt.
 
 Tokens are of the experiment's own hours, not of all the recipe has: whoever has two minutes of
 speech has the text of two minutes.  Text of the user's (`data.tokenizer_text`) is added to it.
@@ -15,6 +15,7 @@ from pathlib import Path
 import sentencepiece
 
 from icetransfer.data.subset import subset_path, training_texts
+from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.stage import atomic
@@ -71,6 +72,14 @@ class Tokenizer:
         """The pieces in the order of their ids."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
+    @property
+    def vocabulary(self) -> str:
+        """Sentencepiece's bpe.vocab: a token and its score a line, parted by a tab."""
+        ids = range(self.vocab_size)
+        scores = (self._processor.get_score(number) for number in ids)
+        pairs = zip(self.tokens, scores, strict=True)
+        return "".join(f"{token}\t{score:g}\n" for token, score in pairs)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of normalised text; a character outside the vocabulary becomes `<unk>`."""
         ids: list[int] = self._processor.encode(text, out_type=int)
@@ -80,6 +89,12 @@ class Tokenizer:
         """Text of token ids; special symbols are left out, `<unk>` is written as `⁇`."""
         text: str = self._processor.decode([i for i in ids if i >= len(SPECIAL_SYMBOLS)])
         return re.sub(r"\s+", " ", text).strip()
+
+    def units(self, text: str) -> list[str]:
+        """What errors are counted in: words, or characters where these are the tokens."""
+        if all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :]):
+            return graphemes(text.replace(" ", ""))
+        return text.split()
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""
@@ -92,16 +107,17 @@ class Tokenizer:
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a BPE model; the same text gives the same bytes.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> bytes:
+    """Trains a sentencepiece model; the same text gives the same bytes.
 
-    No piece crosses a space, so it is trained on words with their counts, of which there are few
-    in any number of sentences.
+    No piece of BPE crosses a space, so it is trained on words with their counts, of which there are
+    few in any number of sentences.
 
     Args:
         texts: normalised sentences.
         vocab_size: tokens wanted, special ones included.  When the text does not hold that many
             pieces, the largest possible number is taken and a warning says so.
+        kind: "bpe", or "characters": each is a token, however many there are.
 
     Returns:
         The sentencepiece model.
@@ -109,10 +125,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     Raises:
         ValueError: there is no text, or `vocab_size` is below what its characters alone need.
     """
-    words = Counter(word for text in texts for word in text.split())
-    if not words:
+    whole = kind == "characters"  # the space is one of them
+    counts = Counter(part for text in texts for part in ([text] if whole else text.split()))
+    if not any(map(str.strip, counts)):
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
-    characters = len(set().union(*words))
+    if kind == "characters":
+        return _train(counts, vocab_size, kind)
+    characters = len(set().union(*counts))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
         raise ValueError(
@@ -120,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             f"training text and the special tokens need at least {least}"
         )
     try:
-        return _train(words, vocab_size)
+        return _train(counts, vocab_size)
     except RuntimeError as error:
         largest = re.search(r"value <= (\d+)", str(error))
         if largest is None:
@@ -130,16 +149,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         vocab_size,
         largest[1],
     )
-    return _train(words, int(largest[1]))
+    return _train(counts, int(largest[1]))
 
 
-def _train(words: Mapping[str, int], vocab_size: int) -> bytes:
+def _train(counts: Mapping[str, int], vocab_size: int, kind: str = "bpe") -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
+        sentence_iterator=(f"{text}\t{count}" for text, count in counts.items()),
         input_format="tsv",
         model_writer=model,
-        model_type="bpe",
         vocab_size=vocab_size,
         character_coverage=1.0,
         normalization_rule_name="identity",  # the text is normalised already
@@ -149,6 +167,9 @@ def _train(words: Mapping[str, int], vocab_size: int) -> bytes:
         eos_id=-1,
         num_threads=1,
         minloglevel=2,
+        model_type="char" if kind == "characters" else "bpe",
+        use_all_vocab=kind == "characters",
+        add_dummy_prefix=kind == "bpe",
     )
     return model.getvalue()
 
@@ -200,6 +221,7 @@ def make_tokenizer(experiment: Experiment) -> None:
     data = experiment.config.data
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
+    inputs |= {"tokens": data.tokens} if data.tokens != "bpe" else {}
     inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
@@ -207,7 +229,7 @@ def make_tokenizer(experiment: Experiment) -> None:
         return
     stamp.renew(model_path, tokens_path)
     texts = itertools.chain(training_texts(experiment), given_texts(experiment))
-    model = train_tokenizer(texts, data.vocab_size)
+    model = train_tokenizer(texts, data.vocab_size, data.tokens)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)

@@ -39,6 +39,7 @@ from icetransfer.report.tables import (
     COLLAPSED,
     INITS,
     TIE,
+    condition_table,
     cost_table,
     error_tables,
     latency_table,
@@ -54,6 +55,12 @@ LATENCY_NOTE = (
     "comes on top. Model: from the word's end to its last token; chunk: from the token to the end "
     "of its chunk; then the look-ahead and a feature frame. Words that were recognised, their ends "
     "by a forced alignment with the model's CTC head."
+)
+
+
+CONDITION_NOTE = (
+    "WER in percent, means over languages, test sets and seeds, at one latency. Each condition "
+    "changes the same test recordings; docs/robustness.md says how."
 )
 
 
@@ -88,6 +95,10 @@ def document(tree: Row, folder: str) -> Document:
             )
         )
     )
+    header, lines = condition_table(tree.get("conditions", []))  # earlier reports had none
+    if lines:
+        parts += [Heading("As if recorded elsewhere"), TablePart(header, lines)]
+        parts.append(Text(CONDITION_NOTE))
     parts += [Heading("Size and speed"), TablePart(*size_table(tree["results"]))]
     parts.append(Text("RTF: seconds of computing per second of audio, on one thread of a CPU."))
     header, lines = latency_table(tree["results"])

@@ -39,7 +39,7 @@ def error_tables(rows: Sequence[Row], analysis: Row | None, bold: bool) -> dict[
     """WER and CER of each precision, by title: a line for each language, init and amount of data.
 
     A cell repeated with several seeds stands as their mean, with its number of runs; after ± is
-    half of the WER's interval.
+    half of the WER's interval. Of a language whose characters are counted, CER stands alone.
 
     Args:
         rows: of wer.json files.
@@ -102,7 +102,10 @@ def _error_cell(
     if all(row.get("wer_ci_low") is not None for row in repeats):
         half = (mean(repeats, "wer_ci_high") - mean(repeats, "wer_ci_low")) / 2
         text += f" ± {half:.1f}"
-    text += f" / {mean(repeats, 'cer'):.1f}"
+    if repeats[0].get("unit") == "character":
+        text = f"CER {text}"
+    else:
+        text += f" / {mean(repeats, 'cer'):.1f}"
     if any(map(has_collapsed, repeats)):
         text += f" {COLLAPSED}"
     return text + (f" {TIE}" if key in tied and repeats[0]["init"] in COMPARED else "")
@@ -111,6 +114,23 @@ def _error_cell(
 def mean(rows: Sequence[Row], key: str) -> float:
     """The mean of a column."""
     return sum(float(row[key]) for row in rows) / len(rows)
+
+
+def condition_table(rows: Sequence[Row]) -> TableData:
+    """The WER under each condition, and without: a column for each amount of data and init."""
+    cells = sorted({(row["hours"], INITS.index(row["init"])) for row in rows})
+    names = dict.fromkeys(row["condition"] for row in rows)
+
+    def line(name: str, key: str, some: Sequence[Row]) -> list[str]:
+        texts = []
+        for hours, init in cells:
+            found = [r for r in some if (r["hours"], INITS.index(r["init"])) == (hours, init)]
+            texts.append(f"{mean(found, key):.1f}" if found else "")
+        return [name, *texts]
+
+    header = ["condition", *(f"{hours_label(hours)} {INITS[init]}" for hours, init in cells)]
+    lines = [line(name, "wer", [r for r in rows if r["condition"] == name]) for name in names]
+    return header, [line("as they are", "clean_wer", rows), *lines] if rows else []
 
 
 def size_table(rows: Sequence[Row]) -> TableData:

@@ -16,11 +16,15 @@ from icetransfer.config import hours_label
 from icetransfer.report import PLAN, figures, page
 from icetransfer.report.document import document
 from icetransfer.report.tables import COLUMNS, remarks
-from icetransfer.score import planned_runs
+from icetransfer.score import condition_results, planned_runs
 from icetransfer.stage import atomic, cost
 from icetransfer.stage.json_file import read_json
 
 FIGURES = "figures"
+CONDITION_KEYS = (
+    *("language", "init", "seed", "test_set", "chunk_ms", "engine", "precision"),
+    *("condition", "wer", "clean_wer", "words", "unchanged"),
+)
 PUBLISHED_DATA = "results-data"  # beside a published report: report.json, results.csv, figures
 
 Row = dict[str, Any]
@@ -59,6 +63,17 @@ def collect(plan: Row, results: Path, root: Path) -> tuple[list[Row], list[str],
         costs.append(_cost(cell, folder, own))
     rows.sort(key=lambda r: [str(r[key]) for key in (*COLUMNS[:6], "engine", "seed")])
     return rows, missing, costs
+
+
+def collect_conditions(plan: Row, root: Path) -> list[Row]:
+    """What `icetransfer.robustness` has found in the planned cells; see `collect`."""
+    rows = []
+    for cell in plan["cells"]:
+        folder = root / cell["experiment"]
+        if (folder / "config.yaml").is_file():
+            for result in condition_results(experiment.open_experiment(folder)):
+                rows.append({key: result[key] for key in CONDITION_KEYS} | {"hours": cell["hours"]})
+    return rows
 
 
 def _read_result(path: Path, results: Path, cell: Row) -> Row:
@@ -140,6 +155,7 @@ def write_report(results: Path, root: Path) -> Row:
         "missing": missing,
         "failures": plan["failures"],
         "results": rows,
+        "conditions": collect_conditions(plan, root),
         "costs": costs,
         "data_costs": {
             language: cost.read_costs(root / folder / "log" / "cost.jsonl")

@@ -27,6 +27,7 @@ EFFECTS: dict[str, Effect] = {
     "decode": "later stages",
     "export": "later stages",
     "remedy": "later stages",
+    "robustness": "later stages",
     "bundle": "later stages",
     "train": "course",
     "train.chunk_sizes": "meaning",  # they travel in the model

@@ -4,16 +4,19 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from icetransfer.settings.augment import AUGMENTATION_CLASSES
 from icetransfer.settings.corpora import CORPUS_CLASSES
 from icetransfer.settings.section import Hours
 from icetransfer.settings.tree import leaves, longest_prefix
 
 CORPUS = "data.corpora.NAME"  # a corpus, whose name is the user's
+AUGMENTATION = "train.augment"  # each of a list
 # The stages that read a key: those of the longest prefix here.  Writing it into a result's wer.json
 # or a model card is reading it; the seed in every stage's provenance is not.
 STAGES = {
@@ -35,6 +38,7 @@ STAGES = {
     "data.corpora.NAME.train": "0, 1",
     "data.corpora.NAME.dev": "0, 1, 9-11",
     "data.corpora.NAME.test": "0, 1, 9-11",
+    "data.tokens": "4",
     "data.vocab_size": "4",
     "data.tokenizer_text": "4",
     "data.features": "2",
@@ -61,6 +65,7 @@ STAGES = {
     "decode.beam": "9",
     "decode.batch_streams": "9",
     "decode.latency": "9, 10",
+    "robustness": "9",
     "bundle": "11",
 }
 
@@ -100,6 +105,9 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             for corpus in CORPUS_CLASSES:
                 yield from keys(corpus, f"{CORPUS}.")
         else:
+            if f"{prefix}{name}" == AUGMENTATION:
+                for augmentation in AUGMENTATION_CLASSES:
+                    yield from keys(augmentation, f"{AUGMENTATION}.")
             yield Key(
                 prefix + name,
                 type_name(field.annotation),
@@ -124,6 +132,8 @@ def type_name(annotation: Any) -> str:
     if origin is tuple:
         same = arguments[1:] == (...,) or len({*arguments}) == 1
         return f"list of {type_name(arguments[0])}" if same else "list"
+    if origin is UnionType:
+        return "section"
     if origin is dict:
         return f"{type_name(arguments[0])}: {type_name(arguments[1])}"
     return type_name(arguments[0])  # Annotated: its checks are for the message of an error
@@ -152,9 +162,10 @@ def markdown(section: type[BaseModel]) -> str:
     kind = ""
     for key in keys(section):
         folder = key.name.rpartition(".")[0]
-        if folder.startswith(CORPUS):
-            kind = key.type if key.name == f"{CORPUS}.kind" else kind
-            folder = f"{CORPUS} of kind {kind}"
+        for listed in (CORPUS, AUGMENTATION):
+            if folder.startswith(listed):
+                kind = key.type if key.name == f"{listed}.kind" else kind
+                folder = f"{listed} of kind {kind}"
         tables.setdefault(folder, []).append(key)
     lines = [
         "# Every config key",
@@ -164,7 +175,7 @@ def markdown(section: type[BaseModel]) -> str:
         "ones of `run.sh` that read the key. NAME is any name that you give to a corpus.",
         "",
         "`python -m icetransfer.config --markdown` made this page from `icetransfer/config.py` and",
-        "`icetransfer/settings/corpora.py`.",
+        "`icetransfer/settings/`.",
     ]
     for folder, rows in tables.items():
         lines += ["", f"## {folder or 'The tree'}", ""]

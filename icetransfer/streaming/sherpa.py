@@ -1,9 +1,9 @@
 """An export run by sherpa-onnx itself: waveforms in, tokens and time stamps out."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,41 @@ from icetransfer.streaming.search import Hypothesis
 FRAME_SECONDS = 0.04  # of an encoder output
 
 
+class Utterance(NamedTuple):
+    """What was recognised between two endpoints.
+
+    Attributes:
+        hypothesis: its frames count from the beginning of the recording.
+        scores: of each token, the logarithm of its probability as sherpa-onnx estimates it.
+        end: encoder frame up to which the audio had been heard.
+    """
+
+    hypothesis: Hypothesis
+    scores: list[float]
+    end: int
+
+
 class LiveStream:
-    """A recording that arrives piece by piece; made by `SherpaRecognizer.listen`."""
+    """A recording that arrives piece by piece; made by `SherpaRecognizer.listen`.
+
+    Where the recogniser detects endpoints, each is looked for after every chunk, so that what is
+    found does not depend on the pieces in which the audio comes.
+    """
 
     def __init__(
         self,
         recognizer: Any,
         tail: NDArray[np.float32],
-        hypothesis: Callable[[Any], Hypothesis],
+        utterance: Callable[[Any], Utterance],
     ) -> None:
         self._recognizer = recognizer
         self._tail = tail
-        self._hypothesis = hypothesis
+        self._utterance = utterance
         self._stream = recognizer.create_stream()
+        self._ended: list[Utterance] = []
 
     def accept(self, samples: NDArray[np.float32]) -> Hypothesis:
-        """Hears the next samples, at 16 kHz; the best hypothesis so far."""
+        """Hears the next samples, at 16 kHz; the best hypothesis since the last endpoint."""
         self._stream.accept_waveform(SAMPLING_RATE, samples)
         return self._advance()
 
@@ -40,10 +59,23 @@ class LiveStream:
         self._stream.input_finished()
         return self._advance()
 
+    def current(self) -> Utterance:
+        """What has been recognised since the last endpoint."""
+        return self._utterance(self._recognizer.get_result_all(self._stream))
+
+    def take_ended(self) -> list[Utterance]:
+        """The utterances that endpoints have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
     def _advance(self) -> Hypothesis:
         while self._recognizer.is_ready(self._stream):
             self._recognizer.decode_stream(self._stream)
-        return self._hypothesis(self._recognizer.get_result_all(self._stream))
+            if self._recognizer.is_endpoint(self._stream):
+                utterance = self.current()
+                self._recognizer.reset(self._stream)
+                self._ended.append(utterance._replace(end=self.current().end))
+        return self.current().hypothesis
 
 
 class SherpaRecognizer:
@@ -57,6 +89,7 @@ class SherpaRecognizer:
         beam: hypotheses kept by the latter.
         tail_seconds: silence put after every recording.
         threads: of the runtime.
+        options: what else sherpa-onnx's `from_transducer` takes, such as the rules of endpoints.
 
     Raises:
         ValueError: files are missing, broken or do not fit together (sherpa-onnx itself would end
@@ -72,6 +105,7 @@ class SherpaRecognizer:
         beam: int = 4,
         tail_seconds: float = 0.0,
         threads: int = 1,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         import sherpa_onnx
 
@@ -96,6 +130,7 @@ class SherpaRecognizer:
                 num_threads=threads,
                 decoding_method=search,
                 max_active_paths=beam,
+                **(options or {}),
             )
 
     def __call__(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
@@ -104,6 +139,10 @@ class SherpaRecognizer:
         Args:
             batch: mono, 16 kHz, in [-1, 1].
         """
+        return [utterance.hypothesis for utterance in self.utterances(batch)]
+
+    def utterances(self, batch: list[NDArray[np.float32]]) -> list[Utterance]:
+        """As a call, with the tokens' scores."""
         decode = self._decode_online if self._online else self._decode_offline
         return decode(batch)
 
@@ -115,9 +154,9 @@ class SherpaRecognizer:
         """
         if not self._online:
             raise ValueError("an offline export hears whole recordings only: call it with them")
-        return LiveStream(self._recognizer, self._tail, self._hypothesis)
+        return LiveStream(self._recognizer, self._tail, self._utterance)
 
-    def _decode_online(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
+    def _decode_online(self, batch: list[NDArray[np.float32]]) -> list[Utterance]:
         streams = []
         for samples in batch:
             stream = self._recognizer.create_stream()
@@ -127,20 +166,23 @@ class SherpaRecognizer:
         live = streams
         while live := [stream for stream in live if self._recognizer.is_ready(stream)]:
             self._recognizer.decode_streams(live)
-        return [self._hypothesis(self._recognizer.get_result_all(stream)) for stream in streams]
+        return [self._utterance(self._recognizer.get_result_all(stream)) for stream in streams]
 
-    def _decode_offline(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
+    def _decode_offline(self, batch: list[NDArray[np.float32]]) -> list[Utterance]:
         streams = []
         for samples in batch:
             stream = self._recognizer.create_stream()
             stream.accept_waveform(SAMPLING_RATE, np.concatenate([samples, self._tail]))
             streams.append(stream)
         self._recognizer.decode_streams(streams)
-        return [self._hypothesis(stream.result) for stream in streams]
+        return [self._utterance(stream.result) for stream in streams]
 
-    def _hypothesis(self, result: Any) -> Hypothesis:
+    def _utterance(self, result: Any) -> Utterance:
         tokens = [self._ids[token] for token in result.tokens]
-        return Hypothesis(tokens, [round(t / FRAME_SECONDS) for t in result.timestamps])
+        begin = result.start_time if self._online else 0.0
+        frames = [round((begin + time) / FRAME_SECONDS) for time in result.timestamps]
+        scores = result.ys_probs if self._online else result.ys_log_probs
+        return Utterance(Hypothesis(tokens, frames), list(scores), round(begin / FRAME_SECONDS))
 
 
 def _numbered(names: list[str]) -> list[str]:

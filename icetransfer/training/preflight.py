@@ -19,6 +19,7 @@ from icetransfer.data.blocks import encoder_frames
 from icetransfer.data.loader import Batch
 from icetransfer.data.subset import subset_path
 from icetransfer.experiment import Experiment, log
+from icetransfer.settings.augment import Silence
 from icetransfer.stage.json_file import read_json
 from icetransfer.training import scheme
 from icetransfer.training.memory import Attempt
@@ -57,10 +58,16 @@ class Extreme:
 
 
 def extremes(run: Run) -> list[Extreme]:
-    """The longest and the fullest recording that the run trains on."""
+    """The longest and the fullest recording that the run trains on, with pauses if it adds any."""
     path = run.experiment.dir / "train_data" / "index.json"
     index = read_json(path, ["longest", "fullest"])
-    return [Extreme(*index[name]) for name in ("longest", "fullest")]
+    pauses = sum(
+        2 * round(FRAMES_PER_SECOND * section.seconds[1])
+        for section in run.settings.augment
+        if isinstance(section, Silence)
+    )
+    sizes = (index[name] for name in ("longest", "fullest"))
+    return [Extreme(frames + pauses, tokens) for frames, tokens in sizes]
 
 
 def tiers(settings: Settled) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def dev_wer(
             out, lens = model.encode(on_device.features, on_device.feature_lens, chunk_size, left)
             found = greedy_search(heads, out.cpu(), lens.cpu())
             counts = count_errors(
-                (text.split(), tokenizer.decode(tokens).split())
+                (tokenizer.units(text), tokenizer.units(tokenizer.decode(tokens)))
                 for text, tokens in zip(batch.texts, found, strict=True)
             )
             errors += torch.tensor([counts.errors, counts.length])

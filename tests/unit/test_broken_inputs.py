@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 Refused = Callable[..., str]
 
 
-TRANSCRIBE = str(Path(__file__).resolve().parents[2] / "tools" / "transcribe.py")
+TRANSCRIBE = "icetransfer.transcribe"
 
 
 @pytest.fixture
@@ -110,8 +110,14 @@ WORDS = [
     ("train.prune_range=1", "train.prune_range"),
     ("train.loss_backend=cuda", "train.loss_backend"),
     ("train.spec_augment.enabled=perhaps", "train.spec_augment.enabled"),
-    ("train.noise.probability=0", "train.noise.probability"),
-    ("train.noise.snr=[10]", "train.noise.snr"),
+    ("train.augment=[{kind: noise, probability: 0}]", "train.augment.probability"),
+    ("train.augment=[{kind: noise, snr: [10]}]", "train.augment.snr"),
+    ("train.augment=[{kind: level, db: [20, -20]}]", "db is [lowest, highest]"),
+    ("train.augment=[{kind: echo}]", "'level', 'silence', 'noise', 'room', 'codec'"),
+    ("train.augment=strange", "expected none, default, strong"),
+    ("robustness.conditions=[loud]", "robustness.conditions"),
+    ("robustness.commands={opus: cat}", "cannot be the name of a condition"),
+    ("robustness.chunk_size=24", "none of decode.chunk_sizes"),
     ("train.mix.share=1", "train.mix.share"),
     ("train.mix.unknown=keep", "train.mix.unknown"),
     ("train.join_seconds=-1", "train.join_seconds"),

@@ -7,7 +7,8 @@ from pathlib import Path
 from icetransfer import __main__ as overview
 
 PACKAGE = Path(overview.__file__).parent
-STARTED_BY_OTHERS = {"sweep.guard", "sweep.slurm"}  # not typed by a person
+#: Not typed by a person, or typed inside a bundle, in which a copy lies.
+STARTED_BY_OTHERS = {"sweep.guard", "sweep.slurm", "bundle.check"}
 
 
 def test_every_command_is_listed_and_every_listed_one_is_there() -> None:

@@ -105,7 +105,7 @@ def test_one_bad_recording_costs_only_itself(decoded, tmp_path) -> None:
     assert found.keys() == {cuts[0].id} and problems.keys() == {cut.id for cut in cuts[1:]}
     assert all(str(tmp_path) in problem for problem in problems.values())
     tokenizer = Tokenizer(decoded.lang_dir / "bpe.model")
-    rows = decode.make_rows(cuts, found, problems, tokenizer, str.lower)
+    rows = decode.make_rows(cuts, found, problems, tokenizer, Normalizer("nl"))
     result = decode.make_result(decoded.config, run, rows)
     assert result["failed"] == 3 and result["utterances"] == 4
     assert result["deletions"] >= sum(len(row["ref"].split()) for row in rows[1:])

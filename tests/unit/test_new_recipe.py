@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer import new_recipe
+from icetransfer import new_recipe, score
 from icetransfer.data.text import normalizer as text
+from icetransfer.data.tokenizer import Tokenizer, train_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -56,15 +57,72 @@ def test_edited_rules_are_another_version(root: Path) -> None:
     assert text.Normalizer("nl").version == f"nl-{text.VERSION}"
 
 
-@pytest.mark.parametrize("code", ["ru", "sv", "tr", "fi", "ca"])
-def test_number_rules_are_valid_once_completed(root: Path, code: str) -> None:
-    rules = new_recipe.make_recipe(root, code) / "local/text.yaml"
-    lines = rules.read_text().splitlines()
-    first = lines.index("# numbers:")
-    lines[first:] = [line.removeprefix("# ") for line in lines[first:]]
-    rules.write_text("\n".join(lines))
-    spoken = text.Normalizer(code)("12 345")
-    assert spoken and not any(char.isdigit() for char in spoken)
+@pytest.mark.parametrize(
+    ("code", "written", "expected"),
+    [  # the CLDR's words of numbers, units, currencies; the spelling of each script
+        ("ca", "El col·legi, l’ŀ i 23 anys.", "el col·legi l'l i vint-i-tres anys"),
+        ("ca", "5,50 € a Gal·les, 12 %", "cinc euros cinquanta a gal·les dotze per cent"),
+        ("ru", "23 км, 5 km, 1 000 $", "двадцать три км пять километров одна тысяча долларов сша"),
+        ("cy", "23 o bobl, 5 km, £5", "dau ddeg tri o bobl pump cilometr pump punt prydain"),
+        ("sv", "Det är −5 °C.", "det är minus fem grader celsius"),
+        ("tr", "12 345", "on iki üç yüz kırk beş"),
+        ("hi", "मेरे पास २३ किताबें हैं", "मेरे पास तेईस किताबें हैं"),
+        ("he", "צה״ל הודיע: ג׳ירפה, צ'יפס", "צהל הודיע ג'ירפה צ'יפס"),
+        ("he", "שָׁלוֹם עוֹלָם, רח׳ הרצל 23", "שלום עולם רח הרצל עשרים ושלוש"),
+        ("ar", "السَّلامُ عَلَيْكُم كتـــاب", "السلام عليكم كتاب"),
+        ("ar", "ﻻ ﺑﺄس، ٢٣ كتابًا", "لا بأس ثلاثة وعشرون كتابا"),
+        ("zh", "我有 23 本书，Ｈello。", "我有二十三本书hello"),
+        ("zh", "温度是-5°C", "温度是负五摄氏度"),
+        ("ja", "東京　タワーは１２３円、ﾃｽﾄ。", "東京タワーは百二十三円テスト"),
+        ("th", "ผมมี ๒๓ บาท และน้ำ", "ผมมียี่สิบสามบาทและน้ำ"),
+    ],
+)  # fmt: skip
+def test_what_the_cldr_knows_is_read(root: Path, code: str, written: str, expected: str) -> None:
+    new_recipe.make_recipe(root, code)
+    normalizer = text.Normalizer(code)
+    assert normalizer(written) == expected
+    assert normalizer.read(expected) == (expected, [], [])
+
+
+def test_a_decimal_without_a_word_for_its_sign_is_in_doubt(root: Path) -> None:
+    new_recipe.make_recipe(root, "ru")
+    assert text.Normalizer("ru").read("12,5 м").doubts == [
+        "a decimal number, of which the rules have no word: 2,5"
+    ]
+
+
+@pytest.mark.parametrize("code", ["zh", "ja", "th", "yue-Hant"])
+def test_a_script_without_spaces_has_characters_as_tokens_and_as_words(
+    root: Path, code: str
+) -> None:
+    recipe = new_recipe.make_recipe(root, code)
+    data = yaml.safe_load((recipe / "conf/default.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["tokens"] == "characters" and "vocab_size" not in data
+    normalizer = text.Normalizer(code)
+    assert normalizer.spaceless
+    assert normalizer.scored(normalizer("ดี 今日")) == "ดี 今 日"
+
+
+def test_japanese_speech_goes_through_to_a_character_error_rate(root: Path) -> None:
+    """Normaliser, tokens and score, without a training in between."""
+    new_recipe.make_recipe(root, "ja", "Japanese")
+    normalizer = text.Normalizer("ja")
+    said = [normalizer(written) for written in ("今日は１２３円です。", "明日は　雨です！")]
+    assert [normalizer.check(words) for words in said] == [[], []]
+    tokenizer = Tokenizer(train_tokenizer(said, 500, "characters"))
+    heard = [tokenizer.decode(tokenizer.encode(words)) for words in said]
+    assert heard == said
+    rows = [
+        score.Row(
+            id=str(number), speaker="", ref=normalizer.scored(ref), hyp=normalizer.scored(hyp),
+            raw_ref=ref, raw_hyp=hyp, audio_seconds=1.0, tokens=[], timestamps=[], failed=None,
+        )
+        for number, (ref, hyp) in enumerate(zip(said, [heard[0], "明日も雨"], strict=True))
+    ]  # fmt: skip
+    counts = score.word_errors(rows)
+    assert (counts.substitutions, counts.deletions, counts.length) == (1, 2, 16)
+    assert "CER 18.75 %: 3 errors in 16 characters" in score.errors_text(rows, "ja", True)
+    assert "WER" not in score.errors_text(rows, "ja", True)
 
 
 def test_a_language_with_rules_gets_no_others(root: Path) -> None:

@@ -2,29 +2,46 @@ r"""Numbers, dates, times, money, units and symbols, written as they are read al
 
 What is particular to a language stands under `numbers` in its `languages/<code>.yaml`:
 
-    num2words: nl                  # num2words's name of the language
-    locale: nl                     # Babel's, for names of months and units and for plurals
+    locale: nl                     # Babel's, for names of months, units, currencies and plurals
+    num2words: nl                  # num2words's name of the language, or
+    cldr: {cardinal: numbering, f: cardinal-feminine}  # rules of the CLDR for kinds and forms
     decimal: ","                   # between whole and fraction
     thousands: ". "                # characters that may stand between groups of three digits
     point: komma                   # how the decimal sign is read
     fraction: number               # 3,14 is read "three point fourteen"; digits: "one four"
+    fraction_agrees: true          # in 2,5 hours, 2 has the gender of hours
     minus: min
     years: [[1100, 1999]]          # four digits that are read as a year
-    fixes: {" e ": " "}            # regular expressions over what num2words writes
+    fixes: {" e ": " "}            # regular expressions over the words of a number
     forms: {f: {"un$": une}}       # regular expressions that turn words into another form
     feminine: [h, t]               # units and currencies that take the form f (neuter: n)
+    kings: [Willem]                # names before a Roman numeral, <king> in patterns
+    queens: [Elizabeth]            # <queen>
     patterns: {"<n>er": "{1 ordinal}"}       # tried in order, before everything else
+    range: "{1} tot {2}"           # 3–5
+    fractions: {1/2: een half}     # and ½
+    mixed: {1/2: "{1} en een half", other: "{1} {2}"}  # 2 1/2; with noun: doubt, it is in doubt
+                                   # before a noun, as where "two hours and a half" is said
     currencies: {"€": {one: euro, other: euros, of: d'euros}}  # the CLDR's plural categories
     units: {t: {other: ton}}       # where the CLDR has another word than speakers
-    money: {joint: con, after: cents}        # before and after the cents
-    magnitudes: {mln: miljoen, miljoen: miljoen}  # as written: as read; may go before a currency
+    money: {joint: con, after: cents, of: de, form: m, magnitudes: {k: thousand}}
+                                   # before and after the cents; after millions; form of the
+                                   # cents; magnitudes that are such beside a currency alone
+    magnitudes: {mln: miljoen}     # as written: as read, or {one: ..., other: ...}
+    magnitude_form: f              # of the number before one: eine Million
+    telephone: pairs               # 01 23 is read "zero one twenty-three"; else digit by digit
     symbols: {"%": procent}
 
-A pattern is a regular expression in which `<n>` is a whole number, `<count>` one that is no year
-(it has no four digits together), and `<day>`, `<month>`, `<year>`,
-`<hour>`, `<minute>`, `<roman>` and `<month_name>` what they say; each is a group. Its reading is
-text with `{1}` for the first group in words, `{1 ordinal f}` for a kind (ordinal, year, roman,
-month, text) and forms. A pattern matches only where no letter or digit continues it.
+Of these locale, decimal, thousands, point, fraction, minus and symbols must be there, and num2words
+or cldr. Currencies have the CLDR's names where none is given. A pattern is a regular expression in
+which `<n>` is a whole number, `<count>` one that is no year (it has no four digits together), and
+`<day>`, `<month>`, `<year>`, `<hour>`, `<minute>`, `<roman>` and `<month_name>` what they say; each
+is a group. Its reading is text with `{1}` for the first group in words, `{1 ordinal f}` for a kind
+(ordinal, year, roman, month, text) and forms. A pattern matches only where no letter or digit
+continues it.
+
+What has several readings gets the likeliest, and a doubt, for which training leaves it out: a
+Roman numeral after a name that is not listed, a telephone number, a slash between numbers.
 """
 
 from __future__ import annotations
@@ -32,13 +49,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from babel import Locale
+from babel.numbers import format_currency
 from babel.units import format_unit
-from num2words import num2words
+
+from icetransfer.data.text.characters import SPACELESS
+from icetransfer.data.text.spelling import Speller
 
 #: Symbol -> the CLDR's name of the unit.
 UNITS = {
@@ -49,16 +69,34 @@ UNITS = {
     "m³": "volume-cubic-meter", "m3": "volume-cubic-meter",
     "l": "volume-liter", "L": "volume-liter", "ml": "volume-milliliter",
     "kg": "mass-kilogram", "g": "mass-gram", "mg": "mass-milligram", "t": "mass-tonne",
-    "km/h": "speed-kilometer-per-hour", "m/s": "speed-meter-per-second",
+    "dm": "length-decimeter", "cl": "volume-centiliter", "dl": "volume-deciliter",
+    "km/h": "speed-kilometer-per-hour", "km/u": "speed-kilometer-per-hour",
+    "m/s": "speed-meter-per-second",
     "mph": "speed-mile-per-hour",
     "°C": "temperature-celsius", "ºC": "temperature-celsius", "°F": "temperature-fahrenheit",
     "°": "angle-degree",
     "kHz": "frequency-kilohertz", "MHz": "frequency-megahertz", "GHz": "frequency-gigahertz",
-    "W": "power-watt", "kW": "power-kilowatt", "MW": "power-megawatt",
+    "Hz": "frequency-hertz", "V": "electric-volt", "kcal": "energy-kilocalorie",
+    "hPa": "pressure-hectopascal", "W": "power-watt", "kW": "power-kilowatt",
+    "MW": "power-megawatt",
     "kWh": "energy-kilowatt-hour",
     "MB": "digital-megabyte", "GB": "digital-gigabyte", "TB": "digital-terabyte",
     "h": "duration-hour", "min": "duration-minute",
 }  # fmt: skip
+#: Sign or code -> the currency's ISO 4217 code, under which the CLDR names it.
+CURRENCIES = {
+    "€": "EUR", "EUR": "EUR", "$": "USD", "US$": "USD", "USD": "USD", "£": "GBP", "GBP": "GBP",
+    "¥": "JPY", "JPY": "JPY", "CHF": "CHF", "₽": "RUB", "RUB": "RUB", "₹": "INR", "INR": "INR",
+    "₩": "KRW", "₺": "TRY", "₴": "UAH", "₪": "ILS", "zł": "PLN", "PLN": "PLN", "Kč": "CZK",
+    "R$": "BRL", "BRL": "BRL", "C$": "CAD", "CA$": "CAD", "A$": "AUD", "AU$": "AUD",
+    "CN¥": "CNY", "RON": "RON", "SEK": "SEK", "NOK": "NOK", "DKK": "DKK", "฿": "THB",
+}  # fmt: skip
+_VULGAR = {
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
+    "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
+}  # fmt: skip
+_VULGAR_AFTER = re.compile(rf"(?:(\d) ?)?([{''.join(_VULGAR)}])")
+_DASHES = r"\-−–—‐‑‒﹣"  # in a class of a regular expression
 _MACROS = {
     "n": r"(\d+)",
     "day": r"(0?[1-9]|[12]\d|3[01])",
@@ -70,16 +108,30 @@ _MACROS = {
 }
 _ALONE = (r"(?<!\w)(?<!\d[.,:/])", r"(?!\w)(?![.,:/]\d)")
 _ROMAN = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+# Longer ones are words too: LL, CD. One letter is none.
+_ROMAN_ALONE = re.compile(r"(?<!\w)([IVX]{2,})(?!\w)")
+_ROMAN_PART = re.compile(r"\b[IVXLC]+(?![A-ZÀ-Þ])")
+_ROMAN_IN_PATTERN = re.compile(r"<roman>|[(\[|]I[IVX)|{]")
+_DIGIT = re.compile(r"\d")
+_TELEPHONE = re.compile(
+    r"(?<![\w.,/:-])(?:"
+    r"\+\d{1,3}[ ./-]?(?:\(0?\d*\)[ ./-]?)?\d+(?:[ ./-]?\d+)+"  # +49 30 123456
+    r"|\(0\d+\)[ ]?\d+(?:[ /-]\d{2,})*|0\d+(?:[ /-]\d{2,})+|0\d{6,}|0\d(?:[ .]\d\d){4}"
+    r"|(?:\(\d{3}\)[ ]?|\d{3}-)?\d{3}-\d{4}"  # (555) 123-4567
+    r")(?!\w)(?![.,:/-]\d)"
+)
+_DATE = re.compile(r"\d\d?([./-])\d\d?\1\d{2,4}")
+_SHORTEST_TELEPHONE = 7  # digits
 _FIGURES = r"^[\W\d]+"
 _SPACES = "\u00a0\u202f\u2009"
 _LONGEST_CARDINAL = 12  # digits; what is longer is read digit by digit
-_REQUIRED = {
-    "num2words", "locale", "decimal", "thousands", "point", "fraction", "minus", "currencies",
-    "symbols",
-}  # fmt: skip
+_PAIR = 2  # digits of cents, and of the groups of a French telephone number
+_REQUIRED = {"locale", "decimal", "thousands", "point", "fraction", "minus", "symbols"}
 _KEYS = _REQUIRED | {
-    "years", "fixes", "forms", "feminine", "neuter", "patterns", "units", "money", "magnitudes",
-}  # fmt: skip
+    *("num2words", "cldr", "years", "fixes", "forms", "feminine", "neuter", "patterns", "units"),
+    *("money", "magnitudes", "magnitude_form", "currencies", "kings", "queens", "range"),
+    *("fractions", "mixed", "telephone", "fraction_agrees"),
+}
 
 
 class NumberReader:
@@ -100,57 +152,112 @@ class NumberReader:
                 f"{source}: numbers: unknown or missing {', '.join(wrong)}; expected "
                 f"{', '.join(sorted(_REQUIRED))} and perhaps {', '.join(sorted(_KEYS - _REQUIRED))}"
             )
+        if "num2words" not in rules and "cardinal" not in rules.get("cldr", {}):
+            raise ValueError(f"{source}: numbers: expected num2words, or cldr with a cardinal")
         self._rules = rules
         self._locale = Locale.parse(rules["locale"])
-        self._forms: Mapping[str, Mapping[str, str]] = rules.get("forms", {})
+        self._speller = Speller(rules)
         self._genders = {unit: "f" for unit in rules.get("feminine", [])}
         self._genders |= {unit: "n" for unit in rules.get("neuter", [])}
         self._months: list[str] = [
             self._locale.months["format"]["wide"][month].lower() for month in range(1, 13)
         ]
-        macros = _MACROS | {"month_name": f"((?i:{'|'.join(self._months)}))"}
+        own: Mapping[str, Mapping[str, str]] = rules.get("currencies", {})
+        of = rules.get("money", {}).get("of", "")
+        self._currencies: dict[str, Mapping[str, str]] = {
+            **{sign: _currency(code, self._locale, of) for sign, code in CURRENCIES.items()},
+            **own,
+        }
+        self._units = UNITS | dict.fromkeys(rules.get("units", {}), "")
+        if "%" not in rules["symbols"]:
+            self._units["%"] = "concentr-percent"
+        self._compile()
+
+    def _compile(self) -> None:
+        rules = self._rules
         group = rf"[{re.escape(rules['thousands'])}{_SPACES}]"
-        macros["count"] = rf"(\d{{1,3}}(?:{group}\d{{3}})*)"
+        macros = _MACROS | {
+            "month_name": f"((?i:{'|'.join(map(re.escape, self._months))}))",
+            "king": _any_of(rules.get("kings", [])),
+            "queen": _any_of(rules.get("queens", [])),
+            "count": rf"(\d{{1,3}}(?:{group}\d{{3}})*)",
+        }
         self._patterns = [
-            (re.compile(re.sub(r"<(\w+)>", lambda m: macros[m[1]], p).join(_ALONE)), reading)
+            (
+                re.compile(re.sub(r"<(\w+)>", lambda m: macros[m[1]], p).join(_ALONE)),
+                reading,
+                _ROMAN_IN_PATTERN.search(p) is not None,
+            )
             for p, reading in rules.get("patterns", {}).items()
         ]
         whole = rf"\d{{1,3}}(?:{group}\d{{3}})+(?!\d)|\d+"
-        # A hyphen after a word or a number is no sign: 2019-2020, 6 -7.
-        sign = r"(?:(?<!\w)(?<!\d )([-−]))?"
-        number = rf"{sign}(?<!\d)({whole})(?:{re.escape(rules['decimal'])}(\d+))?"
-        currency = _any_of(rules["currencies"])
-        words = rules.get("magnitudes", {})
-        magnitude = rf"(?:\s?{_any_of(set(words.values()))}(?!\w))?"
-        self._magnitude = re.compile(rf"(?<=\d)\s?{_any_of(words)}(?!\w)")
-        self._money_first = re.compile(rf"{currency}\s?{number}{magnitude}")
-        self._money_last = re.compile(rf"{number}{magnitude}\s?{currency}(?!\w)")
-        self._measure = re.compile(rf"{number}\s?{_any_of(UNITS)}(?![\w²³])")
+        decimal = re.escape(rules["decimal"])
+        number = rf"(?<!\d)({whole})(?:{decimal}(\d+))?"
+        currency = _any_of(self._currencies)
+        # A dash after a word or a number is no sign: 2019-2020, 6 -7.
+        self._minus = re.compile(rf"(?<![^\W{SPACELESS}])(?<!\d )[{_DASHES}](?={currency}?\d)")
+        self._magnitudes = rules.get("magnitudes", {})
+        magnitude = rf"(?:\s?{_any_of(self._magnitudes)}(?!\w))"
+        before = r"(?<!\w)"  # of a currency's code: no word ends in one
+        self._small = rules.get("money", {}).get("magnitudes", {})  # only beside a currency
+        tens = rf"(?:\s?{_any_of(self._magnitudes | self._small)}(?!\w))?"
+        self._money_first = re.compile(rf"{before}{currency}\s?{number}{tens}")
+        # 1 € 50 and 1€50, but in 2020 $50
+        end = r"(?![\w%]|[.,:/]\d|\s\d)"
+        cents = rf"(?![^\W_])(?:\s(\d\d){end})?"
+        self._money_last = re.compile(rf"{number}{tens}\s?{currency}{cents}")
+        self._money_between = re.compile(rf"{number}(){currency}(\d\d){end}")
+        self._large = re.compile(number + magnitude)
+        self._measure = re.compile(rf"{number}\s?{_any_of(self._units)}(?![\w²³])")
         self._number = re.compile(number)
+        self._decimals = None if rules["point"] else re.compile(rf"\d{decimal}\d")
+        amount = rf"\d+(?:{group}\d{{3}})*(?:{decimal}\d+)?"
+        self._range = re.compile(
+            rf"(?<![\w.,:/{_DASHES}])({amount})(\s?[{_DASHES}]\s?)({amount})"
+            rf"(?![\d{_DASHES}]|[.,:/]\d|\s?[–—]\s?\d)"
+        )
+        self._fraction_of = re.compile(
+            r"(?<![\w.,:/+-])(?:(\d+) )?(\d{1,4})/(\d{1,4})(?![\w/]|[.,:]\d)"
+        )
         self._symbols = str.maketrans({s: f" {w} " for s, w in rules["symbols"].items()})
-        symbols = re.escape("".join(rules["symbols"]))
-        self._needed = re.compile(rf"[\d{symbols}]|\b[IVXLC]+")
+        self._arabic = str.maketrans({"٫": rules["decimal"], "٬": rules["thousands"][:1]})
+        symbols = re.escape("%".join(["", *rules["symbols"]]) + "".join(_VULGAR))
+        self._needed = re.compile(rf"[\d{symbols}]|\b(?:[IVXLC]{{2,}}|[IVX]\b|I(?=(?:er|re)\b))")
 
-    def __call__(self, text: str) -> str:
-        """Returns the text with words for its numbers and symbols; the rest is left as it is.
+    def __call__(self, text: str) -> tuple[str, list[str]]:
+        """Returns text with words for its numbers and symbols, and what is in doubt in it.
 
         Args:
             text: As written: upper and lower case tell units and Roman numerals.
         """
         if not self._needed.search(text):
-            return text
-        text = "".join(_ascii_digit(char) for char in text)
-        for pattern, reading in self._patterns:
-            text = pattern.sub(partial(self._read, reading), text)
-        magnitudes = self._rules.get("magnitudes", {})
-        text = self._magnitude.sub(lambda m: f" {magnitudes[m[1]]}", text)
-        text = _replace(
-            self._money_first, lambda m: self._money(m[2], m[3], m[4], m[5], m[1]), text
+            return text, []
+        doubts: list[str] = []
+        if self._decimals and (found := self._decimals.search(text)):
+            doubts.append(f"a decimal number, of which the rules have no word: {found[0]}")
+        if not text.isascii():
+            text = "".join(map(_ascii_digit, text)).translate(self._arabic)
+        text = _VULGAR_AFTER.sub(
+            lambda m: f"{m[1]} {_VULGAR[m[2]]}" if m[1] else _VULGAR[m[2]], text
         )
+        text = _replace(_TELEPHONE, partial(self._telephone, doubts), text)
+        text = self._range.sub(self._from_to, text)
+        text = self._minus.sub(f"{self._rules['minus']} ", text)
+        present = {True: _ROMAN_PART.search(text), False: _DIGIT.search(text)}
+        for pattern, reading, roman in self._patterns:
+            if present[roman]:
+                text = pattern.sub(partial(self._read, reading), text)
+        text = _replace(self._fraction_of, partial(self._ratio, doubts), text)
+        text = _replace(self._money_between, lambda m: self._money(*m.groups()), text)
         text = _replace(self._money_last, lambda m: self._money(*m.groups()), text)
+        text = _replace(
+            self._money_first, lambda m: self._money(m[2], m[3], m[4], m[1], None), text
+        )
+        text = _replace(self._large, lambda m: self._counted_large(*m.groups()), text)
         text = _replace(self._measure, lambda m: self._quantity(*m.groups()), text)
-        text = _replace(self._number, lambda m: self._plain(m[1], m[2], m[3]), text)
-        return text.translate(self._symbols)
+        text = _replace(self._number, partial(self._bare, doubts), text)
+        text = _ROMAN_ALONE.sub(partial(self._roman, doubts), text)
+        return text.translate(self._symbols), doubts
 
     def _read(self, reading: str, match: re.Match[str]) -> str:
         """A pattern's reading, with the match's groups in words."""
@@ -170,58 +277,136 @@ class NumberReader:
             kind = "ordinal" if "ordinal" in flags else "year" if "year" in flags else "cardinal"
             if kind == "year" and not self._is_year(group):
                 kind = "cardinal"
-            words = self._words(int(_digits(group)), kind)
-            for form in flags:
-                words = self._in_form(words, form)
-            return words
+            forms = [flag for flag in flags if flag not in ("ordinal", "year", "roman")]
+            return self._words(int(_digits(group)), kind, forms)
 
         return re.sub(r"{([^{}]*)}", field, reading)
 
+    def _telephone(self, doubts: list[str], match: re.Match[str]) -> str:
+        """Digits in words, one by one or in pairs; a date, or a number that is short, as it was."""
+        written = match[0]
+        digits = _digits(written)
+        if len(digits) < _SHORTEST_TELEPHONE or _DATE.fullmatch(written):
+            return written
+        doubts.append(f"a telephone number, or a code: {written}")
+        plus = f"{self._rules['symbols'].get('+', '')} " if written[0] == "+" else ""
+        if self._rules.get("telephone") != "pairs" or len(digits) % _PAIR:
+            return plus + self._one_by_one(digits)
+        pairs = [digits[i : i + _PAIR] for i in range(0, len(digits), _PAIR)]
+        return plus + " ".join(map(self._integer, pairs))
+
+    def _from_to(self, match: re.Match[str]) -> str:
+        """A range with its word; of a score or a code, 3-1 or 0-2, the numbers alone."""
+        first, dash, second = match.groups()
+        spaced, hyphen = dash != dash.strip(), dash.strip() in "-‐‑"
+        if spaced and hyphen:
+            return match[0]
+        ascending = self._float(first) < self._float(second)
+        if not ascending and spaced:
+            return match[0]
+        if not ascending or (hyphen and first.startswith("0")):
+            return f"{first}  {second}"
+        return str(
+            self._rules.get("range", "{1}  {2}").replace("{1}", first).replace("{2}", second)
+        )
+
+    def _float(self, amount: str) -> float:
+        whole, _, fraction = amount.partition(self._rules["decimal"])
+        return _value(whole, fraction or None)
+
+    def _ratio(self, doubts: list[str], match: re.Match[str]) -> str:
+        """A fraction in words; what is none, such as 24/7, as two numbers."""
+        whole, above, below = match.groups()
+        fractions = self._rules.get("fractions", {})
+        name = f"{above}/{below}"
+        if name not in fractions:
+            season = len(above) == 4 and int(below) == (int(above) + 1) % 100
+            if not season:
+                doubts.append(f"a slash between numbers: {name}")
+            return " ".join(filter(None, (whole, above, below)))
+        if whole is None:
+            return str(fractions[name])
+        mixed = self._rules.get("mixed", {})
+        if "noun" in mixed and re.match(r" [^\W\d]", match.string[match.end() :]):
+            doubts.append(f"a fraction before its noun: {match[0]}")
+        reading = mixed.get(f"{whole} {name}") or mixed.get(name) or mixed.get("other", "{1} {2}")
+        return self._read(reading.replace("{2}", fractions[name]), match)
+
+    def _roman(self, doubts: list[str], match: re.Match[str]) -> str:
+        value = roman_value(match[1])
+        if value is None:
+            return match[1]
+        doubts.append(f"a Roman numeral: {match[1]}")
+        return self._words(value)
+
     def _money(
-        self, minus: str | None, whole: str, fraction: str | None, magnitude: str | None, sign: str
+        self, whole: str, fraction: str | None, magnitude: str | None, sign: str, cents: str | None
     ) -> str:
         """An amount: "five euros fifty", "two point five million euros"."""
         money = self._rules.get("money", {})
-        forms = self._rules["currencies"][sign]
-        gender = self._genders.get(sign, "m")
+        forms = self._currencies[sign]
         if magnitude:
-            number = self._plain(minus, whole, fraction)
             unit = forms.get("of") or forms.get("many") or forms["other"]
-            return f"{number} {magnitude} {unit}"
-        cents = ""
-        if fraction and len(fraction) == 2:
-            if int(fraction):
-                parts = (money.get("joint"), self._words(int(fraction)), money.get("after"))
-                cents = " ".join(part for part in parts if part)
+            after = f" {cents}" if cents else ""
+            return f"{self._counted_large(whole, fraction, magnitude)} {unit}{after}"
+        after = ""
+        if cents and fraction:
+            after = f" {cents}"  # another number
+        elif cents or (fraction and len(fraction) == _PAIR):
+            value = int(cents or fraction or 0)
             fraction = None
-        number = self._in_form(self._plain(minus, whole, fraction, counted=True), gender)
+            if value:
+                words = self._words(value, forms=[money.get("form", "")])
+                after = " ".join(filter(None, (money.get("joint"), words, money.get("after"))))
+        number = self._plain(whole, fraction, self._genders.get(sign, "m"))
+        return f"{number} {self._plural(forms, whole, fraction)} {after}"
+
+    def _counted_large(self, whole: str, fraction: str | None, magnitude: str) -> str:
+        """A number of thousands, millions or more: "two million", "dwa miliony"."""
+        number = self._plain(whole, fraction, self._rules.get("magnitude_form", "m"))
+        read = self._magnitudes.get(magnitude) or self._small[magnitude]
+        word = read if isinstance(read, str) else self._plural(read, whole, fraction)
+        return f"{number} {word}"
+
+    def _plural(self, forms: Mapping[str, str], whole: str, fraction: str | None) -> str:
         category = self._locale.plural_form(_value(whole, fraction))
-        return f"{number} {forms.get(category, forms['other'])} {cents}"
+        return forms.get(category) or forms["other"]
 
-    def _quantity(self, minus: str | None, whole: str, fraction: str | None, unit: str) -> str:
+    def _quantity(self, whole: str, fraction: str | None, unit: str) -> str:
         """A number with a unit, in the CLDR's words for it."""
-        number = self._plain(minus, whole, fraction, counted=True)
-        number = self._in_form(number, self._genders.get(unit, "m"))
-        value = _value(whole, fraction)
+        number = self._plain(whole, fraction, self._genders.get(unit, "m"))
         if own := self._rules.get("units", {}).get(unit):
-            return f"{number} {own.get(self._locale.plural_form(value), own['other'])}"
-        written = format_unit(value, UNITS[unit], locale=self._locale)
-        return f"{number} {re.sub(_FIGURES, '', written)}"
+            return f"{number} {self._plural(own, whole, fraction)}"
+        name = self._units[unit]
+        written = format_unit(_value(whole, fraction), name, locale=self._locale)
+        word = re.sub(_FIGURES, "", written)
+        # A unit of which the CLDR has no word in this language stays as it is.
+        known = word and name not in word and word != re.sub(r"\W", "", unit)
+        return f"{number} {word if known else unit}"
 
-    def _plain(
-        self, minus: str | None, whole: str, fraction: str | None, counted: bool = False
-    ) -> str:
-        """A number in words; a counted one is never a year."""
+    def _bare(self, doubts: list[str], match: re.Match[str]) -> str:
+        if len(_digits(match[1])) > _LONGEST_CARDINAL:
+            doubts.append(f"a long number: {match[1]}")
+        return self._plain(match[1], match[2])
+
+    def _plain(self, whole: str, fraction: str | None, gender: str | None = None) -> str:
+        """A number in words; one that counts, and so has a gender, is never a year."""
         digits = _digits(whole)
-        if (len(digits) > 1 and digits[0] == "0") or len(digits) > _LONGEST_CARDINAL:
-            words = self._one_by_one(digits)
-        elif digits == whole and fraction is None and not counted and self._is_year(digits):
+        forms = (
+            [gender] if gender and (fraction is None or self._rules.get("fraction_agrees")) else []
+        )
+        if digits == whole and fraction is None and not gender and self._is_year(digits):
             words = self._words(int(digits), "year")
         else:
-            words = self._words(int(digits))
+            words = self._integer(digits, forms)
         if fraction is not None:
             words += f" {self._rules['point']} {self._fraction(fraction)}"
-        return f"{self._rules['minus']} {words}" if minus else words
+        return words
+
+    def _integer(self, digits: str, forms: Iterable[str] = ()) -> str:
+        if (len(digits) > 1 and digits[0] == "0") or len(digits) > _LONGEST_CARDINAL:
+            return self._one_by_one(digits)
+        return self._words(int(digits), forms=forms)
 
     def _fraction(self, digits: str) -> str:
         if self._rules["fraction"] == "digits" or len(digits) > 3:
@@ -240,23 +425,23 @@ class NumberReader:
     def _one_by_one(self, digits: str) -> str:
         return " ".join(self._words(int(digit)) for digit in digits)
 
-    def _words(self, number: int, kind: str = "cardinal") -> str:
+    def _words(self, number: int, kind: str = "cardinal", forms: Iterable[str] = ()) -> str:
         if number >= 10**_LONGEST_CARDINAL:
             return self._one_by_one(str(number))
-        words = _in_words(number, self._rules["num2words"], kind if number else "cardinal")
-        for pattern, replacement in self._rules.get("fixes", {}).items():
-            words = re.sub(pattern, replacement, words)
-        return words
-
-    def _in_form(self, words: str, form: str) -> str:
-        for pattern, replacement in self._forms.get(form, {}).items():
-            words = re.sub(pattern, replacement, words)
-        return words
+        return self._speller(number, kind, forms)
 
 
-@lru_cache(maxsize=100_000)
-def _in_words(number: int, language: str, kind: str) -> str:
-    return str(num2words(number, lang=language, to=kind)).replace(",", "")
+def _currency(code: str, locale: Locale, of: str) -> dict[str, str]:
+    """The CLDR's names of a currency by plural category, and what follows millions."""
+    numbers = {"one": 1, "few": 3, "many": 5, "other": 1000}
+    names = {
+        category: re.sub(
+            _FIGURES, "", format_currency(number, code, locale=locale, format_type="name")
+        )
+        for category, number in numbers.items()
+        if category in {*locale.plural_form.tags, "other"}
+    }
+    return names | ({"of": f"{of} {names['other']}"} if of else {})
 
 
 def _any_of(words: Iterable[str]) -> str:

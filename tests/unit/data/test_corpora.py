@@ -208,6 +208,26 @@ def test_text_is_normalised_and_the_original_kept(tmp_path: Path) -> None:
     assert (supervision["speaker"], supervision["language"]) == ("anna", "nl")
 
 
+def test_what_was_done_to_the_text_is_reported_and_doubts_are_left_out(tmp_path: Path) -> None:
+    texts = ["Het is 5 km.", "Ook 5 km, [gelach] ja", "Foo XIV", "hij zei <unk> ja", "漢字", ""]
+    for number in range(len(texts)):
+        write_audio(tmp_path / f"{number}.flac")
+    write_audio(tmp_path / "t.flac")
+    lines = [f"{number}.flac\t{words}\tx\ttrain" for number, words in enumerate(texts)]
+    write_transcripts(tmp_path, *lines, "t.flac\tLaan XIV\tx\ttest")
+    cuts, rejected = prepare_folder(tmp_path, tmp_path / "out", holdout_every=0)
+    assert [cut["id"] for cut in cuts["train"]] == ["0", "1"]
+    assert [cut["supervisions"][0]["text"] for cut in cuts["test"]] == ["laan veertien"]
+    reason = "train text of which it is not sure what was said: a Roman numeral: XIV"
+    assert [row[0] for row in rejected] == ["2", "3", "4", "5"] and rejected[0][2] == reason
+    page = (tmp_path / "out/corpus_text.md").read_text(encoding="utf-8")
+    assert "| 2 | XIV | veertien | Foo XIV |" in page
+    assert "| 1 | 5 km. | vijf kilometer | Het is 5 km. |" in page
+    assert "| 1 | not sure what was said: a Roman numeral | Foo XIV |" in page
+    assert "| 1 | not sure what was said: speech that is not written down | hij zei" in page
+    assert "| 1 | [gelach] |" in page and "| 1 | empty transcript |" in page
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100])
 def test_other_rates_are_resampled_when_read(tmp_path: Path, rate: int) -> None:
     from lhotse import CutSet
@@ -234,7 +254,7 @@ def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
     assert content == {path.name: path.read_bytes() for path in second.iterdir()}
     assert set(content) == {
         "corpus_train.jsonl.gz", "corpus_dev.jsonl.gz", "corpus_test.jsonl.gz",
-        "corpus_rejected.tsv", "corpus_prepared.json", "corpus_audio.jsonl.gz",
+        "corpus_rejected.tsv", "corpus_prepared.json", "corpus_audio.jsonl.gz", "corpus_text.md",
     }  # fmt: skip
 
     (first / "corpus_rejected.tsv").write_text("untouched")

@@ -6,25 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from icetransfer import config
-from icetransfer.config import SpecAugment, load_config
+from icetransfer.config import SpecAugment, load_config, load_section
 from icetransfer.data import blocks, features, loader
-from icetransfer.data.augment import Noise, augment, make_transform
+from icetransfer.data.augment import augment, make_transform
 from icetransfer.data.blocks import hold_blocks, mixed_data, open_blocks, parsed, training_data
 from icetransfer.data.loader import (
     Collator,
     Order,
+    Shares,
     TrainLoader,
     dev_batches,
     dev_cuts,
-    load_features,
 )
 from icetransfer.data.subset import make_subset, read_subset, subset_path
+from icetransfer.data.surroundings import Augmenter
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import create_experiment
+from icetransfer.settings.augment import NAMED
 from tests.unit.conftest import base_overrides, make_cut, write_split
 
 
@@ -327,35 +328,38 @@ def test_mixed_cuts_with_foreign_letters_can_be_left_out(tone_recipe, foreign):
         hold_blocks(tone_recipe("mixednone", f"train.mix.data={foreign.parent}"))
 
 
-def test_noise_is_added_at_its_level_to_a_share_of_the_cuts(cuts, tmp_path):
-    rng = np.random.default_rng(3)
-    for name, seconds in (("short", 0.3), ("long", 8)):
-        samples = 0.1 * rng.standard_normal(int(16000 * seconds)).astype(np.float32)
-        soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
-    noise = Noise(config.Noise(path=tmp_path, snr=(5, 15), probability=0.5), seed=1)
-    levels = []
-    for cut in cuts:
-        clean = load_features(cut)
-        noisy = noise.add(clean, f"0 {cut.id}")
-        np.testing.assert_array_equal(noisy, noise.add(clean, f"0 {cut.id}"))
-        assert noisy.dtype == np.float32 and noisy.shape == clean.shape
-        if np.array_equal(noisy, clean):
-            continue
-        added = np.exp(noisy.astype(float)) - np.exp(clean.astype(float))
-        levels.append(10 * np.log10(np.exp(clean.astype(float)).mean() / added.mean()))
-    assert 0.3 < len(levels) / len(cuts) < 0.7
-    assert 4.9 < min(levels) < 7 and 13 < max(levels) < 15.1
-    other = [noise.add(load_features(cut), f"1 {cut.id}") for cut in cuts[:20]]
-    first = [noise.add(load_features(cut), f"0 {cut.id}") for cut in cuts[:20]]
-    assert not all(map(np.array_equal, first, other))
-    with pytest.raises(ValueError, match="no recordings there"):
-        Noise(config.Noise(path=tmp_path_empty(tmp_path)), seed=1)
+def test_pauses_are_part_of_a_steps_audio(whole, tokenizer):
+    listed = load_section(
+        config.Train, "train", ["train.augment=[{kind: silence, probability: 0.7}]"]
+    ).augment
+    augmenter = Augmenter(listed, seed=1)
+
+    def made(workers=0):
+        order = Order(whole, 10, 1, join_seconds=5, augmenter=augmenter)
+        return TrainLoader([order], Collator(tokenizer, augmenter), workers=workers)
+
+    first = take(made(), 12)
+    speech = sum(batch.seconds for batch in first)
+    frames = sum(int(batch.feature_lens.sum()) for batch in first)
+    assert frames > 120 * speech, "pauses make rows longer"
+    assert frames / 100 / 12 <= 10, "and a step holds no more audio for that"
+    for one, two in zip(first, take(made(workers=2), 12), strict=True):
+        torch.testing.assert_close(one.features, two.features, rtol=0, atol=0)
+    resumed, stopped = made(), made()
+    take(stopped, 5)
+    resumed.load_state_dict(stopped.state_dict())
+    for one, two in zip(first[5:], take(resumed, 7), strict=True):
+        torch.testing.assert_close(one.features, two.features, rtol=0, atol=0)
 
 
-def tmp_path_empty(folder):
-    empty = folder / "empty"
-    empty.mkdir()
-    return empty
+def test_shares_of_a_batch_with_pauses_are_padded_as_the_whole(whole, tokenizer):
+    augmenter = Augmenter(NAMED["strong"], seed=1)
+    order = Order(whole, 20, 1, augmenter=augmenter)
+    collate = Collator(tokenizer, augmenter)
+    alone = take(TrainLoader([order], collate, Shares()), 4)
+    halves = [take(TrainLoader([order], collate, Shares(2, (n,))), 4) for n in range(2)]
+    for step, batch in enumerate(alone):
+        assert {half[step].features.size(1) for half in halves} == {batch.features.size(1)}
 
 
 def test_a_batch_holds_its_cuts_padded(whole, cuts, tokenizer):

@@ -46,6 +46,18 @@ def test_words_with_their_counts_give_the_pieces_of_whole_sentences() -> None:
     assert Tokenizer(train_tokenizer(SENTENCES, 40)).tokens == Tokenizer(model.getvalue()).tokens
 
 
+def test_characters_are_tokens_however_many_there_are():
+    text = ["今日は良い天気です", "ดี"]
+    tokenizer = Tokenizer(train_tokenizer(text, 8, "characters"))
+    assert tokenizer.vocab_size == 3 + len(set("".join(text)))
+    assert [tokenizer.decode(tokenizer.encode(sentence)) for sentence in text] == text
+    assert tokenizer.units("今日 ดี") == ["今", "日", "ดี"]
+
+
+def test_errors_are_counted_in_words_of_pieces(tokenizer):
+    assert tokenizer.units("de kat zat") == ["de", "kat", "zat"]
+
+
 def test_unknown_characters_are_named(tokenizer):
     assert tokenizer.unknown_characters("de kat") == ""
     assert tokenizer.unknown_characters("de žaba ž水") == "ž水"

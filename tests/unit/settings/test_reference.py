@@ -52,7 +52,7 @@ def test_the_page_is_current() -> None:
         ("train.chunk_sizes", "list of integer", "[8, 16, 32, -1]"),
         ("train.lr_scale", "text: number", "{}"),
         ("train.precision", "auto or fp32 or bf16 or fp16", "auto"),
-        ("train.noise.snr", "list of number", "[10, 20]"),
+        ("train.augment", "list of section", "[]"),
         ("hours", "hours", "null"),
         ("language", "text", "required"),
         ("transfer.base_models", "en or ml: text", "{en: tiny-en, ml: tiny-ml}"),
