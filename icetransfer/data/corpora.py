@@ -46,7 +46,7 @@ from icetransfer.data.readers.voxpopuli import read_voxpopuli
 from icetransfer.data.recordings import DOUBT, OUTSIDE, Limits, check
 from icetransfer.data.text.changes import TextChanges
 from icetransfer.data.text.normalizer import Normalizer, rules_file
-from icetransfer.data.utterances import SPLITS, Rejection, Utterance
+from icetransfer.data.utterances import SPLITS, Rejection, Utterance, with_audio
 from icetransfer.experiment import Experiment, log, run_stage_in_shares
 from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
@@ -320,26 +320,35 @@ def _check_parts(source: Source, parts: Path, jobs: int, share: Share) -> int:
     """Checks the recordings of a share, part by part; returns how many parts there are in all."""
     utterances = without_duplicates(read_utterances(source))
     waiting: deque[Future[None]] = deque()
-    done = 0
+    count = done = 0
     with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
-        for number in itertools.count():
-            part = list(itertools.islice(utterances, PART))
-            if not part:
-                break
-            target = _part(parts, number)
+        for number, part in enumerate(_in_parts(utterances)):
+            count = number + 1
             if not share.has(number):
                 continue
-            done += len(part)
-            if not target.is_file():
-                waiting.append(
-                    pool.submit(check_part, part, source.language, source.limits, target)
-                )
+            done += 1
+            target = _part(parts, number)
+            if target.is_file():
+                continue
+            own = list(map(with_audio, part))
+            waiting.append(pool.submit(check_part, own, source.language, source.limits, target))
             if len(waiting) > 4 * jobs:
                 waiting.popleft().result()
-                log.info("%s: some %d recordings checked", source.name, done - len(waiting) * PART)
+                checked = (done - len(waiting)) * PART
+                log.info("%s: some %d recordings checked", source.name, checked)
         for future in waiting:
             future.result()
-    return number
+    return count
+
+
+def _in_parts(
+    utterances: Iterator[Utterance | Rejection],
+) -> Iterator[Iterator[Utterance | Rejection]]:
+    """Yields each part; what is not taken of it is passed over."""
+    for first in utterances:
+        part = itertools.chain([first], itertools.islice(utterances, PART - 1))
+        yield part
+        deque(part, maxlen=0)
 
 
 def _part(parts: Path, number: int) -> Path:

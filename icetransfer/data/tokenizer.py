@@ -6,9 +6,10 @@ The first ids are icefall's and sherpa-onnx's convention: `<blk>` 0, `<sos/eos>`
 """
 
 import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import sentencepiece
@@ -109,6 +110,9 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> bytes:
     """Trains a sentencepiece model; the same text gives the same bytes.
 
+    No piece of BPE crosses a space, so it is trained on words with their counts, of which there are
+    few in any number of sentences.
+
     Args:
         texts: normalised sentences.
         vocab_size: tokens wanted, special ones included.  When the text does not hold that many
@@ -121,12 +125,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     Raises:
         ValueError: there is no text, or `vocab_size` is below what its characters alone need.
     """
-    sentences = [text for text in texts if text.strip()]
-    if not sentences:
+    whole = kind == "characters"  # the space is one of them
+    counts = Counter(part for text in texts for part in ([text] if whole else text.split()))
+    if not any(map(str.strip, counts)):
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
     if kind == "characters":
-        return _train(sentences, vocab_size, kind)
-    characters = len(Counter("".join(sentences)) - Counter(" "))
+        return _train(counts, vocab_size, kind)
+    characters = len(set().union(*counts))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary
     if vocab_size < least:
         raise ValueError(
@@ -134,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
             f"training text and the special tokens need at least {least}"
         )
     try:
-        return _train(sentences, vocab_size)
+        return _train(counts, vocab_size)
     except RuntimeError as error:
         largest = re.search(r"value <= (\d+)", str(error))
         if largest is None:
@@ -144,13 +149,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
         vocab_size,
         largest[1],
     )
-    return _train(sentences, int(largest[1]))
+    return _train(counts, int(largest[1]))
 
 
-def _train(sentences: list[str], vocab_size: int, kind: str = "bpe") -> bytes:
+def _train(counts: Mapping[str, int], vocab_size: int, kind: str = "bpe") -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=(f"{text}\t{count}" for text, count in counts.items()),
+        input_format="tsv",
         model_writer=model,
         vocab_size=vocab_size,
         character_coverage=1.0,
@@ -222,14 +228,14 @@ def make_tokenizer(experiment: Experiment) -> None:
         log.info("skip: %s is complete", folder)
         return
     stamp.renew(model_path, tokens_path)
-    texts = [*training_texts(experiment), *given_texts(experiment)]
+    texts = itertools.chain(training_texts(experiment), given_texts(experiment))
     model = train_tokenizer(texts, data.vocab_size, data.tokens)
     with atomic.atomic_path(model_path) as temporary:
         temporary.write_bytes(model)
     tokenizer = Tokenizer(model)
     write_tokens(tokenizer, tokens_path)
     write_provenance(experiment, "tokenizer", vocab_size=tokenizer.vocab_size)
-    log.info("%d tokens from %d sentences -> %s", tokenizer.vocab_size, len(texts), tokens_path)
+    log.info("%d tokens -> %s", tokenizer.vocab_size, tokens_path)
 
 
 if __name__ == "__main__":

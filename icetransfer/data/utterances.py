@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 SAMPLING_RATE = 16_000  # Hz, of all that is trained on and recognised
@@ -25,6 +26,8 @@ class Utterance:
         start: Where it begins in the file, in seconds.
         seconds: How long it is; None for the whole file.
         promised_seconds: How long the corpus says that the file is; None where it says nothing.
+        write_audio: Writes the file, unless it is there, or returns why not; None where the
+            corpus has it.
     """
 
     id: str
@@ -35,6 +38,9 @@ class Utterance:
     start: float = 0.0
     seconds: float | None = None
     promised_seconds: float | None = None
+    write_audio: Callable[[], Rejection | None] | None = field(
+        default=None, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,13 @@ class Rejection:
     path: str
     reason: str
     advice: str
+
+
+def with_audio(found: Utterance | Rejection) -> Utterance | Rejection:
+    """The utterance, when its audio is a file; or why it cannot be."""
+    if isinstance(found, Rejection) or found.write_audio is None:
+        return found
+    return found.write_audio() or replace(found, write_audio=None)
 
 
 class UnusableError(Exception):

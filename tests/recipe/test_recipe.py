@@ -139,6 +139,7 @@ def test_help_prints_header_options_and_stages(language: str, tmp_path: Path) ->
         (["--stage"], "--stage needs a value"),
         (["--stage", "six"], "--stage takes a stage from 0 to 11, got 'six'"),
         (["--stop-stage", "12"], "--stop-stage takes a stage"),
+        (["--share", "1/2", "--stage", "1"], "stages 1 and 2 alone can be shared"),
         (["--gpus", "0"], "--gpus takes a number from 1, got '0'"),
         (["--conf", "no such.yaml"], "--conf no such.yaml: there is no such file"),
         (["word"], "expected an option or key=value, got 'word'"),
@@ -187,6 +188,18 @@ def test_a_failed_stage_is_named(copy: Path) -> None:
     assert "error: nl: stage 7, average" in done.stderr
     assert done.stderr.endswith("run.sh --stage 7\n"), "the line that goes on from there"
     assert "stage 8" not in done.stdout
+
+
+def test_a_share_of_a_stage_and_what_is_next(copy: Path) -> None:
+    run, stages = copy / "egs" / "nl" / "run.sh", ["--stage", "2", "--stop-stage", "2"]
+    done = call(run, "--share", "2/3", *stages, "--dry-run", "--exp", "exp/a")
+    assert (
+        done.stdout.splitlines()[-1]
+        == "  python -m icetransfer.data.features --exp exp/a --share 2/3"
+    )
+    done = call(run, "--share", "2/3", *stages)
+    assert "run the recipe's earlier stages" in done.stderr
+    assert done.stderr.endswith("run.sh --stage 2 --stop-stage 2 --share 2/3\n")
 
 
 def test_a_dry_run_prints_the_commands_and_writes_nothing(copy: Path) -> None:

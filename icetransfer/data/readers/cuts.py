@@ -2,7 +2,7 @@
 
 A cut whose audio is not a file of one channel (it lies in the Shar's archives, comes from a command
 or a URL, is transformed) is written out once, as FLAC, so that later stages read all corpora in the
-same way.
+same way: by `utterances.with_audio`, when it is to be checked.
 
 A cut with one supervision is an utterance. Of a cut with several, each is an utterance of its own,
 from where it starts to where it ends; so is one that leaves much of its cut without a transcript.
@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +112,16 @@ def _utterances(cut: Any, split: str, audio_folder: Path) -> Iterator[Utterance 
                     "correct their start and duration, or remove those that speak at once",
                 )
             part = _transcribed(cut, supervision, alone=len(supervisions) == 1)
-            path, start = _audio(identity, part, audio_folder)
+            path = _path(part)
         except UnusableError as error:
             yield Rejection(identity, _origin(cut), error.reason, error.advice)
             continue
-        text, speaker = supervision.text, supervision.speaker or UNKNOWN_SPEAKER
-        yield Utterance(identity, path, text, speaker, split, start=start, seconds=part.duration)
+        found = Utterance(
+            identity, path or audio_folder / f"{_file_name(identity)}.flac", supervision.text,
+            supervision.speaker or UNKNOWN_SPEAKER, split,
+            start=part.start if path else 0.0, seconds=part.duration,
+        )  # fmt: skip
+        yield found if path else replace(found, write_audio=partial(_write, part, found))
 
 
 def _overlapping(supervisions: list[Any]) -> dict[int, str]:
@@ -156,11 +162,11 @@ def _transcribed(cut: Any, supervision: Any, alone: bool) -> Any:
     )
 
 
-def _audio(identity: str, cut: Any, folder: Path) -> tuple[Path, float]:
-    """The file that holds a cut's audio, and where it begins there; writes one if there is none.
+def _path(cut: Any) -> Path | None:
+    """The file that holds a cut's audio; None if it is to be written.
 
     Raises:
-        UnusableError: There is no such channel, or whatever is behind the audio gives none.
+        UnusableError: There is no such channel.
     """
     channels = cut.recording.channel_ids
     if cut.channel not in channels:
@@ -170,16 +176,27 @@ def _audio(identity: str, cut: Any, folder: Path) -> tuple[Path, float]:
         )
     (source, *others), transforms = cut.recording.sources, cut.recording.transforms
     if source.type == "file" and source.channels == [cut.channel] and not (others or transforms):
-        return Path(source.source), cut.start
-    path = folder / f"{_file_name(identity)}.flac"
-    if not path.is_file():
+        return Path(source.source)
+    return None
+
+
+def _write(cut: Any, utterance: Utterance) -> Rejection | None:
+    """Writes a cut's audio to a file; returns why, if whatever is behind it gives none."""
+    if utterance.path.is_file():
+        return None
+    try:
         samples = _load(cut)
         levels = Levels()
         levels.add(samples)
         levels.check()
-        with atomic.atomic_path(path) as temporary:
+        with atomic.atomic_path(utterance.path) as temporary:
             soundfile.write(temporary, samples, cut.sampling_rate)
-    return path, 0.0
+    except UnusableError as error:
+        return Rejection(utterance.id, _origin(cut), error.reason, error.advice)
+    except (AttributeError, TypeError, ValueError) as error:  # a field of another type
+        reason = f"not a cut ({type(error).__name__}: {_one_line(error)})"
+        return Rejection(utterance.id, _origin(cut), reason, _ADVICE)
+    return None
 
 
 def _load(cut: Any) -> NDArray[np.float32]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
 from icetransfer.config import load_config
 from icetransfer.data import corpora
+from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.recordings import Limits
 from icetransfer.experiment import create_experiment
-from icetransfer.settings.corpora import FolderCorpus
+from icetransfer.settings.corpora import Cuts, FolderCorpus
 from icetransfer.stage.share import ALL, Share
 
 REPO = Path(__file__).resolve().parents[3]
@@ -115,3 +117,26 @@ def test_every_shard_is_in_one_share() -> None:
     shares = [Share.parse(f"{number}/3") for number in (1, 2, 3)]
     for shard in range(7):
         assert sum(share.has(shard) for share in shares) == 1
+
+
+def test_a_share_writes_the_audio_of_its_own_recordings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "PART", 2)
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(1).normal(0, 0.1, 16000), 16000)
+    cuts = []
+    for number in range(5):
+        name = f"c{number}"
+        said = SupervisionSegment(name, name, 0, 1, text="ja", speaker="anna")
+        command = AudioSource("command", [0], f"cat {tmp_path}/a.wav")
+        recording = Recording(name, [command], 16000, 16000, 1.0)
+        cuts.append(MonoCut(name, 0, 1, 0, [said], recording=recording))
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    corpus = Cuts(kind="cuts", train=[tmp_path / "cuts.jsonl"])
+    source = corpora.Source("c", corpus, tmp_path / "corpus", "nl", Limits(0.5, 30.0))
+    corpora.prepare_manifests(source, tmp_path / "manifests", share=Share(2, 2))
+    written = sorted(path.stem for path in (tmp_path / "corpus/audio").iterdir())
+    assert written == ["c2", "c3"]
+    corpora.prepare_manifests(source, tmp_path / "manifests")
+    manifest = read_jsonl_gz(tmp_path / "manifests/c_train.jsonl.gz")
+    assert [cut["id"] for cut in manifest] == [f"c{number}" for number in range(5)]

@@ -36,6 +36,16 @@ def test_the_same_text_gives_the_same_bytes():
     assert train_tokenizer(SENTENCES, 40) == train_tokenizer(iter(SENTENCES), 40)
 
 
+def test_words_with_their_counts_give_the_pieces_of_whole_sentences() -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=model, model_type="bpe", vocab_size=40,
+        character_coverage=1.0, normalization_rule_name="identity", unk_id=2, bos_id=-1, eos_id=-1,
+        user_defined_symbols=["<blk>", "<sos/eos>"], minloglevel=2,
+    )  # fmt: skip
+    assert Tokenizer(train_tokenizer(SENTENCES, 40)).tokens == Tokenizer(model.getvalue()).tokens
+
+
 def test_characters_are_tokens_however_many_there_are():
     text = ["今日は良い天気です", "ดี"]
     tokenizer = Tokenizer(train_tokenizer(text, 8, "characters"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from icetransfer.sweep import slurm
-from icetransfer.sweep.jobs import Job
+from icetransfer.sweep.jobs import FAILED, Job, JobError
 from icetransfer.sweep.plan import Preset, Sweep, make_plan
 
 REPO = Path(__file__).resolve().parents[3]
@@ -92,6 +92,24 @@ def test_what_was_refused_is_said_and_what_was_submitted_is_remembered(
     with pytest.raises(ValueError, match="Slurm refused 2 cell jobs: full"):
         queue.submit("cell", submission(root, 2))
     assert [entry["kind"] for entry in queue.submitted()] == ["data"]
+
+
+def test_what_needs_a_share_that_failed_is_not_begun_and_says_why(root: Path) -> None:
+    """The chain ends in the report, with the last line of the share."""
+    names = ["nl features 2 of 3", "nl data", "nl en 2min seed 1"]
+    status = root / "status"
+    share, data, cell = (
+        Job("data", name, root, (), root / f"{name}.log", status / f"{name}.json", needs)
+        for name, needs in zip(names, [(), (names[0],), (names[1],)], strict=True)
+    )
+    share.note(FAILED, reason="exit code 2: error: broken on purpose (tried 3 times)")
+    allocation = slurm.Allocation.__new__(slurm.Allocation)  # that hears no signals
+    for job, needed in ((data, share), (cell, data)):
+        with pytest.raises(JobError, match=f"{needed.name} did not end well"):
+            slurm.run_job(job, slurm.Resources(), allocation, [needed])
+        assert job.read_status()["state"] == FAILED
+        assert "error: broken on purpose (tried 3 times)" in job.read_status()["reason"]
+        assert not job.log.exists()
 
 
 def test_only_our_jobs_are_cancelled(root: Path) -> None:

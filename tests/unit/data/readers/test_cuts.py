@@ -12,7 +12,7 @@ import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
 from icetransfer.data.readers.cuts import read_cuts
-from icetransfer.data.utterances import Rejection, Utterance
+from icetransfer.data.utterances import Rejection, Utterance, with_audio
 
 RATE = 16_000
 Found = list[Utterance | Rejection]
@@ -40,7 +40,7 @@ def cut(
 
 def read(folder: Path, *cuts: MonoCut) -> Found:
     CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl")
-    return list(read_cuts(folder / "cuts.jsonl", "train", folder / "audio"))
+    return list(map(with_audio, read_cuts(folder / "cuts.jsonl", "train", folder / "audio")))
 
 
 def test_several_supervisions_are_utterances_of_their_own(tmp_path: Path) -> None:
