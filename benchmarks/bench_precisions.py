@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import Export
 from icetransfer.data.features import read_manifest
 from icetransfer.decode import Reader, tail_seconds
@@ -36,6 +35,7 @@ from icetransfer.model.transducer import SIZES, build_transducer
 from icetransfer.onnx.quantize import quantize_export, same_file
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
+from icetransfer.stage.markdown import markdown_table
 from icetransfer.streaming.exported import Exported
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.sherpa import SherpaRecognizer

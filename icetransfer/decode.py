@@ -473,11 +473,11 @@ class Source(NamedTuple):
     made_from: dict[str, str | int]
 
 
-def test_sources(experiment: Experiment) -> Iterator[tuple[str, Source]]:
-    """Every test set by its name.
+def checkpoint_digest(experiment: Experiment) -> str:
+    """The SHA-256 of the weights that are decoded.
 
     Raises:
-        ValueError: something that an earlier stage makes is missing.
+        ValueError: stage 7 has not made them.
     """
     torch.set_num_threads(1)
     set_current_audio_backend(LibsndfileBackend())  # others try many readers on a broken file
@@ -485,7 +485,15 @@ def test_sources(experiment: Experiment) -> Iterator[tuple[str, Source]]:
         raise ValueError(
             f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it"
         )
-    checkpoint_sha256 = sha256(experiment.averaged_checkpoint)
+    return sha256(experiment.averaged_checkpoint)
+
+
+def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tuple[str, Source]]:
+    """Every test set by its name, of the weights with that digest.
+
+    Raises:
+        ValueError: something that an earlier stage makes is missing.
+    """
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         normalize = Normalizer(language)
         made_from: dict[str, str | int] = {
@@ -505,13 +513,14 @@ def decode_all(experiment: Experiment) -> None:
     Raises:
         ValueError: something that an earlier stage makes is missing.
     """
-    for test_set, (cuts, normalize, made_from) in test_sources(experiment):
+    checkpoint_sha256 = checkpoint_digest(experiment)
+    for test_set, (cuts, normalize, made_from) in test_sources(experiment, checkpoint_sha256):
         aligned = cache(partial(align_references, experiment, cuts, normalize))
         references = aligned if experiment.config.decode.latency else None
         for run in score.planned_runs(experiment.config):
             if run.test_set == test_set:
                 decode_run(experiment, run, cuts, made_from, normalize, references)
-    write_provenance(experiment, "decode", checkpoint_sha256=sha256(experiment.averaged_checkpoint))
+    write_provenance(experiment, "decode", checkpoint_sha256=checkpoint_sha256)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from icetransfer import config
 from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
-from icetransfer.settings.tree import differences
+from icetransfer.settings.tree import differences, read_trees
 from icetransfer.stage import atomic, cost
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
@@ -240,7 +239,7 @@ def _changes(folder: Path, tree: Section, prefix: str = "") -> list[str]:
     saved = folder / "config.yaml"
     if not saved.is_file():
         return []
-    old = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    ((_, old),) = read_trees([saved], [])
     with contextlib.suppress(ValidationError):  # what does not fit is shown as a difference
         # A key that came with a later version had its default.
         old = type(tree).model_validate(old).model_dump(mode="json")

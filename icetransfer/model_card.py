@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from icetransfer import experiment
-from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
 from icetransfer.experiment import Experiment, open_experiment, provenance
@@ -23,6 +22,7 @@ from icetransfer.score import CONDITION_COLUMNS, condition_cells, condition_resu
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
+from icetransfer.stage.markdown import markdown_table
 from icetransfer.stage.stamp import sha256
 from icetransfer.streaming.exported import Exported
 from icetransfer.training.scheme import settle

@@ -16,7 +16,7 @@ from typing import Any
 from icetransfer.analysis.sweep_results import ENGINES
 from icetransfer.config import Config
 from icetransfer.data.conditions import Condition, make_condition
-from icetransfer.decode import Source, decode_run, test_sources
+from icetransfer.decode import Source, checkpoint_digest, decode_run, test_sources
 from icetransfer.experiment import Experiment, log, run_stage, write_provenance
 from icetransfer.score import CONDITION_MARK, Decoding
 from icetransfer.settings.robustness import CONDITIONS
@@ -88,7 +88,7 @@ def measure(experiment: Experiment) -> None:
         log.info("skip: robustness.enabled=false")
         return
     conditions(experiment.config)  # a program that is missing is said before anything is decoded
-    for test_set, source in test_sources(experiment):
+    for test_set, source in test_sources(experiment, checkpoint_digest(experiment)):
         clean = clean_run(experiment.config, test_set)
         decode_run(experiment, clean, source.cuts, source.made_from, source.normalize)
         for condition in conditions(experiment.config):

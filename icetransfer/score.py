@@ -255,7 +255,9 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     table = Table(title=f"{label} ({experiment.dir})")
     for column in ("test set", "engine", "precision", "latency", "search"):
         table.add_column(column)
-    by_character = _by_character(experiment)
+    paths = experiment.decode_dir.glob("*/*/wer.json")
+    results = {path.parent: read_result(path) for path in paths}
+    by_character = any(result.get("unit") == "character" for result in results.values())
     for column in (
         *(("CER %", "95 % interval") if by_character else ("WER %", "95 % interval", "CER %")),
         "ins",
@@ -269,20 +271,19 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
     ):
         table.add_column(column, justify="right")
     runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
-    for path in experiment.decode_dir.glob("*/*/wer.json"):  # and what was not planned
-        if "condition" not in (result := read_result(path)):
-            runs.setdefault(path.parent, _decoding_of(result))
+    for folder, result in results.items():  # and what was not planned
+        if "condition" not in result:
+            runs.setdefault(folder, _decoding_of(result))
     missing = 0
     for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
-        if not (folder / "wer.json").is_file():
+        if folder not in results:
             missing += 1
             table.add_row(*names, "[red]not decoded[/red]")
             continue
-        result = read_result(folder / "wer.json")
-        numbers = _numbers(result, folder / "recogs.jsonl", by_character)
+        numbers = _numbers(results[folder], folder / "recogs.jsonl", by_character)
         if experiment.config.decode.latency:
-            numbers += latency_cells(result)
+            numbers += latency_cells(results[folder])
         table.add_row(*names, *numbers)
     return table, missing
 
@@ -335,12 +336,6 @@ def conditions_table(experiment: Experiment) -> Table | None:
     for result in results:
         table.add_row(*condition_cells(result))
     return table
-
-
-def _by_character(experiment: Experiment) -> bool:
-    """Whether results of the experiment count characters, and not words."""
-    found = experiment.decode_dir.glob("*/*/wer.json")
-    return any(read_result(path).get("unit") == "character" for path in found)
 
 
 def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:

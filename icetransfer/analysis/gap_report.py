@@ -16,6 +16,7 @@ import numpy as np
 from icetransfer.analysis import laws
 from icetransfer.config import hours_label
 from icetransfer.stage import atomic
+from icetransfer.stage.markdown import markdown_table
 
 # Okabe and Ito (2008): told apart by colour-blind readers; markers differ as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,12 +34,6 @@ def latency_order(chunk_ms: int) -> float:
 def tier_label(chunk_ms: int) -> str:
     """Names a latency: "160 ms", or "offline"."""
     return "offline" if chunk_ms == -1 else f"{chunk_ms} ms"
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def gap_table(analysis: Row) -> TableData:

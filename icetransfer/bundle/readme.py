@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.bundle.check import command, models
 from icetransfer.bundle.settings import Settings
 from icetransfer.config import chunk_label
+from icetransfer.stage.markdown import markdown_table
 
 ONLINE = """\
 import numpy, sherpa_onnx, soundfile

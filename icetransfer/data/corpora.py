@@ -377,9 +377,10 @@ def _checked(
     """A line of a part: a cut with its split and the state of its file, or a rejection."""
     if isinstance(utterance, Rejection):
         return {"rejected": asdict(utterance)}
-    changes.add(utterance.text, normalizer.read(utterance.text), normalizer)
+    reading = normalizer.read(utterance.text)
+    changes.add(utterance.text, reading, normalizer)
     state = _state_of(str(utterance.path))  # before it is read: what replaces it then is noticed
-    found = check(utterance, normalizer, limits)
+    found = check(utterance, reading, normalizer, limits)
     if isinstance(found, Rejection):
         if _is_for_its_text(found):
             changes.leave_out(_kind(found), utterance.text)

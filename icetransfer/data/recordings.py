@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import soundfile
 
 from icetransfer.data.decoding import BLOCK, SHORTFALL_SECONDS, Levels, check_header
-from icetransfer.data.text.normalizer import Normalizer
+from icetransfer.data.text.normalizer import Normalizer, Reading
 from icetransfer.data.utterances import SAMPLING_RATE, Rejection, UnusableError, Utterance
 
 AUDIO_DIGEST = "audio_digest"  # in the custom fields of a cut
@@ -32,12 +32,13 @@ class Limits:
 
 
 def check(
-    utterance: Utterance, normalizer: Normalizer, limits: Limits
+    utterance: Utterance, reading: Reading, normalizer: Normalizer, limits: Limits
 ) -> dict[str, Any] | Rejection:
     """Checks an utterance's text and decodes its audio to the end.
 
     Args:
         utterance: What a reader gave.
+        reading: What the normaliser makes of its text.
         normalizer: Of its language.
         limits: Of the recordings of train and dev; a test recording must be decodable, no more.
 
@@ -45,27 +46,27 @@ def check(
         The lhotse cut as it stands in a manifest, or why there is none.
     """
     try:
-        text = _checked_text(utterance, normalizer)
+        _check_text(utterance, reading, normalizer)
         utterance = replace(utterance, path=_find(utterance.path))
         audio = _checked_audio(utterance, limits)
     except UnusableError as error:
         return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
-    return _cut(utterance, text, normalizer.language, audio)
+    return _cut(utterance, reading.text, normalizer.language, audio)
 
 
-def _checked_text(utterance: Utterance, normalizer: Normalizer) -> str:
-    text, _, doubts = normalizer.read(utterance.text)
-    if not text:
+def _check_text(utterance: Utterance, reading: Reading, normalizer: Normalizer) -> None:
+    if not reading.text:
         raise UnusableError("empty transcript", "write what is said, or remove the line")
-    offending = normalizer.check(text)
+    offending = normalizer.outside(reading.text)
     if offending and utterance.split != "test":
         raise UnusableError(
             f"{utterance.split} text outside the {normalizer.name}{OUTSIDE}{' '.join(offending)}",
             "write it as it is spoken",
         )
-    if doubts and utterance.split != "test":
-        raise UnusableError(f"{utterance.split} text{DOUBT}{doubts[0]}", "write it as it is spoken")
-    return text
+    if reading.doubts and utterance.split != "test":
+        raise UnusableError(
+            f"{utterance.split} text{DOUBT}{reading.doubts[0]}", "write it as it is spoken"
+        )
 
 
 class Audio(NamedTuple):

@@ -7,10 +7,10 @@ frame to frame, a telephone line an attenuation of each bin.  What is done to a 
 seed, the epoch and the cut's name alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from lhotse import Recording, RecordingSet
@@ -57,6 +57,9 @@ class Effect(Protocol):
 
     def features(self, features: Features, draw: Draw) -> Features:
         """Does it to features (T, 80)."""
+
+
+E = TypeVar("E", bound=Effect)
 
 
 @lru_cache(maxsize=STRETCHES)
@@ -357,7 +360,15 @@ class Augmenter:
             ValueError: there are no recordings where there should be.
         """
         self._seed = seed
-        self._effects = [(section, EFFECTS[section.kind](section)) for section in listed]
+        self._effects = [
+            (number, section, EFFECTS[section.kind](section))
+            for number, section in enumerate(listed)
+        ]
+        self._silences = [
+            (number, section, effect)
+            for number, section, effect in self._effects
+            if isinstance(effect, Silence)
+        ]
 
     def pauses(self, key: str) -> int:
         """Frames by which a cut becomes longer.
@@ -365,11 +376,8 @@ class Augmenter:
         Args:
             key: as of `load`.
         """
-        return sum(
-            sum(effect.frames(draw))
-            for section, effect, draw in self._drawn(key)
-            if isinstance(effect, Silence)
-        )
+        drawn = self._drawn(self._silences, key)  # alone: every cut of a block is asked for them
+        return sum(sum(effect.frames(draw)) for _, effect, draw in drawn)
 
     def load(self, cut: Cut, key: str) -> Features:
         """The features of a cut, or of what becomes of it.
@@ -388,16 +396,18 @@ class Augmenter:
             return fbank(self._done(cut, read_audio(cut), key, "wave"))
         return self._done(cut, load_features(cut), key, "features")
 
-    def _drawn(self, key: str) -> Iterator[tuple[settings.AnyAugmentation, Effect, Draw]]:
-        """What is done to a cut, each with a generator of its own."""
-        for number, (section, effect) in enumerate(self._effects):
+    def _drawn(
+        self, effects: Iterable[tuple[int, settings.AnyAugmentation, E]], key: str
+    ) -> Iterator[tuple[settings.AnyAugmentation, E, Draw]]:
+        """Those of the effects that are done to a cut, each with a generator of its own."""
+        for number, section, effect in effects:
             draw = generator(section.kind, number, self._seed, key)
             if draw.random() < section.probability:
                 yield section, effect, draw
 
     def _done(self, cut: Cut, x: Features, key: str, to: Literal["wave", "features"]) -> Features:
         """Does it, one after the other; what fails is said, and left out."""
-        for section, effect, draw in self._drawn(key):
+        for section, effect, draw in self._drawn(self._effects, key):
             try:
                 x = getattr(effect, to)(x, draw)
             except ValueError as error:

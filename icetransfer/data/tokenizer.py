@@ -10,6 +10,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -92,9 +93,11 @@ class Tokenizer:
 
     def units(self, text: str) -> list[str]:
         """What errors are counted in: words, or characters where these are the tokens."""
-        if all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :]):
-            return graphemes(text.replace(" ", ""))
-        return text.split()
+        return graphemes(text.replace(" ", "")) if self._is_of_characters else text.split()
+
+    @cached_property
+    def _is_of_characters(self) -> bool:
+        return all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :])
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""
@@ -129,7 +132,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     counts = Counter(part for text in texts for part in ([text] if whole else text.split()))
     if not any(map(str.strip, counts)):
         raise ValueError("no text to train the tokenizer on: every training transcript is empty")
-    if kind == "characters":
+    if whole:
         return _train(counts, vocab_size, kind)
     characters = len(set().union(*counts))
     least = characters + len(SPECIAL_SYMBOLS) + 2  # <unk> and the word boundary

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from icetransfer.analysis.gap_report import markdown_table
 from icetransfer.report import figures
+from icetransfer.stage.markdown import markdown_table
 
 # Fonts, colours and widths; a table wider than a phone scrolls by itself, the page does not
 CSS = """

@@ -120,17 +120,22 @@ class StreamingListener:
     def accept(self, samples: Samples) -> list[Segment]:
         """Hears the next samples; the segments that ended with them."""
         self._stream.accept(samples)
-        return [segment for ended in self._stream.take_ended() for segment in self._end(ended)]
+        return self._ended()
 
     def finish(self) -> list[Segment]:
         """There will be no more samples; the last segments."""
         self._stream.finish()
-        ended = [segment for ended in self._stream.take_ended() for segment in self._end(ended)]
-        return ended + self._make(_join(self._held, self._stream.current()))
+        return self._ended() + self._current()
 
     def partial(self) -> Segment | None:
         """The segment that has not ended yet."""
-        return next(iter(self._make(_join(self._held, self._stream.current()))), None)
+        return next(iter(self._current()), None)
+
+    def _ended(self) -> list[Segment]:
+        return [segment for ended in self._stream.take_ended() for segment in self._end(ended)]
+
+    def _current(self) -> list[Segment]:
+        return self._make(_join(self._held, self._stream.current()))
 
     def _end(self, utterance: Utterance) -> list[Segment]:
         whole, self._held = _join(self._held, utterance), NOTHING

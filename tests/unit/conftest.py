@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from icetransfer import transfer
 from icetransfer.config import load_config
 from icetransfer.data import features, subset, tokenizer
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.export import Source, export_tier
 from icetransfer.model.checkpoint import save_checkpoint
@@ -159,6 +161,21 @@ def prepare(tone_recipe: MakeExperiment, base_path: Path) -> MakeExperiment:
         return experiment
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_random_model(nano_dims: TransducerDims) -> Callable[[Experiment], None]:
+    """Gives an experiment averaged weights: of a random model that says something."""
+
+    def save(experiment: Experiment) -> None:
+        vocab_size = Tokenizer(experiment.lang_dir / "bpe.model").vocab_size
+        model = build_transducer(nano_dims.with_vocabulary(vocab_size), seed=5)
+        with torch.no_grad():
+            model.joiner.output_linear.weight *= 8
+            model.joiner.output_linear.bias[0] = 0.5
+        save_checkpoint(experiment.averaged_checkpoint, model)
+
+    return save
 
 
 @pytest.fixture

@@ -13,24 +13,18 @@ from icetransfer import decode, export, score
 from icetransfer.data.features import read_manifest
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
-from icetransfer.model.checkpoint import save_checkpoint
-from icetransfer.model.transducer import StreamingState, build_transducer
+from icetransfer.model.transducer import StreamingState
 from icetransfer.streaming.search import GreedySearch
 
 TEST_SET = "tones"
 
 
 @pytest.fixture(scope="module")
-def decoded(tone_recipe, nano_dims):
+def decoded(tone_recipe, save_random_model):
     """An experiment whose random model is exported and decoded with every engine."""
     settings = "{engines: [torch, onnxruntime, sherpa], chunk_sizes: [8, -1], batch_streams: 3}"
     experiment = tone_recipe("decode", f"decode={settings}")
-    vocab_size = Tokenizer(experiment.lang_dir / "bpe.model").vocab_size
-    model = build_transducer(nano_dims.with_vocabulary(vocab_size), seed=5)
-    with torch.no_grad():  # so that a random model says something
-        model.joiner.output_linear.weight *= 8
-        model.joiner.output_linear.bias[0] = 0.5
-    save_checkpoint(experiment.averaged_checkpoint, model)
+    save_random_model(experiment)
     export.export_tiers(experiment)
     decode.decode_all(experiment)
     return experiment

@@ -4,13 +4,9 @@ import json
 import sys
 
 import pytest
-import torch
 
 from icetransfer import export, gap, model_card, robustness, score
-from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.experiment import Experiment, create_experiment
-from icetransfer.model.checkpoint import save_checkpoint
-from icetransfer.model.transducer import build_transducer
 from icetransfer.report import tables, write
 from icetransfer.streaming.exported import Exported
 
@@ -26,18 +22,13 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def measured(tone_recipe, nano_dims):
+def measured(tone_recipe, save_random_model):
     commands = {"picky": f'{sys.executable} -c "{PICKY}"'}
     settings = SETTINGS | {"robustness": SETTINGS["robustness"] | {"commands": commands}}
     experiment = tone_recipe(
         "robust", "hours=0.3min", *(f"{k}={json.dumps(v)}" for k, v in settings.items())
     )
-    vocab_size = Tokenizer(experiment.lang_dir / "bpe.model").vocab_size
-    model = build_transducer(nano_dims.with_vocabulary(vocab_size), seed=5)
-    with torch.no_grad():  # so that a random model says something
-        model.joiner.output_linear.weight *= 8
-        model.joiner.output_linear.bias[0] = 0.5
-    save_checkpoint(experiment.averaged_checkpoint, model)
+    save_random_model(experiment)
     export.export_tiers(experiment)
     robustness.measure(experiment)
     return experiment

@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from icetransfer.data.text.normalizer import Normalizer, Reading
+from icetransfer.stage.markdown import markdown_table
 
 SHOWN = 100  # changes in the report, and characters, and what was taken out
 _MOST = 50_000  # different changes that are kept
@@ -77,9 +78,9 @@ class TextChanges:
             if number not in touched:
                 self._drop(part, normalizer.words(part))
 
-    def _count(self, before: str, after: str, sentence: str) -> None:
+    def _count(self, before: str, after: str, sentence: str, times: int = 1) -> None:
         key = before, after
-        self.changes[key] += 1
+        self.changes[key] += times
         self.examples.setdefault("\t".join(key), _shortened(sentence))
         if len(self.changes) > _MOST:
             kept = Counter(dict(self.changes.most_common(_MOST // 2)))
@@ -112,10 +113,9 @@ class TextChanges:
         self.taken_out += other.taken_out
         self.left_out += other.left_out
         for (before, after), count in other.changes.items():
-            self._count(before, after, other.examples.get(f"{before}\t{after}", ""))
-            self.changes[before, after] += count - 1
-        for key, example in other.examples.items():
-            self.examples.setdefault(key, example)
+            self._count(before, after, other.examples.get(f"{before}\t{after}", ""), count)
+        for reason in other.left_out:
+            self.examples.setdefault(reason, other.examples[reason])
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `from_json` reads."""
@@ -185,10 +185,7 @@ class TextChanges:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return "None.\n"
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    return markdown_table(head, [[*map(_cell, row)] for row in rows]) if rows else "None.\n"
 
 
 def _cell(text: str) -> str:

@@ -169,7 +169,15 @@ class Normalizer:
         Args:
             text: A transcript, normalised or not.
         """
-        return sorted(set(self(text)) - self.alphabet)
+        return self.outside(self(text))
+
+    def outside(self, text: str) -> list[str]:
+        """Returns the characters of normalised text that are not in the alphabet, sorted.
+
+        Args:
+            text: Normalised.
+        """
+        return sorted(set(text) - self.alphabet)
 
     def foreign(self, text: str) -> list[str]:
         """Returns the characters that are no letter of the language, sorted.
@@ -179,7 +187,7 @@ class Normalizer:
         Args:
             text: A transcript, a word or a name.
         """
-        return sorted(set(self.words(text)) - self.alphabet)
+        return self.outside(self.words(text))
 
     def scored(self, text: str) -> str:
         """Returns text as it is scored: of a script without spaces, each character alone.

@@ -30,7 +30,8 @@ def noise(seconds: float, pauses: bool = True) -> NDArray[np.float64]:
 
 def checked(path: Path, **fields: Any) -> dict[str, Any] | Rejection:
     utterance = Utterance("a", path, "ja", "x", "train", **fields)
-    return check(utterance, Normalizer("nl"), LIMITS)
+    normalizer = Normalizer("nl")
+    return check(utterance, normalizer.read(utterance.text), normalizer, LIMITS)
 
 
 def duration(path: Path, **fields: Any) -> float:
