@@ -12,9 +12,11 @@ config adds exp/bundle/<tier>.tar.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +33,12 @@ from icetransfer.decode import Reader, decode_offline, decode_streams
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.model_card import bundle_card, read_results
 from icetransfer.onnx.quantize import same_file
+from icetransfer.onnx.share import bytes_on_disk, share_weights
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import Stamp, digests, sha256
-from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.exported import Exported, file_facts
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -59,10 +63,11 @@ def pack_tiers(experiment: Experiment) -> None:
         ValueError: something that an earlier stage makes is missing.
     """
     sample = find_sample(experiment)
-    for size in experiment.config.decode.chunk_sizes:
-        source = Exported(experiment.onnx_dir(size))
+    sources = {s: Exported(experiment.onnx_dir(s)) for s in experiment.config.decode.chunk_sizes}
+    shared = share_tiers(experiment, [*sources.values()])
+    for size, source in sources.items():
         folder = experiment.bundle_dir / source.dir.name
-        pack_tier(experiment, source, size, sample, folder)
+        pack_tier(experiment, source, size, sample, folder, shared / source.dir.name)
         if experiment.config.bundle.tar:
             with (
                 atomic.atomic_path(folder.with_suffix(".tar")) as temporary,
@@ -70,7 +75,35 @@ def pack_tiers(experiment: Experiment) -> None:
             ):
                 archive.add(folder, folder.name)
         log.info("-> %s", folder)
+    shutil.rmtree(shared, ignore_errors=True)
     log.info("the README.md in each says how to run it")
+
+
+def share_tiers(experiment: Experiment, sources: Sequence[Exported]) -> Path:
+    """Makes encoders of the tiers that have their weights in one file, where that is smaller.
+
+    Returns:
+        A folder with a folder for each tier, which holds the files that take the place of those
+        that were exported, or nothing.
+
+    Raises:
+        ValueError: a tier was not exported, or its files are not as they were.
+    """
+    folder = experiment.bundle_dir / ".partial.shared"
+    shutil.rmtree(folder, ignore_errors=True)
+    tiers = {source: Exported(folder / source.dir.name) for source in sources}
+    for precision in experiment.config.decode.precisions:
+        for source in sources:
+            source.check(precision)
+        if len(tiers) > 1 and share_weights(tiers, precision):
+            encoders = [source.model("encoder", precision) for source in tiers]
+            files = [t.model("encoder", precision) for t in tiers.values()]
+            files += [t.weights(precision) for t in tiers.values()]
+            sizes = (bytes_on_disk(encoders) / 1e6, bytes_on_disk(files) / 1e6)
+            log.info(
+                "%s: encoders of all tiers %.1f MB, with shared weights %.1f MB", precision, *sizes
+            )
+    return folder
 
 
 def find_sample(experiment: Experiment) -> Sample:
@@ -90,7 +123,12 @@ def find_sample(experiment: Experiment) -> Sample:
 
 
 def pack_tier(
-    experiment: Experiment, source: Exported, chunk_size: int, sample: Sample, folder: Path
+    experiment: Experiment,
+    source: Exported,
+    chunk_size: int,
+    sample: Sample,
+    folder: Path,
+    shared: Path | None = None,
 ) -> None:
     """Makes the folder of a tier anew; it is there whole or not at all.
 
@@ -100,6 +138,7 @@ def pack_tier(
         chunk_size: in 50 Hz frames; -1 is offline.
         sample: what to put in for a try.
         folder: to make.
+        shared: a folder with files that take the place of those that were exported.
 
     Raises:
         ValueError: the tier was not exported, or its files are not as they were.
@@ -110,9 +149,9 @@ def pack_tier(
     made = folder.with_name(f".partial.{folder.name}")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    for path in {*source.files(precisions)}:
+    for path in [*source.files(precisions), *(shared.glob("*") if shared else ())]:
         same_file(path, made / path.name)
-    shutil.copyfile(source.description, made / source.description.name)
+    _describe(source, Exported(made), precisions)
     shutil.copyfile(experiment.lang_dir / "bpe.model", made / "bpe.model")
     soundfile.write(made / "test.wav", sample.samples, SAMPLING_RATE, subtype="PCM_16")
     (made / "test.txt").write_text(sample.text + "\n", encoding="utf-8")
@@ -124,14 +163,15 @@ def pack_tier(
         "language": experiment.config.language,
         "chunk_size": chunk_size,
         "precisions": [*precisions],
-        "bytes": {precision: source.size(precision) for precision in precisions},
+        "bytes": {precision: Exported(made).size(precision) for precision in precisions},
         "tail": round(tail_seconds(chunk_size), 2),
         "sherpa_onnx": {"modeling_unit": "bpe", "bpe_vocab": "bpe.vocab"},
     }
     facts["test"] = {precision: check.by_python(made, facts, precision) for precision in precisions}
     write_settings(made, settings, **facts)
     results = read_results(experiment, chunk_size)
-    text = readme(facts, settings, experiment.config.language, sample.text, results)
+    weights = any(made.glob("*.weights"))
+    text = readme(facts, settings, experiment.config.language, sample.text, results, weights)
     (made / "README.md").write_text(text, encoding="utf-8")
     text = bundle_card(experiment, source, chunk_size)
     (made / "MODEL_CARD.md").write_text(text, encoding="utf-8")
@@ -139,6 +179,13 @@ def pack_tier(
     (made / check.SUMS).write_text("".join(sums), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
+
+
+def _describe(source: Exported, made: Exported, precisions: Sequence[str]) -> None:
+    """Writes export.json, with the files of the bundle instead of those that were exported."""
+    description = read_json(source.description, ["files"])
+    description["files"] = {path.name: file_facts(path) for path in made.files(precisions)}
+    atomic.write_text(made.description, json.dumps(description, indent=2) + "\n")
 
 
 def choose_settings(experiment: Experiment, source: Exported, chunk_size: int) -> Settings:

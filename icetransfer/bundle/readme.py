@@ -78,8 +78,12 @@ With sherpa-onnx's program, which `pip install sherpa-onnx-bin` brings:
 
 `bundle.json` holds the arguments above and the reasons for them, `SHA256SUMS` the checksum of every
 file (`sha256sum -c SHA256SUMS`). `export.json` says how the models were made; icetransfer's tools
-compare the models with it before they load them.
+compare the models with it before they load them.{weights}
 """
+
+WEIGHTS = """ The weights of an encoder lie in the file
+`encoder*.weights` beside it and must stay there. Tiers that were packed together share it: it is
+one file with several names (hard links), which `tar`, `cp -a` and `rsync -aH` keep as one."""
 
 PRINT_OFFLINE = """\
 The program puts no silence after a recording, and may lose the end of its last word. The Python
@@ -145,6 +149,7 @@ def readme(
     language: str,
     transcript: str,
     results: Sequence[Mapping[str, Any]],
+    shared: bool = False,
 ) -> str:
     """The text.
 
@@ -154,6 +159,7 @@ def readme(
         language: of the model.
         transcript: of test.wav.
         results: the wer.json of the tier.
+        shared: whether weights lie in a file of their own.
     """
     size, precisions, tail = bundle["chunk_size"], bundle["precisions"], bundle["tail"]
     shown = "int8" if "int8" in precisions else precisions[0]
@@ -172,6 +178,7 @@ def readme(
         prints=PRINT_OFFLINE if size == -1 else "Both print",
         heard=_heard(bundle, results),
         more=more + HOTWORDS.format(command=_lines(program, *options, *EXPECT, recording)),
+        weights=WEIGHTS if shared else "",
     )
 
 

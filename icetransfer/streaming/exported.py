@@ -48,13 +48,21 @@ class Exported:
         """The three ONNX files of a precision, by part."""
         return {part: self.model(part, precision) for part in PARTS}
 
+    def weights(self, precision: str) -> Path:
+        """Weights of the encoder that lie outside its ONNX file, where tiers share them."""
+        return self.model("encoder", precision).with_suffix(".weights")
+
     def files(self, precisions: Iterable[str]) -> list[Path]:
-        """The ONNX files of precisions, and tokens.txt."""
-        return [*(f for p in precisions for f in self.models(p).values()), self.tokens]
+        """The files of precisions, and tokens.txt."""
+        return [*(file for p in precisions for file in self._own_files(p)), self.tokens]
+
+    def _own_files(self, precision: str) -> list[Path]:
+        weights = self.weights(precision)
+        return [*self.models(precision).values(), *([weights] if weights.is_file() else [])]
 
     def size(self, precision: str) -> int:
-        """Bytes of the three ONNX files of a precision."""
-        return sum(path.stat().st_size for path in self.models(precision).values())
+        """Bytes of the files of a precision."""
+        return sum(path.stat().st_size for path in self._own_files(precision))
 
     def quantisation(self, precision: str) -> dict[str, Any]:
         """How the files of a precision were made, with the layers that were kept out of it."""
@@ -107,6 +115,12 @@ class Exported:
         files = self.models(precision)
         graphs = {part: _read_graph(path) for part, path in files.items()}
         encoder, decoder = graphs["encoder"].metadata, graphs["decoder"].metadata
+        for name, size in graphs["encoder"].outside.items():
+            if not (path := self.dir / name).is_file() or path.stat().st_size < size:
+                raise ValueError(
+                    f"{files['encoder']} has weights in {name}, which is missing from its folder "
+                    f"or cut short: copy the folder again, or make it again (stage 11)"
+                )
         if encoder.get("model_type") != "zipformer2":
             raise ValueError(
                 f"{files['encoder']}: model_type is {encoder.get('model_type')!r} in its metadata, "
@@ -157,6 +171,7 @@ class _Graph(NamedTuple):
     metadata: dict[str, str]
     width: int  # of the last axis of the first output
     sizes: Sizes
+    outside: dict[str, int]  # files that hold its weights, and the bytes that it needs of each
 
 
 def _read_graph(path: Path) -> _Graph:
@@ -173,7 +188,13 @@ def _read_graph(path: Path) -> _Graph:
         for given in proto.graph.input
         for axis, dim in enumerate(given.type.tensor_type.shape.dim)
     }
-    return _Graph({str(item.key): str(item.value) for item in proto.metadata_props}, width, sizes)
+    metadata = {str(item.key): str(item.value) for item in proto.metadata_props}
+    outside: dict[str, int] = {}
+    for tensor in proto.graph.initializer:
+        if place := {item.key: item.value for item in tensor.external_data}:
+            end = int(place.get("offset", 0)) + int(place.get("length", 0))
+            outside[place["location"]] = max(end, outside.get(place["location"], 0))
+    return _Graph(metadata, width, sizes, outside)
 
 
 def read_tokens(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from icetransfer.bundle.settings import RULES, read_settings
 from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
+from icetransfer.onnx.share import bytes_on_disk
 from icetransfer.streaming.exported import Exported
 
 # Refuses what comes neither with Python nor with sherpa-onnx, soundfile and what they require.
@@ -221,6 +222,30 @@ def test_a_bundle_is_whole(folder, experiment) -> None:
     assert np.abs(samples).max() > 0.1
     assert (folder / "test.txt").read_text().split()
     assert (folder / "bpe.model").read_bytes() == (experiment.lang_dir / "bpe.model").read_bytes()
+
+
+def test_tiers_share_their_weights(experiment, folder) -> None:
+    tiers = ("chunk-8-left-16", "offline")
+    packed = [Exported(experiment.bundle_dir / tier) for tier in tiers]
+    for precision in ("fp32", "int8", "int4"):
+        first, second = (bundle.weights(precision) for bundle in packed)
+        assert first.samefile(second)
+        files = [b.model("encoder", precision) for b in packed]
+        exported = [experiment.dir / "onnx" / path.parent.name / path.name for path in files]
+        assert bytes_on_disk([first, second, *files]) < 0.7 * bytes_on_disk(exported)
+    assert not list(experiment.bundle_dir.glob(".partial*"))
+    assert "hard links" in (folder / "README.md").read_text()
+    alone = Exported(folder)
+    weights = alone.weights("int8")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"encoder.int8.weights has \d+ bytes and .*cut short"):
+        alone.inspect("int8")
+    for broken in (lambda: alone.description.unlink(), weights.unlink):
+        broken()
+        with pytest.raises(ValueError, match=r"has weights in encoder.int8.weights, which is miss"):
+            alone.inspect("int8")
+    with pytest.raises(ValueError, match=r"encoder.int8.weights is missing"):
+        check.read_bundle(folder)
 
 
 def test_the_card_has_the_numbers_of_the_results(experiment) -> None:
