@@ -61,12 +61,12 @@ def test_one_file_for_all_tiers(tiers) -> None:
             assert (was.name, was.dims, was.raw_data) == (made.name, made.dims, made.raw_data)
 
 
-def test_tiers_that_have_little_in_common_stay_as_they_are(tiers, tmp_path) -> None:
+def test_tiers_that_have_nothing_in_common_stay_as_they_are(tiers, tmp_path) -> None:
     random = np.random.default_rng(1)
     others = {}
     for name in "de":
-        weight, of_tier = random.standard_normal((2, 64, 64), dtype=np.float32), np.zeros(64)
-        write_encoder(tmp_path / name, weight[0], of_tier.astype(np.float32))
+        weight, of_tier = random.standard_normal((2, 64, 64), dtype=np.float32)
+        write_encoder(tmp_path / name, weight, of_tier[0])
         others[Exported(tmp_path / name)] = Exported(tmp_path / "not shared" / name)
     assert not share_weights(others, "fp32")
     assert not [path for path in (tmp_path / "not shared").rglob("*") if path.is_file()]
