@@ -13,7 +13,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icetransfer.model.exporting import is_exporting
@@ -82,10 +81,12 @@ def shift_to_keys(scores: Tensor, keys: int) -> Tensor:
         (H, N, T, S).
     """
     heads, batch, queries, offsets = scores.shape
-    # One more column, then rows read one column shorter: each row starts one key further left.
-    flat = F.pad(scores, (0, 1)).reshape(heads, batch, queries * (offsets + 1))
-    flat = flat[..., queries - 1 : queries - 1 + queries * offsets]
-    return flat.reshape(heads, batch, queries, offsets)[..., :keys]
+    if queries == 1:
+        return scores
+    # Rows read one column shorter: each row starts one key further left.
+    flat = scores.reshape(heads, batch, queries * offsets)
+    flat = flat[..., queries - 1 : queries * offsets - 1]
+    return flat.reshape(heads, batch, queries, offsets - 1)[..., :keys]
 
 
 class _CappedSoftmax(torch.autograd.Function):
@@ -185,9 +186,8 @@ class AttentionWeights(nn.Module):
         return self._weights(query, key, position, pos_emb, caps), cached_key
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, position = self.in_proj(x).tensor_split(
-            (self.query_dim, 2 * self.query_dim), dim=-1
-        )
+        sizes = (self.query_dim, self.query_dim, self.in_proj.out_features - 2 * self.query_dim)
+        query, key, position = self.in_proj(x).split(sizes, dim=-1)
         return query, self.key_whiten(key), position
 
     def _weights(
@@ -197,11 +197,9 @@ class AttentionWeights(nn.Module):
         content = torch.matmul(query, by_head(key, self.num_heads).transpose(2, 3))
         heads, batch, queries, keys = content.shape
         offsets = self.linear_pos(pos_emb)  # (R, H * P)
-        offsets = offsets.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (H, P, R)
+        offsets = split_heads(offsets, self.num_heads).permute(1, 2, 0)  # (H, P, R)
         position = torch.matmul(position.flatten(1, 2), offsets)
-        position = position.reshape(
-            heads, batch, queries, -1
-        )  # -1: stays dynamic in a traced graph
+        position = position.reshape(heads, batch, queries, offsets.size(2))
         if is_exporting():
             scores = content + shift_to_keys(position, keys)
             return torch.softmax(torch.minimum(scores, caps), dim=-1)
@@ -265,7 +263,7 @@ class NonlinAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Maps one chunk (N, T, C) with weights (N, T, S) and the cache (1, N, L, hidden)."""
         value, gate = self._project(x)
-        value = torch.cat([cached[0], value], dim=1)
+        value = torch.cat([cached.flatten(0, 1), value], dim=1)
         new_cached = value[:, value.size(1) - cached.size(2) :].unsqueeze(0)
         return self._attend(value, gate, weights), new_cached
 
@@ -279,7 +277,13 @@ class NonlinAttention(nn.Module):
 
 def by_head(x: Tensor, num_heads: int) -> Tensor:
     """Views (N, T, H * D) as (H, N, T, D)."""
-    return x.unflatten(2, (num_heads, -1)).permute(2, 0, 1, 3)
+    return split_heads(x, num_heads).permute(2, 0, 1, 3)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Views (..., H * D) as (..., H, D), by sizes that a traced graph knows."""
+    before = [x.size(i) for i in range(x.dim() - 1)]  # not shape[:-1], which traces as constants
+    return x.reshape(*before, num_heads, x.size(-1) // num_heads)
 
 
 def extend_cache(cache: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,11 @@ import itertools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icetransfer.model import cpu, gpu
 from icetransfer.model.exporting import is_exporting
-from icetransfer.model.swoosh import SWOOSH_L, SWOOSH_R, SWOOSH_SLOPE
+from icetransfer.model.swoosh import SWOOSH_L, SWOOSH_R, swoosh_to_export
 from icetransfer.model.swoosh import swoosh_and_slope as plain_swoosh_and_slope
 
 
@@ -66,7 +65,7 @@ def set_batch_count(model: nn.Module, count: float) -> None:
 def swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
     """Swoosh activation, log(1 + exp(x - shift)) - 0.08 x - offset (paper, eq. 4 and 5)."""
     if is_exporting():
-        return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
+        return swoosh_to_export(x, shift, offset)
     if gpu.takes_kernels(x):
         return gpu.kernels("model.kernels.front_end").swoosh(x, shift, offset)
     if torch.is_grad_enabled() and x.requires_grad:

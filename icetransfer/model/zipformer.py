@@ -92,6 +92,8 @@ class Bypass(nn.Module):
             if self.skip is not None and self.skip.value > 0.0:
                 kept = torch.rand(x.size(0), 1, 1, device=x.device) >= self.skip.value
                 scale = scale * kept
+        if is_exporting():
+            return source + scale * (x - source)  # lerp becomes two forms and a choice
         return torch.lerp(source, x, scale)
 
 
@@ -153,28 +155,42 @@ class ChunkCausalDepthwiseConv(nn.Module):
         frames = x.size(1)
         causal = self._causal(F.pad(x, (0, 0, self.left, 0)))
         if chunk_size < 0 or chunk_size >= frames:
-            return causal + self._chunkwise(x.unsqueeze(1)).squeeze(1)
+            return causal + self._chunkwise(x.unsqueeze(1)).flatten(1, 2)
         chunks = F.pad(x, (0, 0, 0, -frames % chunk_size)).unflatten(1, (-1, chunk_size))
         return causal + self._chunkwise(chunks).flatten(1, 2)[:, :frames]
 
     def streaming_forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Convolves one chunk (N, T, C) after the cache (N, C, K // 2)."""
+        if is_exporting():
+            return self._export_streaming(x, cache)
         joined = torch.cat([cache.transpose(1, 2), x], dim=1)
-        out = self._causal(joined) + self._chunkwise(x.unsqueeze(1)).squeeze(1)
+        out = self._causal(joined) + self._chunkwise(x.unsqueeze(1)).flatten(1, 2)
         return out, joined[:, joined.size(1) - self.left :].transpose(1, 2)
+
+    def _export_streaming(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """`streaming_forward` with time last throughout, which takes two transpositions."""
+        x = x.transpose(1, 2)
+        joined = torch.cat([cache, x], dim=2)
+        edges = self._edges(x.size(2)).t()
+        out = self.causal_conv(joined) + self.chunkwise_conv(x) * edges
+        return out.transpose(1, 2), joined[:, :, joined.size(2) - self.left :]
 
     def _causal(self, x: Tensor) -> Tensor:
         """Convolves (N, K // 2 + T, C) to (N, T, C)."""
-        return depthwise_conv(x.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
+        return depthwise_conv(x.unsqueeze(1), self.causal_conv, padding=0).flatten(1, 2)
 
     def _chunkwise(self, chunks: Tensor) -> Tensor:
         """Symmetric convolution of chunks (N, number, frames, C), scaled near both edges."""
-        frames = chunks.size(2)
+        convolved = depthwise_conv(chunks, self.chunkwise_conv, padding=self.left)
+        return convolved * self._edges(chunks.size(2))
+
+    def _edges(self, frames: int) -> Tensor:
+        """What the frames of a chunk are scaled by, (frames, C)."""
         before, after = self.chunkwise_conv_scale[0].t(), self.chunkwise_conv_scale[1].t()
         kernel = before.size(0)
         # Padding and slicing rather than a choice by length: a traced graph then fits any length.
         edges = F.pad(before, (0, 0, 0, frames))[:frames] + F.pad(after, (0, 0, frames, 0))[kernel:]
-        return depthwise_conv(chunks, self.chunkwise_conv, padding=self.left) * (1.0 + edges)
+        return 1.0 + edges
 
 
 def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
@@ -224,16 +240,18 @@ class ConvolutionModule(nn.Module):
         """
         return self._finish(self.depthwise_conv(self._gate(x, padding), chunk_size))
 
-    def streaming_forward(self, x: Tensor, padding: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def streaming_forward(
+        self, x: Tensor, padding: Tensor | None, cache: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Convolves one chunk (N, T, C) after the cache (N, C, K // 2)."""
         x, cache = self.depthwise_conv.streaming_forward(self._gate(x, padding), cache)
         return self._finish(x), cache
 
-    def _gate(self, x: Tensor, padding: Tensor) -> Tensor:
+    def _gate(self, x: Tensor, padding: Tensor | None) -> Tensor:
         x = self.in_proj(x)
         value, gate = x.chunk(2, dim=-1)
         value = value * torch.sigmoid(self.gate_balancer(gate))
-        return value.masked_fill(padding.unsqueeze(-1), 0.0)
+        return value if padding is None else value.masked_fill(padding.unsqueeze(-1), 0.0)
 
     def _finish(self, x: Tensor) -> Tensor:
         return self.out_proj(self.activation(self.whiten(self.conv_balancer(x))))
@@ -299,7 +317,7 @@ class ZipformerLayer(nn.Module):
         return self.out_whiten(self.bypass(source, x))
 
     def streaming_forward(
-        self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor, state: LayerState
+        self, x: Tensor, pos_emb: Tensor, caps: Tensor, padding: Tensor | None, state: LayerState
     ) -> tuple[Tensor, LayerState]:
         """Transforms one chunk.
 
@@ -307,7 +325,7 @@ class ZipformerLayer(nn.Module):
             x: (N, T, C).
             pos_emb: (L + 2T - 1, E).
             caps: (N, 1, S), from `score_caps`.
-            padding: (N, T), True where there is no frame.
+            padding: (N, T), True where there is no frame; None if all are there.
             state: caches of this layer.
 
         Returns:
@@ -377,7 +395,7 @@ class ZipformerStack(nn.Module):
         return x
 
     def streaming_forward(
-        self, x: Tensor, hidden: Tensor, states: list[LayerState]
+        self, x: Tensor, hidden: Tensor, states: list[LayerState], whole: bool
     ) -> tuple[Tensor, list[LayerState]]:
         """Transforms one chunk.
 
@@ -385,13 +403,14 @@ class ZipformerStack(nn.Module):
             x: (N, T, C).
             hidden: (N, 1, S), True where a key may not be seen.
             states: of each layer.
+            whole: every frame of the chunk is there.
 
         Returns:
             (N, T, C) and the next states.
         """
         left = hidden.size(2) - x.size(1)
         pos_emb, caps = self.encoder_pos(x, left), score_caps(hidden, x.dtype)
-        padding = hidden[:, 0, left:]
+        padding = None if whole else hidden[:, 0, left:]
         new_states = []
         for layer, state in zip(self.layers, states, strict=True):
             x, new_state = layer.streaming_forward(x, pos_emb, caps, padding, state)
@@ -416,7 +435,11 @@ class Downsample(nn.Module):
         missing = -x.size(1) % self.factor
         if is_exporting() or missing > 0:
             x = torch.cat([x, x[:, -1:].expand(x.size(0), missing, x.size(2))], dim=1)
-        groups = x.unflatten(1, (-1, self.factor))
+        return self.whole_groups(x)
+
+    def whole_groups(self, x: Tensor) -> Tensor:
+        """`forward` where no group lacks a frame, as in a chunk."""
+        groups = x.reshape(x.size(0), x.size(1) // self.factor, self.factor, x.size(2))
         return (groups * self.bias.softmax(dim=0).unsqueeze(-1)).sum(dim=2)
 
 
@@ -448,11 +471,12 @@ class DownsampledStack(nn.Module):
         return self.out_combiner(x, upsample(y, step, x.size(1)))
 
     def streaming_forward(
-        self, x: Tensor, hidden: Tensor, states: list[LayerState]
+        self, x: Tensor, hidden: Tensor, states: list[LayerState], whole: bool
     ) -> tuple[Tensor, list[LayerState]]:
-        """Transforms one chunk; `x` and `hidden` as in `ZipformerStack`, at 50 Hz."""
+        """Transforms one chunk; arguments as in `ZipformerStack`, at 50 Hz."""
+        slow = self.downsample.whole_groups(x)
         y, states = self.encoder.streaming_forward(
-            self.downsample(x), hidden[:, :, :: self.factor], states
+            slow, hidden[:, :, :: self.factor], states, whole
         )
         return self.out_combiner(x, upsample(y, self.factor, x.size(1))), states
 
@@ -534,10 +558,11 @@ class Zipformer(nn.Module):
         outputs, new_states = [], []
         for i, stack in enumerate(self.encoders):
             own = states[len(new_states) : len(new_states) + self.stacks[i].num_layers]
-            x, own = stack.streaming_forward(self._fit(x, i), hidden, own)
+            x, own = stack.streaming_forward(self._fit(x, i), hidden, own, lengths is None)
             outputs.append(x)
             new_states.extend(own)
-        return self.downsample_output(self._combine(outputs)), new_states, processed_lens
+        x = self.downsample_output.whole_groups(self._combine(outputs))
+        return x, new_states, processed_lens
 
     def initial_state(self, batch_size: int, left_context_frames: int) -> list[LayerState]:
         """Zero caches of every layer; `left_context_frames` at 50 Hz."""
