@@ -165,7 +165,7 @@ class AttentionWeights(nn.Module):
             (H, N, T, T), rows summing to 1.
         """
         query, key, position = self._project(x)
-        return self._weights(query, key, position, pos_emb, caps)
+        return self._weights(query, by_head(key, self.num_heads), position, pos_emb, caps)
 
     def streaming_forward(
         self, x: Tensor, pos_emb: Tensor, cached_key: Tensor, caps: Tensor
@@ -183,6 +183,7 @@ class AttentionWeights(nn.Module):
         """
         query, key, position = self._project(x)
         key, cached_key = extend_cache(cached_key, key)
+        key = split_heads(key, self.num_heads).permute(2, 1, 0, 3)
         return self._weights(query, key, position, pos_emb, caps), cached_key
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,8 +194,9 @@ class AttentionWeights(nn.Module):
     def _weights(
         self, query: Tensor, key: Tensor, position: Tensor, pos_emb: Tensor, caps: Tensor
     ) -> Tensor:
+        """Weights of query (N, T, H * Q) over key (H, N, S, Q); position (N, T, H * P)."""
         query, position = by_head(query, self.num_heads), by_head(position, self.num_heads)
-        content = torch.matmul(query, by_head(key, self.num_heads).transpose(2, 3))
+        content = torch.matmul(query, key.transpose(2, 3))
         heads, batch, queries, keys = content.shape
         offsets = self.linear_pos(pos_emb)  # (R, H * P)
         offsets = split_heads(offsets, self.num_heads).permute(1, 2, 0)  # (H, P, R)
@@ -224,18 +226,20 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Maps (N, T, C) with weights (H, N, T, T) to (N, T, C)."""
-        return self._attend(self.in_proj(x), weights)
+        return self._attend(by_head(self.in_proj(x), self.num_heads), weights)
 
     def streaming_forward(
         self, x: Tensor, weights: Tensor, cached_val: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Maps one chunk (N, T, C) with weights (H, N, T, S) and cached_val (L, N, H * V)."""
         value, cached_val = extend_cache(cached_val, self.in_proj(x))
+        value = split_heads(value, self.num_heads).permute(2, 1, 0, 3)
         return self._attend(value, weights), cached_val
 
     def _attend(self, value: Tensor, weights: Tensor) -> Tensor:
-        x = torch.matmul(weights, by_head(value, self.num_heads))
-        return self.whiten(self.out_proj(x.permute(1, 2, 0, 3).flatten(2)))
+        x = torch.matmul(weights, value).permute(1, 2, 0, 3)  # (N, T, H, V)
+        x = x.reshape(x.size(0), x.size(1), self.out_proj.in_features)
+        return self.whiten(self.out_proj(x))
 
 
 class NonlinAttention(nn.Module):
@@ -268,7 +272,7 @@ class NonlinAttention(nn.Module):
         return self._attend(value, gate, weights), new_cached
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        inner_gate, value, gate = self.in_proj(x).chunk(3, dim=-1)
+        inner_gate, value, gate = self.in_proj(x).split(self.out_proj.in_features, dim=-1)
         return value * self.gate_balancer(inner_gate).tanh(), gate
 
     def _attend(self, value: Tensor, gate: Tensor, weights: Tensor) -> Tensor:
@@ -290,7 +294,7 @@ def extend_cache(cache: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Puts the cached frames (L, N, D) before `x` (N, T, D).
 
     Returns:
-        (N, L + T, D) and the next cache, the last L of its frames as (L, N, D).
+        (L + T, N, D) and the next cache, the last L of its frames.
     """
     joined = torch.cat([cache, x.transpose(0, 1)], dim=0)
-    return joined.transpose(0, 1), joined[joined.size(0) - cache.size(0) :]
+    return joined, joined[joined.size(0) - cache.size(0) :]

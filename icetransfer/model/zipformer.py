@@ -171,8 +171,10 @@ class ChunkCausalDepthwiseConv(nn.Module):
         """`streaming_forward` with time last throughout, which takes two transpositions."""
         x = x.transpose(1, 2)
         joined = torch.cat([cache, x], dim=2)
-        edges = self._edges(x.size(2)).t()
-        out = self.causal_conv(joined) + self.chunkwise_conv(x) * edges
+        edges = self._edges(x.size(2)).t().unsqueeze(1)
+        causal = time_last_conv(joined, self.causal_conv, padding=0)
+        out = causal + time_last_conv(x, self.chunkwise_conv, padding=self.left) * edges
+        out = out.reshape(out.size(0), out.size(1), out.size(3))
         return out.transpose(1, 2), joined[:, :, joined.size(2) - self.left :]
 
     def _causal(self, x: Tensor) -> Tensor:
@@ -207,6 +209,12 @@ def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
         groups=conv.groups,
     )
     return y.permute(0, 2, 3, 1)
+
+
+def time_last_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
+    """Runs `conv` along (N, C, T), to (N, C, 1, T): onnxruntime is fast at 2-D convolutions only."""
+    weight = conv.weight.unsqueeze(2)
+    return F.conv2d(x.unsqueeze(2), weight, conv.bias, padding=(0, padding), groups=conv.groups)
 
 
 class ConvolutionModule(nn.Module):
@@ -249,7 +257,7 @@ class ConvolutionModule(nn.Module):
 
     def _gate(self, x: Tensor, padding: Tensor | None) -> Tensor:
         x = self.in_proj(x)
-        value, gate = x.chunk(2, dim=-1)
+        value, gate = x.split(self.in_proj.out_features // 2, dim=-1)
         value = value * torch.sigmoid(self.gate_balancer(gate))
         return value if padding is None else value.masked_fill(padding.unsqueeze(-1), 0.0)
 
@@ -445,8 +453,9 @@ class Downsample(nn.Module):
 
 def upsample(x: Tensor, factor: int, frames: int) -> Tensor:
     """Repeats every frame of (N, T, C) `factor` times and keeps the first `frames`."""
-    x = x.unsqueeze(2).expand(-1, -1, factor, -1).flatten(1, 2)
-    return x[:, :frames]
+    slow = x.size(1)
+    x = x.unsqueeze(2).expand(-1, -1, factor, -1)
+    return x.reshape(x.size(0), slow * factor, x.size(3))[:, :frames]
 
 
 class DownsampledStack(nn.Module):

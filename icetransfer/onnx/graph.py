@@ -42,8 +42,9 @@ def simplify(model: ModelProto, samples: Sequence[Mapping[str, Array]]) -> None:
         if all(np.array_equal(run, runs[0]) for run in runs):
             graph.initializer.append(numpy_helper.from_array(np.asarray(runs[0]), name))
     _free_one_size(graph, values)
-    _fold_shifts(graph)
     _remove_unused(graph)
+    _fold_shifts(graph)
+    _remove_unused(graph)  # the biases that took a shift up
 
 
 def _constants_to_initializers(graph: GraphProto) -> None:
@@ -150,7 +151,7 @@ def _fold_shifts(graph: GraphProto) -> None:
         node = makers.get(name)
         if node is None or readers[name] != 1:
             return False
-        if node.op_type == "Transpose":
+        if node.op_type in ("Transpose", "Reshape"):
             return absorb(node.input[0], shift)
         places = {"Add": (0, 1), "Conv": (2,)}.get(node.op_type, ())
         for place in places:

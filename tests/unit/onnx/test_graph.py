@@ -1,9 +1,8 @@
-"""Graph simplification: constants of sizes, freed sizes, branches and softplus."""
+"""Graph simplification: constants of sizes, freed sizes, branches and shifts."""
 
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from icetransfer.onnx.graph import simplify
@@ -94,11 +93,33 @@ def test_constants_of_weights_are_computed_once() -> None:
     assert [t.name for t in model.graph.initializer] == ["total"]
 
 
-def test_softplus_is_exact_at_both_ends() -> None:
-    model = make([helper.make_node("Softplus", ["x"], ["y"])], {}, 2)
+def test_a_shift_goes_into_the_bias_before_it() -> None:
+    """x W + b - 2, of which something else reads x W + b - 2 only."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["sum"]),
+        helper.make_node("Transpose", ["sum"], ["turned"], perm=[1, 0]),
+        helper.make_node("Sub", ["turned", "two"], ["shifted"]),
+        helper.make_node("Exp", ["shifted"], ["y"]),
+    ]
+    random = np.random.default_rng(0)
+    w, b = random.random((6, 4), dtype=np.float32), random.random(4, dtype=np.float32)
+    model = make(nodes, {"w": w, "b": b, "two": np.float32(2)}, 2)
+    x = random.random((5, 6), dtype=np.float32)
+    before = run(model, x)
     simplify(model, SAMPLES)
-    assert "Softplus" not in operators(model)
+    assert operators(model) == ["Add", "Exp", "MatMul", "Transpose"]
+    assert sorted(t.name for t in model.graph.initializer) == ["sum_bias", "w"]
     onnx.checker.check_model(model)
-    x = np.float32([[-200, -20, 0, 20, 90, 3e38]])
-    expected = np.logaddexp(0, x.astype(np.float64))
-    assert run(model, x) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    np.testing.assert_allclose(run(model, x), before, rtol=1e-6)
+
+
+def test_a_shift_stays_where_others_read_what_it_shifts() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["sum"]),
+        helper.make_node("Sub", ["sum", "two"], ["shifted"]),
+        helper.make_node("Mul", ["sum", "shifted"], ["y"]),
+    ]
+    model = make(nodes, {"b": np.ones(6, np.float32), "two": np.float32(2)}, 2)
+    simplify(model, SAMPLES)
+    assert operators(model) == ["Add", "Mul", "Sub"]
