@@ -212,7 +212,7 @@ def depthwise_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
 
 
 def time_last_conv(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """Runs `conv` along (N, C, T), to (N, C, 1, T): onnxruntime is fast at 2-D convolutions only."""
+    """Runs `conv` along (N, C, T), to (N, C, 1, T); onnxruntime is slow at 1-D convolutions."""
     weight = conv.weight.unsqueeze(2)
     return F.conv2d(x.unsqueeze(2), weight, conv.bias, padding=(0, padding), groups=conv.groups)
 
