@@ -241,6 +241,8 @@ class Train(Section):
     """50 Hz frames, -1 for all; one is drawn with the chunk size."""
     prune_range: int = Field(5, ge=2)
     """Symbols a frame that the pruned transducer loss looks at."""
+    delay_penalty: float = Field(0, ge=0)
+    """What a symbol loses in log-probability by each frame (40 ms) that it comes later; 0: none."""
     simple_loss_scale: float = 0.5
     """Weight of the simple loss after the warm-up of the losses."""
     loss_warmup_steps: int | None = Field(None, ge=0)

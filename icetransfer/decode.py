@@ -311,6 +311,7 @@ def make_result(
         "init": config.init,
         "hours": config.hours,
         "seed": config.seed,
+        "delay_penalty": config.train.delay_penalty,
         "test_set": run.test_set,
         "engine": run.engine,
         "precision": run.precision,

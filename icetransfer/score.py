@@ -43,7 +43,7 @@ NO_WORD = "*"  # in alignments; normalised text has no such word
 TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
 CONDITION_MARK = "@"  # in the name of a test set that is changed, before that of the condition
-LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first token, ms")
+LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first word, ms", "last word, ms", "first token, ms")
 FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
 
@@ -429,7 +429,8 @@ def _numbers(result: dict[str, Any], recogs: Path, by_character: bool) -> list[s
 
 def latency_cells(result: dict[str, Any]) -> list[str]:
     """What stands under `LATENCY_COLUMNS`; empty where it was not measured, as offline."""
-    keys = ("latency_ms_median", "latency_ms_p95", "first_token_ms")
+    keys = ("latency_ms_median", "latency_ms_p95")
+    keys += ("first_word_ms", "last_word_ms", "first_token_ms")
     return ["" if result.get(key) is None else f"{result[key]:.0f}" for key in keys]
 
 

@@ -198,7 +198,12 @@ def forward_backward(
 def compute_losses(
     run: Run, batch: Batch, features: Tensor, chunk_size: int, left: int
 ) -> tuple[TransducerLosses, Tensor, Tensor]:
-    """Losses of a batch at a tier, its encoder output (N, T4, C) and the lengths of that (N,)."""
+    """Losses of a batch at a tier, its encoder output (N, T4, C) and the lengths of that (N,).
+
+    Late symbols are punished in training only, when the pruned loss has its full weight.
+    """
+    settings = run.settings
+    warm = run.step >= (settings.loss_warmup_steps or 0)
     with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
         out, out_lens = run.model.encode(features, batch.feature_lens, chunk_size, left)
         losses = transducer_loss(
@@ -207,8 +212,9 @@ def compute_losses(
             out_lens,
             batch.tokens,
             batch.token_lens,
-            prune_range=run.settings.prune_range,
-            backend=run.settings.loss_backend,
+            prune_range=settings.prune_range,
+            delay_penalty=settings.delay_penalty if run.model.training and warm else 0.0,
+            backend=settings.loss_backend,
         )
     return losses, out, out_lens
 

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icetransfer.model.exporting import is_exporting
@@ -81,8 +82,10 @@ def shift_to_keys(scores: Tensor, keys: int) -> Tensor:
         (H, N, T, S).
     """
     heads, batch, queries, offsets = scores.shape
-    if queries == 1:
+    if keys > queries == 1:
         return scores
+    if keys == queries:  # whole utterances: of one frame, there is no column to go without
+        scores, offsets = F.pad(scores, (0, 1)), offsets + 1
     # Rows read one column shorter: each row starts one key further left.
     flat = scores.reshape(heads, batch, queries * offsets)
     flat = flat[..., queries - 1 : queries * offsets - 1]

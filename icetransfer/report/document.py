@@ -104,11 +104,31 @@ def document(tree: Row, folder: str) -> Document:
     header, lines = latency_table(tree["results"])
     if lines:
         parts += [Heading("Latency of a word"), TablePart(header, lines), Text(LATENCY_NOTE)]
+        parts.append(Gallery(_latency_drawings(tree["results"])))
     if tree["costs"]:
         parts += [Heading("Cost of each cell"), TablePart(*cost_table(tree["costs"]))]
     parts += [Heading("Remarks"), Bullets(tree["remarks"])]
     parts += _origin_parts(tree, folder)
     return Document(f"Sweep {tree['sweep']}: an English or a multilingual start?", parts)
+
+
+def _latency_drawings(results: Sequence[Row]) -> list[Drawing]:
+    """WER against the latency that users see, a figure for each test set, fp32."""
+    groups: dict[str, dict[tuple[float, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in shipped(results):
+        if row["precision"] == FULL and row.get("latency_ms_median") is not None:
+            key = (row.get("delay_penalty", 0.0), row["chunk_ms"])
+            groups[row["test_set"]][key].append(row)
+    drawings = []
+    for test_set, points in sorted(groups.items()):
+        series: dict[float, list[Row]] = defaultdict(list)
+        for (penalty, tier), rows in points.items():
+            means = {key: mean(rows, key) for key in ("latency_ms_median", "wer")}
+            series[penalty].append({"chunk_ms": tier, **means})
+        svg = figures.wer_by_latency(series, test_set)
+        caption = f"WER against the latency that a user sees, mean over cells, {test_set}"
+        drawings.append(Drawing(_file("latency", test_set), svg, caption))
+    return drawings
 
 
 def _headline(analysis: Row) -> list[Row]:

@@ -279,6 +279,40 @@ def change_by_tier(rows: Sequence[Row], title: str) -> str:
     return figure.svg
 
 
+def wer_by_latency(series: dict[float, list[Row]], title: str) -> str:
+    """WER against the latency that a user sees: a line for each delay penalty, a point a tier.
+
+    Args:
+        series: delay penalty of the training -> rows with chunk_ms, latency_ms_median and wer.
+        title: of the panel.
+    """
+    figure = Figure(title, "delay penalty")
+    with figure as axes:
+        for index, (penalty, rows) in enumerate(sorted(series.items())):
+            rows = sorted(rows, key=lambda row: latency_order(row["chunk_ms"]))
+            latencies = [row["latency_ms_median"] for row in rows]
+            wers = [row["wer"] for row in rows]
+            axes.plot(
+                latencies,
+                wers,
+                marker=MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                label=f"{penalty:g}" if penalty else "none",
+            )
+            for row, latency, wer in zip(rows, latencies, wers, strict=True):
+                axes.annotate(
+                    tier_label(row["chunk_ms"]).replace(" ms", ""),
+                    (latency, wer),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=9,
+                )
+        axes.set_xlabel("from a word's end to its output, median, ms (chunk, ms, at the points)")
+        axes.set_ylabel("WER, %")
+        axes.margins(0.15)
+    return figure.svg
+
+
 def beside_published(rows: Sequence[Row], title: str) -> str:
     """Our mean gaps and the two published ones over the hours of both.
 

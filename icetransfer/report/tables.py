@@ -170,14 +170,24 @@ def latency_table(rows: Sequence[Row]) -> TableData:
             [
                 *(precision, tier_label(found[0]["chunk_ms"])),
                 *(f"{mean(found, key):.0f}" for key in ("latency_ms_median", "latency_ms_p95")),
-                f"{mean(found, 'first_token_ms'):.0f}",
+                *(
+                    _known(found, key)
+                    for key in ("first_word_ms", "last_word_ms", "first_token_ms")
+                ),
                 *(f"{mean(parts, key):.0f}" for key in ("model", "chunk", "look_ahead", "runtime")),
                 *(str(sum(row["latency_words"] for row in found)), str(len(found))),
             ]
         )
-    header = ["precision", "latency", "word, median ms", "word, 95 % ms", "first token, ms"]
+    header = ["precision", "latency", "word, median ms", "word, 95 % ms"]
+    header += ["first word, ms", "last word, ms", "first token, ms"]
     header += ["of it model, ms", "chunk, ms", "look-ahead, ms", "runtime, ms"]
     return [*header, "words", "cells"], lines
+
+
+def _known(rows: Sequence[Row], key: str) -> str:
+    """The mean of a number that earlier results do not hold."""
+    found = [row for row in rows if row.get(key) is not None]
+    return f"{mean(found, key):.0f}" if found else ""
 
 
 def cost_table(costs: Sequence[Row]) -> TableData:

@@ -8,7 +8,7 @@ at most).  Only words that were recognised count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import kaldialign
@@ -53,15 +53,20 @@ def word_delays(
         hypothesis: what was recognised.
         chunk_size: in 50 Hz frames.
     """
-    said, heard = iter(reference), iter(hypothesis)
-    delays = []
+    return [delay for _, delay in _matches(reference, hypothesis, chunk_size)]
+
+
+def _matches(
+    reference: Sequence[AlignedWord], hypothesis: Sequence[SpokenWord], chunk_size: int
+) -> Iterator[tuple[int, Delay]]:
+    """The delays of the words that stand in both, with their places in the reference."""
+    said, heard = enumerate(reference), iter(hypothesis)
     texts = [[word.text for word in words] for words in (reference, hypothesis)]
     for ref, hyp in kaldialign.align(*texts, _NO_WORD):
-        aligned = next(said) if ref != _NO_WORD else None
+        place, aligned = next(said) if ref != _NO_WORD else (0, None)
         spoken = next(heard) if hyp != _NO_WORD else None
         if ref == hyp and aligned and spoken:
-            delays.append(_delay(spoken.last, aligned.end, chunk_size))
-    return delays
+            yield place, _delay(spoken.last, aligned.end, chunk_size)
 
 
 def measure(
@@ -78,16 +83,21 @@ def measure(
 
     Returns:
         `latency_ms_median` and `latency_ms_p95` over words; `latency_ms_parts`, the mean of each
-        part, whose sum is the mean; `latency_words`, how many words were measured;
+        part, whose sum is the mean; `latency_words`, how many words were measured; `first_word_ms`
+        and `last_word_ms`, the medians of the first and the last word of the recordings;
         `first_token_ms`, the median over recordings of the time from the beginning of the first
         word to the first token.  None where nothing was recognised.
     """
     delays: list[Delay] = []
-    first_tokens = []
+    first_words, last_words, first_tokens = [], [], []
     for key, words in hypotheses:
         reference = references.get(key)
         if reference and words:
-            delays += word_delays(reference, words, chunk_size)
+            matches = dict(_matches(reference, words, chunk_size))
+            delays += matches.values()
+            first_words += [matches[0].total] if 0 in matches else []
+            last = len(reference) - 1
+            last_words += [matches[last].total] if last in matches else []
             first_tokens.append(_delay(words[0].first, reference[0].start, chunk_size).total)
     totals = [delay.total for delay in delays]
     parts = None
@@ -95,9 +105,15 @@ def measure(
         model, chunk = (round(float(part), 1) for part in np.mean(delays, axis=0))
         parts = {"model": model, "chunk": chunk, "look_ahead": LOOK_AHEAD_MS, "runtime": RUNTIME_MS}
     return {
-        "latency_ms_median": round(float(np.median(totals)), 1) if totals else None,
+        "latency_ms_median": _median(totals),
         "latency_ms_p95": round(float(np.percentile(totals, 95)), 1) if totals else None,
         "latency_ms_parts": parts,
         "latency_words": len(totals),
-        "first_token_ms": round(float(np.median(first_tokens)), 1) if first_tokens else None,
+        "first_word_ms": _median(first_words),
+        "last_word_ms": _median(last_words),
+        "first_token_ms": _median(first_tokens),
     }
+
+
+def _median(numbers: Sequence[float]) -> float | None:
+    return round(float(np.median(numbers)), 1) if numbers else None

@@ -78,6 +78,7 @@ def transducer_loss(
     lm_scale: float = 0.25,
     am_scale: float = 0.0,
     rnnt_type: rnnt.RnntType = "regular",
+    delay_penalty: float = 0.0,
     backend: Backend = "auto",
 ) -> TransducerLosses:
     """Computes the losses of a batch (arXiv:2206.13236).
@@ -94,6 +95,7 @@ def transducer_loss(
         lm_scale: weight of the lm-only prediction in the simple loss.
         am_scale: weight of the am-only prediction in the simple loss.
         rnnt_type: "regular", or "modified" for at most one symbol per frame.
+        delay_penalty: of both transducer losses, see `rnnt.rnnt_loss_smoothed`.
         backend: "auto", "k2" or "torch".
 
     Returns:
@@ -124,6 +126,7 @@ def transducer_loss(
             am_only_scale=am_scale,
             boundary=boundary,
             rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
             reduction="sum",
             return_grad=True,
         )
@@ -147,6 +150,7 @@ def transducer_loss(
             termination_symbol=BLANK,
             boundary=boundary,
             rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
             reduction="sum",
         )
         ctc = _ctc_loss(model, encoder_out, encoder_out_lens, tokens, token_lens)

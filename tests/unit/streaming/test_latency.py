@@ -45,6 +45,8 @@ def test_measure() -> None:
     assert found["latency_ms_median"] == np.median(totals) and found["latency_words"] == 3
     assert found["latency_ms_p95"] == pytest.approx(np.percentile(totals, 95), abs=0.06)
     assert found["first_token_ms"] == np.median([480 - 100 + 147.5, 480 - 0 + 147.5])
+    assert found["first_word_ms"] == np.median([totals[0], totals[2]])
+    assert found["last_word_ms"] == np.median([totals[1], totals[2]])
     parts = found["latency_ms_parts"]
     assert parts["look_ahead"] == 130 and parts["runtime"] == 17.5
     assert sum(parts.values()) == pytest.approx(totals.mean(), abs=0.11)
