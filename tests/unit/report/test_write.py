@@ -10,7 +10,7 @@ import pytest
 
 from icetransfer.config import chunk_ms, dump_config, load_config
 from icetransfer.report import page, tables, write
-from icetransfer.report.document import document
+from icetransfer.report.document import _latency_drawings, document
 from icetransfer.report.terminal import show
 from icetransfer.score import planned_runs
 
@@ -309,3 +309,22 @@ def test_publishing(full: Path, tmp_path: Path) -> None:
         write.publish(full / "holes", target)
     with pytest.raises(ValueError, match="without --publish first"):
         write.publish(tmp_path, target)
+
+
+def test_wer_against_the_latency_of_words_by_tier_and_delay_penalty() -> None:
+    def heard(penalty: float, chunk_ms: int, latency: float | None, wer: float) -> dict:
+        of_tier = {"chunk_ms": chunk_ms, "delay_penalty": penalty, "latency_ms_median": latency}
+        return result("ml", wer, **of_tier)
+
+    rows = [heard(0.0, 160, 480.0, 20.0), heard(0.0, 640, 800.0, 17.0), heard(0.0, -1, None, 15.0)]
+    rows += [heard(0.05, 160, 400.0, 21.0), heard(0.05, 160, 420.0, 23.0)]  # two seeds, one point
+    rows.append(heard(0.05, 640, 730.0, 18.0) | {"precision": "int8"})
+    (drawing,) = _latency_drawings(rows)
+    assert drawing.name == "latency-t"
+    root = ElementTree.fromstring(drawing.svg)
+    labels = [text for text in root.itertext() if text.strip()]
+    assert labels.count("160") >= 2 and labels.count("640") >= 1 and "offline" not in labels
+    assert {"delay penalty", "none", "0.05"} <= {*labels}
+    lines = [path for path in root.iter() if path.tag.endswith("path")]
+    assert any(path.get("style", "").count("stroke: var(--series-1") for path in lines)
+    assert _latency_drawings([heard(0.0, -1, None, 15.0)]) == []
