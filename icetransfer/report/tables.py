@@ -32,7 +32,8 @@ def shipped(rows: Sequence[Row]) -> list[Row]:
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in (*COLUMNS[:6], "seed"))
+    named = tuple(row[key] for key in (*COLUMNS[:6], "seed"))
+    return (*named, row.get("delay_penalty", 0.0))  # which earlier results do not hold
 
 
 def error_tables(rows: Sequence[Row], analysis: Row | None, bold: bool) -> dict[str, TableData]:

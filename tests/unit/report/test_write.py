@@ -317,7 +317,7 @@ def test_wer_against_the_latency_of_words_by_tier_and_delay_penalty() -> None:
         return result("ml", wer, **of_tier)
 
     rows = [heard(0.0, 160, 480.0, 20.0), heard(0.0, 640, 800.0, 17.0), heard(0.0, -1, None, 15.0)]
-    rows += [heard(0.05, 160, 400.0, 21.0), heard(0.05, 160, 420.0, 23.0)]  # two seeds, one point
+    rows += [heard(0.05, 160, 400.0, 21.0), heard(0.05, 160, 420.0, 23.0) | {"seed": 2}]
     rows.append(heard(0.05, 640, 730.0, 18.0) | {"precision": "int8"})
     (drawing,) = _latency_drawings(rows)
     assert drawing.name == "latency-t"
