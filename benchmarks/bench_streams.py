@@ -118,8 +118,8 @@ class Live:
         return time.process_time() - begin
 
 
-def measure(sizes: list[str], chunks: list[int]) -> dict[str, Any]:
-    """Processor seconds of calls, by size, tier, variant and number of streams."""
+def measure(sizes: list[str], chunks: list[int], out: Path) -> None:
+    """Writes processor seconds of calls, by size, tier, variant and number of streams."""
     torch.set_num_threads(1)
     rows = []
     for size in sizes:
@@ -140,8 +140,9 @@ def measure(sizes: list[str], chunks: list[int]) -> dict[str, Any]:
                         {"size": size, "chunk": chunk, "streams": streams, "variant": n, "times": t}
                         for n, t in times.items()
                     ]
+            found = {"rows": rows, "load": os.getloadavg(), "provenance": provenance()}
+            atomic.write_text(out, json.dumps(found, indent=1) + "\n")  # a tier more
             print(size, chunk, "done; load", os.getloadavg(), flush=True)
-    return {"rows": rows, "load": os.getloadavg(), "provenance": provenance()}
 
 
 def quick(times: list[float]) -> float:
@@ -232,8 +233,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "measure":
         chunks = [int(chunk) for chunk in arguments.chunks.split(",")]
-        found = measure(arguments.sizes.split(","), chunks)
-        atomic.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+        measure(arguments.sizes.split(","), chunks, arguments.out)
     elif arguments.command == "table":
         print(make_table(json.loads(arguments.measured.read_text(encoding="utf-8"))))
     else:
