@@ -375,7 +375,7 @@ def _draw(
         left = np.einsum("gij,j->gi", np.swapaxes(solved, 1, 2), block.gaps)
         shift = np.swapaxes(solved, 1, 2) @ block.effects  # (G, 2, q)
         expected = left[place] - np.einsum("siq,sq->si", shift[place], effects)
-        spread: Array = prior[:, :, None] * np.eye(2) - pulled @ solved
+        spread = np.asarray(prior[:, :, None] * np.eye(2) - pulled @ solved, np.float64)
         own[:, index] = expected + _normal(spread[place], rng)
     return effects, own
 
