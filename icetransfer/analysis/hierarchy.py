@@ -29,6 +29,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,11 +124,14 @@ def fit(
         seed: of all draws.
 
     Raises:
-        ValueError: nothing was measured, or a language lacks the covariate.
+        ValueError: nothing was measured, nothing is known of its noise (one language, measured once
+            at each point, whose utterances are not at hand), or a language lacks the covariate.
     """
     if not measured:
         raise ValueError("no gap was measured on this test set")
     design = _Design.of(measured, covariate)
+    if not design.components and not any(m.noise.any() for m in measured):
+        raise ValueError("nothing is known of these gaps' noise: one language, no utterances")
     rng = np.random.default_rng(seed)
     points, weights = _standard_deviations(design, rng)
     chosen = rng.choice(len(points), size=draws, p=weights)
@@ -217,7 +221,9 @@ class _Design:
                     np.hstack(columns),
                     np.stack([np.ones(len(own)), x], axis=1),
                     np.atleast_2d(np.cov(np.stack([m.noise for m in own]), bias=True)),
-                    np.stack([_COVARIANCES[name](own, x) for name in components]),
+                    np.array([_COVARIANCES[name](own, x) for name in components]).reshape(
+                        len(components), len(own), len(own)
+                    ),
                 )
             )
         return cls(
@@ -375,12 +381,12 @@ def _draw(
         left = np.einsum("gij,j->gi", np.swapaxes(solved, 1, 2), block.gaps)
         shift = np.swapaxes(solved, 1, 2) @ block.effects  # (G, 2, q)
         expected = left[place] - np.einsum("siq,sq->si", shift[place], effects)
-        spread = np.asarray(prior[:, :, None] * np.eye(2) - pulled @ solved, np.float64)
+        spread = prior[:, :, None] * np.eye(2) - pulled @ solved
         own[:, index] = expected + _normal(spread[place], rng)
     return effects, own
 
 
-def _normal(covariance: Array, rng: np.random.Generator) -> Array:
+def _normal(covariance: NDArray[np.floating[Any]], rng: np.random.Generator) -> Array:
     """Draws with covariances (S, d, d), which may be singular, (S, d)."""
     values, vectors = np.linalg.eigh(covariance)
     roots = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
