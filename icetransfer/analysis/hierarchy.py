@@ -78,6 +78,11 @@ def measured_gaps(wers: Wers, test_set: str) -> list[Measured]:
     return found
 
 
+def noise_is_known(measured: Sequence[Measured]) -> bool:
+    """Whether there is anything to tell by how far these gaps may be from the truth."""
+    return bool(_components(measured)) or any(m.noise.any() for m in measured)
+
+
 @dataclass(frozen=True)
 class Posterior:
     """What the gaps may be, given what was measured: S equally likely draws of each.
@@ -130,7 +135,7 @@ def fit(
     if not measured:
         raise ValueError("no gap was measured on this test set")
     design = _Design.of(measured, covariate)
-    if not design.components and not any(m.noise.any() for m in measured):
+    if not noise_is_known(measured):
         raise ValueError("nothing is known of these gaps' noise: one language, no utterances")
     rng = np.random.default_rng(seed)
     points, weights = _standard_deviations(design, rng)

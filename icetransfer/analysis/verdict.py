@@ -38,10 +38,9 @@ def verdicts(wers: Wers) -> tuple[list[Row], list[Row]]:
     languages, models = [], []
     for test_set in sorted({point.test_set for point in wers}):
         measured = hierarchy.measured_gaps(wers, test_set)
-        try:
-            posterior = hierarchy.fit(measured)
-        except ValueError:  # no gap, or nothing to tell its noise by: there is no verdict
+        if not hierarchy.noise_is_known(measured):
             continue
+        posterior = hierarchy.fit(measured)
         margins = _margins(wers, test_set)
         languages += [{"test_set": test_set} | row for row in _rows(posterior, margins)]
         models.append({"test_set": test_set} | _model_row(posterior))
