@@ -167,10 +167,10 @@ class _Block:
     def covariance(self, deviations: Array) -> Array:
         """(G, n, n), at points (G, K)."""
         count = len(self.gaps)
-        mixed = (deviations**2) @ self.components.reshape(len(self.components), -1)
+        mixed = np.tensordot(deviations**2, self.components, 1)
         # what rounding could make singular where no noise is known
         ridge = 1e-9 * np.eye(count)
-        result: Array = mixed.reshape(-1, count, count) + self.noise + ridge
+        result: Array = mixed + self.noise + ridge
         return result
 
 
