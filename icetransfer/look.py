@@ -164,10 +164,9 @@ def recognise(experiment: Experiment, survey: Survey) -> None:
     set_current_audio_backend(LibsndfileBackend())  # others try many readers on a broken file
     done = Recognised.of(experiment)
     model = load_transducer(experiment.averaged_checkpoint)
-    encoder, search = (
-        _Encoder(model, experiment.config),
-        make_search("greedy_search", model, 1, SHERPA),
-    )
+    heads: Any = model  # whose context_size is no variable
+    search = make_search("greedy_search", heads, 1, SHERPA)
+    encoder = _Encoder(model, experiment.config)
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
     manifests = _training(survey)
     with progress_bar() as progress:
@@ -202,7 +201,7 @@ def clip(found: Utterance) -> Clip:
     numbers = f"{found.seconds:.1f} s, {found.rate:.1f} characters/s, z {found.z:+.1f}"
     if found.cer is not None:
         numbers += f", CER {found.cer:.0f} %"
-    lines = [", ".join(found.reasons), numbers, f"text: {found.text}"]
+    lines = [", ".join(found.reasons), numbers, f"speaker: {found.speaker}", f"text: {found.text}"]
     if found.heard:
         lines.append(f"heard: {found.heard}")
     cut: Cut = deserialize_item(dict(found.cut))

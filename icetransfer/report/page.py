@@ -95,6 +95,7 @@ class TablePart:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    first: int | None = None  # rows that are enough at the prompt; None for all
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from icetransfer.report.survey_figures import drawings
 
 TITLE_LENGTH = 60  # characters of a text that a table shows
 _LETTERS = 20  # strangers that are listed
+_FIRST = 5  # rows of a table that the prompt shows
 _QUANTILES = (0, 1, 50, 99, 100)
 _LEAKS = {
     "recording": "the same recording",
@@ -57,18 +58,19 @@ def document(
         Text("`docs/look.md` says what each number means, and what to do about it."),
         Heading("What there is"),
         TablePart(*_sets(findings)),
+        Text("Least, 1 %, median, 99 % and most of an utterance:"),
         TablePart(*_quantiles(findings)),
         Gallery(drawings(findings)),
         Heading("Likely mismatches of audio and text"),
         Text(_rule(findings, listed)),
         Clips(clips),
-        TablePart(*_utterances(findings.worst, shown)),
+        TablePart(*_utterances(findings, findings.worst, shown), _FIRST),
         Heading("Characters"),
         *_characters(findings),
         Heading("Longest utterances"),
-        TablePart(*_utterances(findings.longest, shown)),
+        TablePart(*_utterances(findings, findings.longest, shown), _FIRST),
         Heading("Fastest utterances"),
-        TablePart(*_utterances(findings.fastest, shown)),
+        TablePart(*_utterances(findings, findings.fastest, shown), _FIRST),
         Heading("Speakers"),
         *_speakers(findings, shown),
         Heading("There twice"),
@@ -152,11 +154,15 @@ def _quantiles(findings: Findings) -> TableData:
         "characters/s": survey.rates(),
     }
     for manifest in survey.manifests:
-        for name, values in columns.items():
-            if manifest.last > manifest.first:
-                found = np.percentile(values[manifest.rows], _QUANTILES)
-                lines.append([manifest.name, name, *(f"{value:.1f}" for value in found)])
-    return ["set", "of an utterance", "least", "1 %", "median", "99 %", "most"], lines
+        if manifest.last > manifest.first:
+            found = [
+                np.percentile(values[manifest.rows], _QUANTILES) for values in columns.values()
+            ]
+            lines.append(
+                [manifest.name, *(" / ".join(f"{v:.{d}f}" for v in values)
+                                  for values, d in zip(found, (1, 0, 1), strict=True))]
+            )  # fmt: skip
+    return ["set", *columns], lines
 
 
 def _rule(findings: Findings, listed: str) -> str:
@@ -173,13 +179,14 @@ def _rule(findings: Findings, listed: str) -> str:
     return text + f"All suspects: [{listed}]({listed})."
 
 
-def _utterances(rows: NDArray[np.int64], shown: Shown) -> TableData:
-    header = ["set", "id", "speaker", "s", "char/s", "z", "CER", "text"]
+def _utterances(findings: Findings, rows: NDArray[np.int64], shown: Shown) -> TableData:
+    header = ["set", "id", "s", "char/s", "z", *(["CER"] * bool(findings.recognised)), "text"]
     lines = []
     for found in (shown[int(row)] for row in rows):
-        cer = "" if found.cer is None else f"{found.cer:.0f}"
-        numbers = [f"{found.seconds:.1f}", f"{found.rate:.1f}", f"{found.z:+.1f}", cer]
-        lines.append([found.where, found.id, found.speaker, *numbers, short(found.text)])
+        numbers = [f"{found.seconds:.1f}", f"{found.rate:.1f}", f"{found.z:+.1f}"]
+        if findings.recognised:
+            numbers.append("" if found.cer is None else f"{found.cer:.0f}")
+        lines.append([found.where, found.id, *numbers, short(found.text)])
     return header, lines
 
 
@@ -197,7 +204,7 @@ def _characters(findings: Findings) -> list[Part]:
              ", ".join(s.examples)]
             for s in findings.strangers[:_LETTERS]
         ]  # fmt: skip
-        parts.append(TablePart(header, lines))
+        parts.append(TablePart(header, lines, _FIRST))
         if len(findings.strangers) > _LETTERS:
             parts.append(Text(f"And {len(findings.strangers) - _LETTERS:,} more."))
     else:
@@ -220,7 +227,7 @@ def _speakers(findings: Findings, shown: Shown) -> list[Part]:
         for row, own in zip(findings.speakers, seconds, strict=False)
     ]  # fmt: skip
     text = f"{len(rows):,} in training; those with most speech:"
-    return [Text(text), TablePart(["corpus", "speaker", "minutes", "% of training"], lines)]
+    return [Text(text), TablePart(["corpus", "speaker", "minutes", "% of training"], lines, _FIRST)]
 
 
 def _twice(findings: Findings, shown: Shown) -> list[Part]:
@@ -247,10 +254,10 @@ def _examples(groups: Groups, shown: Shown) -> list[Part]:
     lines = []
     for rows in groups.largest:
         first, second = (shown[int(row)] for row in rows[:2])
-        names = f"{first.where} {first.id}, {second.where} {second.id}"
+        names = f"{first.id}, {second.id}"
         same = "" if first.text == second.text else f" / {short(second.text)}"
         lines.append([f"{len(rows):,}", short(first.text) + same, names])
-    return [TablePart(["times", "text", "the first two"], lines)] if lines else []
+    return [TablePart(["times", "text", "the first two"], lines, _FIRST)] if lines else []
 
 
 def _leaks(findings: Findings, shown: Shown) -> list[Part]:
@@ -265,7 +272,7 @@ def _leaks(findings: Findings, shown: Shown) -> list[Part]:
                 _LEAKS[leak.kind],
                 f"{leak.of_held_out:,} ({leak.share:.1f} %)",
                 f"{leak.train:,}",
-                f"{shown[own].where} {shown[own].id} = {shown[held].id}",
+                f"{shown[own].id} = {shown[held].id}",
             ]
         )
     header = ["held out", "training has", "of the set", "in training", "for example"]

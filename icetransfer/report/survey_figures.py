@@ -10,7 +10,8 @@ from icetransfer.data.survey.findings import Findings
 from icetransfer.report.figures import INK, Figure
 from icetransfer.report.page import Drawing
 
-_BINS = 40
+_BINS = 30
+_CHARACTERS = 40
 _POINTS = 700  # of a cloud: more make the page large and no clearer
 _EDGE = 0.1  # percent of utterances beyond each end of an axis
 _SPLIT_COLOURS = {"train": COLOURS[0], "dev": COLOURS[4], "test": COLOURS[1]}
@@ -102,8 +103,10 @@ def _letters(findings: Findings) -> str:
             for char, count in letters.counts.items():
                 counts[char] = counts.get(char, 0) + count
     counts.pop(" ", None)
-    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_BINS]
-    figure = Figure("characters" if len(counts) <= _BINS else f"the {_BINS} most frequent")
+    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_CHARACTERS]
+    figure = Figure(
+        "characters" if len(counts) <= _CHARACTERS else f"the {_CHARACTERS} most frequent"
+    )
     with figure as axes:
         places = range(len(shown))
         axes.bar(places, [count for _, count in shown], color=COLOURS[0])

@@ -16,7 +16,7 @@ from icetransfer.report.tables import error_tables
 Row = dict[str, Any]
 
 WIDTH = 80
-SHOWN_ROWS = 6  # of a table, in the terminal
+NARROW = 14  # characters of a column that is not folded
 
 
 def show(tree: Row, results: Path) -> None:
@@ -64,11 +64,12 @@ def show_document(document: page.Document) -> None:
 
 
 def _show_table(console: Console, part: page.TablePart) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in part.header:
-        table.add_column(Text(column), overflow="fold")
-    for line in part.rows[:SHOWN_ROWS]:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for column, *cells in zip(part.header, *part.rows[: part.first], strict=True):
+        narrow = max(len(page.plain(cell)) for cell in (column, *cells)) <= NARROW
+        table.add_column(Text(column), no_wrap=narrow, overflow="fold")
+    for line in part.rows[: part.first]:
         table.add_row(*(Text(page.plain(cell)) for cell in line))
     console.print(table)
-    if len(part.rows) > SHOWN_ROWS:
-        console.print(f"and {len(part.rows) - SHOWN_ROWS} more on the page", style="italic")
+    if part.first is not None and len(part.rows) > part.first:
+        console.print(f"and {len(part.rows) - part.first} more on the page", style="italic")
