@@ -67,6 +67,7 @@ SUSPECTS = "suspects.tsv"
 PART = 500  # utterances that are recognised together: what a kill costs
 _BATCH = 64  # recordings at a time, at most; `decode_offline` bounds their seconds
 _CLIP_SECONDS = 20  # of a player
+_REASON = 150  # characters of why there is no audio: lhotse tells the whole cut
 _COMPRESSION = 0.9  # some 22 kbit/s: 45 kB for the longest
 _COLUMNS = (
     *("set", "id", "why", "seconds", "characters_per_second", "z", "cer", "text", "heard"),
@@ -161,7 +162,6 @@ def recognise(experiment: Experiment, survey: Survey) -> None:
             f"{experiment.averaged_checkpoint} does not exist: run stage 7, which makes it, or "
             f"look without --cer"
         )
-    set_current_audio_backend(LibsndfileBackend())  # others try many readers on a broken file
     done = Recognised.of(experiment)
     model = load_transducer(experiment.averaged_checkpoint)
     heads: Any = model  # whose context_size is no variable
@@ -204,14 +204,16 @@ def clip(found: Utterance) -> Clip:
     lines = [", ".join(found.reasons), numbers, f"speaker: {found.speaker}", f"text: {found.text}"]
     if found.heard:
         lines.append(f"heard: {found.heard}")
-    cut: Cut = deserialize_item(dict(found.cut))
-    reader = Reader(
-        [cut.truncate(duration=_CLIP_SECONDS) if found.seconds > _CLIP_SECONDS else cut]
-    )
+    cut: Cut = deserialize_item(copy.deepcopy(found.cut))  # which it takes apart
     if found.seconds > _CLIP_SECONDS:
+        cut = cut.truncate(duration=_CLIP_SECONDS)
         lines.append(f"the first {_CLIP_SECONDS} s of it")
-    source = next((_data_uri(samples) for _, samples in reader), None)
-    lines += [f"no audio: {reason}" for reason in reader.problems.values()]
+    source = None
+    try:
+        source = _data_uri(np.asarray(cut.load_audio(), np.float32)[0])
+    except Exception as error:  # whatever a decoder raises on a broken file
+        reason = " ".join(str(error).split())
+        lines.append(f"no audio from {found.path}: {reason[:_REASON]}")
     return Clip(f"{found.where} {found.id}", [line for line in lines if line], source)
 
 
@@ -266,6 +268,7 @@ def write_look(experiment: Experiment, with_cer: bool = False) -> Findings:
     Raises:
         ValueError: The manifests, or the model that is asked for, are not there.
     """
+    set_current_audio_backend(LibsndfileBackend())  # others try many readers on a broken file
     utterances = read_survey(experiment)
     if with_cer:
         recognise(experiment, utterances)

@@ -89,10 +89,10 @@ def _verdict(findings: Findings) -> str:
     problems = len(findings.suspects)
     share = 100 * problems / len(findings.survey)
     if not problems:
-        return "No utterance stands out: listen to the first five below all the same."
+        return "No utterance stands out. Listen to the first five below all the same."
     return (
-        f"**{problems:,} of {len(findings.survey):,} utterances ({share:.2f} %) are likely "
-        f"wrong.** Listen to the twenty worst below first."
+        f"**{problems:,} of {len(findings.survey):,} utterances ({share:.2f} %) stand out, and may "
+        f"be wrong.** Listen to the twenty worst below."
     )
 
 
