@@ -549,6 +549,7 @@ def prepare(experiment: Experiment, share: Share = ALL) -> None:
         )
         prepare_manifests(source, experiment.manifests_dir, data.features.jobs, share)
     if share.is_all:
+        log.info("what is in them: python -m icetransfer.look --exp %s", experiment.dir)
         refuse_leaks(experiment.manifests_dir, list(data.corpora))
 
 

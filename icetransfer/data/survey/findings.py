@@ -17,6 +17,7 @@ from icetransfer.data.survey.letters import LeftOut, Stranger, strangers, unseen
 WORST = 20  # utterances to listen to
 LONGEST = 10  # utterances of each list
 LEAST_CER = 50.0  # percent: with fewer errors, the text is hardly another one
+_CER_DEVIATIONS = 3.0  # above the median: of a weak model, CERs are far apart anyway
 _MOST_SPEAKERS = 10
 
 Cers = NDArray[np.float32]  # in percent, by row; not a number where there is none
@@ -217,7 +218,7 @@ def _cer_limit(cers: Cers) -> float:
     known = cers[~np.isnan(cers)]
     if not len(known):
         return LEAST_CER
-    far = np.median(known) + pace.LIMIT * median_abs_deviation(known, scale="normal")
+    far = np.median(known) + _CER_DEVIATIONS * median_abs_deviation(known, scale="normal")
     return max(LEAST_CER, float(far))
 
 
