@@ -1,4 +1,4 @@
-"""A look at the data before anything is trained: what there is, and what is likely wrong in it.
+"""A look at the data before anything is trained: what there is, what may be wrong.
 
     python -m icetransfer.look --exp DIR          in the recipe's folder, after stage 1
     python -m icetransfer.look --exp DIR --cer    after stage 7: with the model's CER, too
@@ -21,6 +21,7 @@ import csv
 import functools
 import io
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ from icetransfer.experiment import (
     Experiment,
     log,
     open_experiment,
+    provenance,
     run_logged,
     stage_parser,
-    write_provenance,
 )
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.report.page import Clip, to_html
@@ -286,7 +287,8 @@ def write_look(experiment: Experiment, with_cer: bool = False) -> Findings:
     clips = [clip(shown[int(row)]) for row in findings.worst]
     made = document(experiment.config.language, findings, shown, clips, SUSPECTS)
     atomic.write_text(folder / PAGE, to_html(made))
-    write_provenance(experiment, "look", utterances=len(utterances), recognised=findings.recognised)
+    origin = provenance(utterances=len(utterances), recognised=findings.recognised)
+    atomic.write_text(folder / "provenance.json", json.dumps(origin, indent=2) + "\n")
     show_document(made)
     log.info("%s: %d suspects", folder / SUSPECTS, len(findings.suspects))
     size = (folder / PAGE).stat().st_size

@@ -25,7 +25,8 @@ from icetransfer.data.survey.columns import survey
 from icetransfer.data.survey.findings import look
 from icetransfer.data.survey.letters import RARE, LeftOut, read_left_out
 from icetransfer.data.text.normalizer import Normalizer
-from icetransfer.experiment import create_experiment
+from icetransfer.experiment import _hold_folder, create_experiment
+from icetransfer.stage.lock import locked
 
 RATE = 14  # characters a second
 WORDS = ("de", "het", "een", "kat", "hond", "boom", "fiets", "water", "schip", "regen", "morgen")
@@ -174,6 +175,17 @@ def test_it_fits_eighty_columns(findings, printed):
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) > 60
     assert any("050" in line for line in lines)
+
+
+def test_it_can_be_taken_while_the_experiment_trains(experiment):
+    with locked(experiment.dir, "train", waits=False):
+        with _hold_folder(experiment, Path("icetransfer/look.py"), shares=False):
+            pass
+        with (
+            pytest.raises(ValueError, match="is in use by train"),
+            _hold_folder(experiment, Path("icetransfer/average.py"), shares=False),
+        ):
+            pass
 
 
 def make_survey(folder, texts, seconds, corpus="c", digests=None):
