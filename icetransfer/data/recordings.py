@@ -47,8 +47,8 @@ def check(
     """
     try:
         _check_text(utterance, reading, normalizer)
-        utterance = replace(utterance, path=_find(utterance.path))
-        audio = _checked_audio(utterance, limits)
+        utterance = replace(utterance, path=find_file(utterance.path))
+        audio = checked_audio(utterance, limits)
     except UnusableError as error:
         return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
     return _cut(utterance, reading.text, normalizer.language, audio)
@@ -85,7 +85,7 @@ class Audio(NamedTuple):
     digest: str
 
 
-def _checked_audio(utterance: Utterance, limits: Limits) -> Audio:
+def checked_audio(utterance: Utterance, limits: Limits) -> Audio:
     """Decodes an utterance's audio and looks whether it can be used.
 
     Raises:
@@ -165,7 +165,7 @@ def _decode(file: soundfile.SoundFile, first: int, wanted: int) -> Levels:
     return levels
 
 
-def _find(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """Finds a file whose name, or a folder's, is written with composed or decomposed accents.
 
     Archives that were packed on a Mac have decomposed names; tables have composed ones.

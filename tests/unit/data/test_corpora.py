@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from icetransfer.data import corpora
-from icetransfer.data.corpora import Source, check_part, prepare_manifests, without_duplicates
+from icetransfer.data.corpora import Source, check_part, prepare_manifests
+from icetransfer.data.leaks import without_duplicates
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.recordings import Limits
 from icetransfer.data.synthetic import speech

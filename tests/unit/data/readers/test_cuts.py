@@ -40,7 +40,9 @@ def cut(
 
 def read(folder: Path, *cuts: MonoCut) -> Found:
     CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl")
-    return list(map(with_audio, read_cuts(folder / "cuts.jsonl", "train", folder / "audio")))
+    return list(
+        map(with_audio, read_cuts(folder / "cuts.jsonl", "train", folder / "audio", folder))
+    )
 
 
 def test_several_supervisions_are_utterances_of_their_own(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_line_that_is_no_cut_is_named(tmp_path: Path) -> None:
     odd = json.loads(good) | {"id": "odd"}
     odd["supervisions"][0]["start"] = "0.5"
     (tmp_path / "cuts.jsonl").write_text("\n".join([*bad, json.dumps(odd), good]))
-    found = list(read_cuts(tmp_path / "cuts.jsonl", "train", tmp_path / "audio"))
+    found = list(read_cuts(tmp_path / "cuts.jsonl", "train", tmp_path / "audio", tmp_path))
     assert [line.id for line in found] == [*(f"cuts.jsonl:{n}" for n in range(1, 6)), "odd", "a"]
     for line in found[:-1]:
         assert isinstance(line, Rejection) and line.reason.startswith("not a cut (")
@@ -173,7 +175,7 @@ def test_a_broken_shard_ends_no_other(tmp_path: Path) -> None:
     cuts.to_shar(shar, fields={"recording": "flac"}, shard_size=2)
     archive = shar / "recording.000000.tar"
     archive.write_bytes(archive.read_bytes()[:2000])
-    found = list(read_cuts(shar, "train", tmp_path / "audio"))
+    found = list(read_cuts(shar, "train", tmp_path / "audio", shar))
     assert [line.id for line in found][-2:] == ["c2", "c3"]
     assert isinstance(found[0], Rejection)
     assert found[0].id == "cuts.000000.jsonl.gz"
