@@ -278,6 +278,18 @@ def test_synthetic_corpus(tmp_path: Path) -> None:
         cuts = manifest(tmp_path / f"manifests/slots_{split}.jsonl.gz")
         assert sum(cut["duration"] for cut in cuts) >= 60 * wanted
         assert all(cut["supervisions"][0]["text"] for cut in cuts)
+    # What is replaced is seen, and what is no audio costs no other.
+    path = tmp_path / "manifests/slots_train.jsonl.gz"
+    before, cuts = path.read_bytes(), manifest(path)
+    first = Path(cuts[0]["recording"]["sources"][0]["source"])
+    samples, rate = soundfile.read(first, dtype="int16")
+    soundfile.write(first, samples[::-1], rate)
+    prepare_manifests(source, tmp_path / "manifests")
+    assert path.read_bytes() != before, "by which stage 2 sees it"
+    first.write_text("no audio")
+    prepare_manifests(source, tmp_path / "manifests")
+    assert len(manifest(path)) == len(cuts) - 1
+    assert "not readable" in (tmp_path / "manifests/slots_rejected.tsv").read_text()
 
 
 @pytest.mark.parametrize(

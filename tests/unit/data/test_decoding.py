@@ -164,6 +164,20 @@ def test_ogg_that_lost_its_end(tmp_path: Path, codec: str) -> None:
         assert reason(path) == "truncated: its last page of Ogg is missing", end
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "RF64", "W64", "FLAC", "OGG", "MP3"])
+def test_no_damage_raises(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, noise(1.0), RATE, format=kind)
+    data, draw = path.read_bytes(), np.random.default_rng(4)
+    for _ in range(30):
+        damaged = bytearray(data[: draw.integers(1, len(data) + 1)])
+        places = np.minimum(draw.exponential(60, 3).astype(int), len(damaged) - 1)
+        for place in (*places, -1 - places[0]):
+            damaged[place] = draw.integers(256)
+        path.write_bytes(damaged)
+        assert isinstance(checked(path), dict | Rejection)
+
+
 @pytest.mark.parametrize("kind", ["FLAC", "AU", "CAF", "RF64"])
 def test_files_joined_end_to_end(tmp_path: Path, kind: str) -> None:
     path, second = tmp_path / "a", tmp_path / "b"

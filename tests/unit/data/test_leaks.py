@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from icetransfer.config import load_config
-from icetransfer.data import corpora, download, features
+from icetransfer.data import corpora, features
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.experiment import Experiment, create_experiment
@@ -154,29 +154,6 @@ def test_an_id_that_is_learned_and_held_out_is_an_error(tmp_path: Path) -> None:
     ]  # fmt: skip
     table.write_text(rows + "a.wav\tde kat\tx\ttrain\n")
     corpora.prepare(experiment)  # twice on one side is a warning
-
-
-def test_synthetic_speech_that_is_replaced_or_copied_is_seen(tmp_path: Path) -> None:
-    words = ["language=nl", f"data.dir={tmp_path / 'data'}", "data.features={jobs: 1}"]
-    minutes = "{train: 0.03, dev: 0.03, test: 0.03}"
-    words.append(f"data.corpora={{s: {{kind: synthetic, minutes: {minutes}}}}}")
-    experiment = create_experiment(tmp_path / "exp", load_config([], words))
-    download.download(experiment)
-    corpora.prepare(experiment)
-    manifest = experiment.manifests_dir / "s_train.jsonl.gz"
-    before = manifest.read_bytes()
-    paths = {
-        split: Path(next(read_jsonl_gz(experiment.manifests_dir / f"s_{split}.jsonl.gz"))
-                    ["recording"]["sources"][0]["source"])
-        for split in ("train", "test")
-    }  # fmt: skip
-    samples, rate = soundfile.read(paths["train"], dtype="int16")
-    soundfile.write(paths["train"], samples[::-1], rate)
-    corpora.prepare(experiment)
-    assert manifest.read_bytes() != before, "of which stage 2 sees it"
-    paths["train"].write_text("no audio")
-    corpora.prepare(experiment)
-    assert "not readable" in (experiment.manifests_dir / "s_rejected.tsv").read_text()
 
 
 def splits(folder: Path, every: int, by_speaker: bool = False) -> dict[str, str]:
