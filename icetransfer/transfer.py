@@ -284,7 +284,8 @@ def make_start(experiment: Experiment) -> None:
     if changed and checkpoint_steps(experiment.checkpoints_dir):
         raise ValueError(
             f"{experiment.dir}: training has begun from other things than there are now (changed: "
-            f"{', '.join(changed)}); bring those back, or give the new ones an --exp of their own"
+            f"{', '.join(changed)}): bring those back, or start from these in an experiment of "
+            f"their own: the recipe's run.sh with --exp {experiment.dir}-2"
         )
     tokenizer = Tokenizer(tokens)
     stamp.renew(experiment.init_checkpoint, report_path)

@@ -297,6 +297,7 @@ def _made_from(source: Source) -> dict[str, Any]:
                     digest.update(block)
     normalizer = Normalizer(source.language)
     made_from = {"folder": str(source.folder), "sha256": digest.hexdigest(), "format": FORMAT}
+    made_from |= {"text rules": normalizer.checksum}
     if isinstance(corpus, kinds.SyntheticCorpus):
         return made_from | {"text": normalizer.words_version, "language": source.language}
     return (

@@ -67,7 +67,9 @@ def test_the_same_file_in_two_corpora_is_found(tmp_path: Path) -> None:
         corpora.prepare(experiment)
 
 
-def test_a_replaced_recording_is_checked_and_computed_again(tmp_path: Path, caplog) -> None:
+def test_a_replaced_recording_is_checked_and_computed_again(
+    tmp_path: Path, caplog, monkeypatch
+) -> None:
     folder = write_folder(tmp_path / "one", SPLIT)
     experiment = make_experiment(tmp_path, one=folder)
 
@@ -90,6 +92,10 @@ def test_a_replaced_recording_is_checked_and_computed_again(tmp_path: Path, capl
         stages()
     assert f"changed since its manifests: recordings, such as {folder / 'a.wav'}" in caplog.text
     assert np.abs(values() - before).max() > 0.1
+    monkeypatch.setattr(features, "FORMAT", 2)
+    with caplog.at_level("INFO", logger="icetransfer"):
+        stages()
+    assert "one_train.jsonl.gz has features of another version" in caplog.text
 
 
 def test_a_recording_that_is_repaired_is_seen(tmp_path: Path) -> None:
