@@ -422,8 +422,10 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
         if record.is_file():
             before = [*record.read_text(encoding="utf-8").split(), "1"][:2]  # at first without it
             if before != now:
-                what = "has changed" if before[1] == now[1] else "has features of another version"
-                log.info("%s %s: they are computed anew", source, what)
+                why = f"{source} has changed"
+                if before[0] == now[0]:
+                    why = f"what {source.name} has is of another version"
+                log.info("%s: its features are computed anew", why)
                 target.unlink(missing_ok=True)
                 shutil.rmtree(folder)
         atomic.write_text(record, " ".join(now))

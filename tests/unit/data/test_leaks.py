@@ -95,7 +95,7 @@ def test_a_replaced_recording_is_checked_and_computed_again(
     monkeypatch.setattr(features, "FORMAT", 2)
     with caplog.at_level("INFO", logger="icetransfer"):
         stages()
-    assert "one_train.jsonl.gz has features of another version" in caplog.text
+    assert "what one_train.jsonl.gz has is of another version" in caplog.text
 
 
 def test_a_recording_that_is_repaired_is_seen(tmp_path: Path) -> None:
