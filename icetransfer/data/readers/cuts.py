@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,9 @@ from icetransfer.data.utterances import (
 )
 from icetransfer.stage import atomic
 
+_NO_REASON = "[extra info]"  # what lhotse adds to an error: the whole cut
 _ADVICE = "write it with lhotse's CutSet.to_file"
+PATIENCE_SECONDS = 300.0  # for a cut's audio from a command or a site
 _TOLERANCE = 0.1  # seconds by which supervisions may overlap, or reach out of their cut
 _UNTRANSCRIBED = 1.0  # seconds of a cut that its one supervision may leave out
 
@@ -275,7 +279,8 @@ def _written_from(path: Path) -> str:
 def _load(cut: Any) -> NDArray[np.float32]:
     """Samples (N, 1) of a cut, from a command, a URL, an archive or a file of several channels."""
     try:
-        samples: NDArray[np.float32] = cut.load_audio().T
+        with _patience():
+            samples: NDArray[np.float32] = cut.load_audio().T
     except Exception as error:  # whatever lhotse, a command or a site raises
         kind = cut.recording.sources[0].type
         raise UnusableError(
@@ -288,6 +293,22 @@ def _load(cut: Any) -> NDArray[np.float32]:
             "write a channel that the audio has in the cut and its recording",
         )
     return samples
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Raises TimeoutError in what waits too long: a command or a site that never answers."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"nothing came in {PATIENCE_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _file_name(identity: str) -> str:
@@ -309,5 +330,6 @@ def _origin(cut: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_NO_REASON)]
     return lines[-1] if lines else type(error).__name__

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
+from icetransfer.data.readers import cuts
 from icetransfer.data.readers.cuts import read_cuts
 from icetransfer.data.readers.tables import common_folder
 from icetransfer.data.utterances import Rejection, Utterance, with_audio
@@ -124,6 +125,14 @@ def test_audio_that_does_not_come_ends_nothing(tmp_path: Path, kind: str, source
     assert (bad.id, bad.path) == ("bad", source)
     assert bad.reason.startswith(f"its {kind} gives no audio")
     assert isinstance(good, Utterance) and soundfile.info(good.path).frames == 2 * RATE
+
+
+def test_a_command_that_never_ends_is_left(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cuts, "PATIENCE_SECONDS", 0.2)
+    source = AudioSource("command", [0], "exec sleep 60")
+    (found,) = read(tmp_path, cut("a", source, supervision("s", 0, 2), seconds=2.0))
+    assert isinstance(found, Rejection)
+    assert found.reason == "its command gives no audio (nothing came in 0.2 s)"
 
 
 def test_samples_are_looked_at_before_they_are_written(tmp_path: Path) -> None:
