@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from icetransfer.data.utterances import (
 )
 from icetransfer.stage import atomic
 
-_NO_REASON = "[extra info]"  # what lhotse adds to an error: the whole cut
+_NO_REASON = ("[extra info]", "Set LHOTSE_")  # what lhotse adds to an error
 _ADVICE = "write it with lhotse's CutSet.to_file"
 PATIENCE_SECONDS = 300.0  # for a cut's audio from a command or a site
 _TOLERANCE = 0.1  # seconds by which supervisions may overlap, or reach out of their cut
@@ -332,4 +333,5 @@ def _origin(cut: Any) -> str:
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(_NO_REASON)]
-    return lines[-1] if lines else type(error).__name__
+    reason = lines[-1] if lines else type(error).__name__
+    return re.sub(r" object at 0x[0-9a-f]+", "", reason)  # of which each run has another

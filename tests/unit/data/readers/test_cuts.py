@@ -124,6 +124,7 @@ def test_audio_that_does_not_come_ends_nothing(tmp_path: Path, kind: str, source
     assert isinstance(bad, Rejection)
     assert (bad.id, bad.path) == ("bad", source)
     assert bad.reason.startswith(f"its {kind} gives no audio")
+    assert "0x" not in bad.reason and "MonoCut" not in bad.reason
     assert isinstance(good, Utterance) and soundfile.info(good.path).frames == 2 * RATE
 
 
