@@ -11,7 +11,15 @@ STAGES = (
 )
 BESIDE = (
     *("config", "experiment", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "long_recordings", "remedy", "model_card", "new_recipe", "doctor"),
+    *(
+        "robustness",
+        "transcribe",
+        "long_recordings",
+        "remedy",
+        "model_card",
+        "new_recipe",
+        "doctor",
+    ),
 )
 
 

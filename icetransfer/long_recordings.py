@@ -181,7 +181,8 @@ def align(heard: Heard, text: LongText, names: Sequence[str]) -> dict[int, Timed
     shortest = round(SHORTEST_SECTION / OUTPUT_SECONDS)
     timed: dict[int, Timed] = {}
     found = runs(letters, wanted)
-    for section in sections(found, letter_frames, entry_letters, heard.frames, shortest):
+    phrases = [entry.phrase for entry in text.entries]
+    for section in sections(found, letter_frames, entry_letters, phrases, heard.frames, shortest):
         timed |= align_section(heard, text.entries, section)
     return timed
 

@@ -23,6 +23,8 @@ _LETTERS = 8
 #: Letters beyond what chance gives once in a pair of strings.
 _SURPLUS = 2
 _SHORTEST = 6
+#: A text of which more runs than that come again, as a protocol's, needs longer ones.
+_REPEATED = 0.05
 #: How much faster or slower than the whole the speech between two anchors may be.
 _STRETCH = 4.0
 
@@ -64,6 +66,8 @@ def _unique_runs(heard: str, text: str) -> list[Run]:
         return []
     chance = math.log(len(heard) * len(text)) / math.log(_LETTERS)
     size = max(_SHORTEST, math.ceil(chance) + _SURPLUS)
+    while _repeated(text, size) > _REPEATED and size < len(text):
+        size += 2
     pairs = [_grams(heard, size), _grams(text, size)]
     counts = [Counter(grams) for grams in pairs]
     shared = {gram for gram, n in counts[0].items() if n == 1 and counts[1][gram] == 1}
@@ -74,6 +78,12 @@ def _unique_runs(heard: str, text: str) -> list[Run]:
     )
     blocks = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
     return [Run(a, b, n + size - 1) for a, b, n in blocks if n]
+
+
+def _repeated(text: str, size: int) -> float:
+    """The share of a text's grams that come more than once in it."""
+    grams = _grams(text, size)
+    return 1 - len(set(grams)) / max(len(grams), 1)
 
 
 def _grams(letters: str, size: int) -> list[str]:
@@ -108,15 +118,17 @@ def sections(
     found: Sequence[Run],
     letter_frames: Sequence[int],
     entry_letters: Sequence[int],
+    phrases: Sequence[int],
     frames: int,
     shortest: int,
 ) -> Iterator[Section]:
-    """Parts between anchors, cut between two entries that one anchor holds both of.
+    """Parts between anchors, cut where an anchor holds the end of a phrase and the next one.
 
     Args:
         found: the anchors.
         letter_frames: the frame of each letter that is heard.
         entry_letters: how many letters each entry has in the text.
+        phrases: the phrase of each entry.
         frames: of the whole recording.
         shortest: frames of a section at least, but for the last.
     """
@@ -129,7 +141,8 @@ def sections(
         best: tuple[int, int, int] | None = None
         while entry < len(bounds) and bounds[entry] < run.text + run.size:
             inside = min(bounds[entry] - run.text, run.text + run.size - bounds[entry])
-            if inside >= 2 and entry > first_entry:  # letters of the anchor on each side
+            begins = 0 < entry < len(phrases) and phrases[entry] != phrases[entry - 1]
+            if begins and inside >= 2 and entry > first_entry:  # letters on each side
                 place = run.heard + bounds[entry] - run.text
                 left, right = letter_frames[place - 1], letter_frames[place]
                 if best is None or inside > best[0]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from icetransfer.data.features import FRAME_SHIFT
 from icetransfer.data.long.heard import OUTPUT_FRAMES, OUTPUT_SECONDS, Heard, Peak
-from icetransfer.data.long.path import Timed
+from icetransfer.data.long.path import STRAY_PEAKS, Timed
 from icetransfer.data.long.pauses import quiet_frames, quiet_runs
 from icetransfer.data.long.words import LongText
 
@@ -30,7 +30,6 @@ PAUSE_SECONDS = 0.15  # of quiet that is a place to cut; the closure of a plosiv
 LONG_PAUSE_SECONDS = 1.5  # of quiet that always is one: silence teaches nothing
 MARGIN_SECONDS = 0.2  # of quiet that an utterance keeps at its ends
 WINDOW_TOKENS = 20  # of a stretch of speech
-STRAY_PEAKS = 3  # tokens that are heard and not written, in one gap, that part two utterances
 _NEAR_FRAMES = 2  # of 40 ms, by which a token may be heard before or after its entry
 _SKIPPED = 2.0  # the cost of an entry that no utterance holds
 _IN_A_SENTENCE = 0.3  # the cost of a cut in a sentence
@@ -130,7 +129,9 @@ class Cutter:
                 if seconds >= self._limits.shortest:
                     reason = f"no pauses to cut it at within {self._limits.longest:g} s"
                 reasons |= {self._order[k]: reason for k in range(a, b)}
-        pieces = [(self._order[a], self._utterance(a, b)) for a, b in kept]
+        pieces: list[tuple[float, Piece]] = [  # with the number of the first entry, as their place
+            (self._order[a], self._utterance(a, b)) for a, b in kept
+        ]
         held = {self._order[k] for a, b in kept for k in range(a, b)}
         pieces += self._left_out(held, reasons)
         pieces += self._without_text()
@@ -186,7 +187,8 @@ class Cutter:
                     continue
                 if stop - begin > longest:
                     break
-                cost = costs[a - first] + ((stop - begin) / wished - 1) ** 2 + self._cut_cost(k)
+                length = (stop - begin) / wished - 1
+                cost = costs[a - first] + length**2 / 2 + self._cut_cost(k)
                 if cost < best:
                     best, way = cost, a
             costs.append(best)
@@ -246,14 +248,14 @@ class Cutter:
             reason, self._heard.transcript(self._names, first, last),
         )  # fmt: skip
 
-    def _without_text(self) -> Iterator[tuple[int, Piece]]:
+    def _without_text(self) -> Iterator[tuple[float, Piece]]:
         """Speech between two entries that follow each other in the text, and at the ends."""
         bounds = [-1, *self._order, len(self._text.entries)]
         for k, gap in enumerate(self._gaps):
             if len(gap.stray) >= STRAY_PEAKS and bounds[k] + 1 == bounds[k + 1]:
                 first, end = gap.stray[0].first, gap.stray[-1].end
                 heard = self._heard.transcript(self._names, first, end)
-                yield bounds[k + 1], Piece(
+                yield bounds[k + 1] - 0.5, Piece(
                     first * OUTPUT_SECONDS, end * OUTPUT_SECONDS, "", None,
                     "speech without text", heard,
                 )  # fmt: skip
@@ -296,6 +298,9 @@ def _gaps(heard: Heard, timed: Sequence[Timed], order: Sequence[int]) -> list[Ga
         follows = 0 < k < len(timed) and order[k] == order[k - 1] + 1
         is_cut = not follows or len(inside) >= STRAY_PEAKS
         found.append(_gap(pauses, inside, is_cut))
+    for k, edge in ((0, 0.0), (len(timed), heard.frames * OUTPUT_SECONDS)):
+        if not found[k].stray and not found[k].pause:  # a recording that begins with a word
+            found[k] = found[k]._replace(before=edge, after=edge)
     return found
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from icetransfer.data.features import FRAME_SHIFT
 
-QUIET = 0.2  # of the way from faint to loud frames, in log energy
+QUIET = 0.35  # of the way from faint to loud frames, in log energy
 RANGE = 9.2  # from the loudest speech to what counts as faint at most: 40 dB, in log energy
 _LEVEL_FRAMES = 2000  # of 10 ms, of which what is faint and what is loud are told
 _SOFTER = 2.3  # 10 dB by which a stretch may be softer than the whole before it is no speech

@@ -109,7 +109,7 @@ def read_long_text(text: str, normalizer: Normalizer, tokenizer: Tokenizer, name
     letters = phrase = 0
     for sentence in sentences(text):
         reading = normalizer.read(sentence)
-        letters += len(reading.text)
+        letters += len(reading.text.replace(" ", ""))
         outside = normalizer.outside(reading.text)
         foreign.update(c for c in reading.text if c in outside)
         found: list[Entry] = []

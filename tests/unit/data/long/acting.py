@@ -11,9 +11,48 @@ from icetransfer.data.long.heard import OUTPUT_FRAMES, Heard, find_peaks
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer
 
-NOUNS = "hond kat boom fiets boot brug markt school trein appel tafel stoel dokter bakker".split()
-VERBS = "ziet hoort vindt koopt verkoopt zoekt bewaart vergeet schildert draagt volgt".split()
-PLACES = "thuis buiten vandaag morgen soms nooit altijd ergens boven beneden zaterdag".split()
+NOUNS = [
+    "hond",
+    "kat",
+    "boom",
+    "fiets",
+    "boot",
+    "brug",
+    "markt",
+    "school",
+    "trein",
+    "appel",
+    "tafel",
+    "stoel",
+    "dokter",
+    "bakker",
+]
+VERBS = [
+    "ziet",
+    "hoort",
+    "vindt",
+    "koopt",
+    "verkoopt",
+    "zoekt",
+    "bewaart",
+    "vergeet",
+    "schildert",
+    "draagt",
+    "volgt",
+]
+PLACES = [
+    "thuis",
+    "buiten",
+    "vandaag",
+    "morgen",
+    "soms",
+    "nooit",
+    "altijd",
+    "ergens",
+    "boven",
+    "beneden",
+    "zaterdag",
+]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NORMALIZER = Normalizer("nl")
 
@@ -25,7 +64,9 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     while len(found) < count:
         one, other = rng.sample(NOUNS, 2)
         words = f"De {one} {rng.choice(VERBS)} {rng.choice(PLACES)} een {other}"
-        found[f"{words} {rng.choice(['en', 'of'])} {rng.choice(PLACES)} de {rng.choice(NOUNS)}."] = None
+        found[
+            f"{words} {rng.choice(['en', 'of'])} {rng.choice(PLACES)} de {rng.choice(NOUNS)}."
+        ] = None
     return list(found)
 
 
@@ -79,9 +120,7 @@ class Reading:
         return Heard(log_probs, energy, find_peaks(log_probs.argmax(axis=1)))
 
 
-def read(
-    tokenizer: Tokenizer, said: Sequence[str], seed: int = 0, errors: float = 0.1
-) -> Reading:
+def read(tokenizer: Tokenizer, said: Sequence[str], seed: int = 0, errors: float = 0.1) -> Reading:
     """A reading of some sentences."""
     reading = Reading(tokenizer, seed, errors)
     reading.pause(0.4)
