@@ -25,7 +25,7 @@ from pathlib import Path
 
 import soundfile
 
-from icetransfer.data.long.anchors import runs, sections
+from icetransfer.data.long.anchors import held_entries, runs, sections
 from icetransfer.data.long.cutting import Cutter, Limits
 from icetransfer.data.long.heard import OUTPUT_SECONDS, Heard, letters_of
 from icetransfer.data.long.ledger import Found, Ledger, LongRecording, write_copies
@@ -182,8 +182,9 @@ def align(heard: Heard, text: LongText, names: Sequence[str]) -> dict[int, Timed
     timed: dict[int, Timed] = {}
     found = runs(letters, wanted)
     phrases = [entry.phrase for entry in text.entries]
+    anchored = {phrases[i] for i in held_entries(found, entry_letters)}
     for section in sections(found, letter_frames, entry_letters, phrases, heard.frames, shortest):
-        timed |= align_section(heard, text.entries, section)
+        timed |= align_section(heard, text.entries, section, anchored)
     return timed
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -105,6 +106,16 @@ def _agree(one: Run, other: Run) -> bool:
     return max(a, b) <= _STRETCH * min(a, b)
 
 
+def held_entries(found: Sequence[Run], entry_letters: Sequence[int]) -> set[int]:
+    """The entries that an anchor has letters of."""
+    bounds = [0, *itertools.accumulate(entry_letters)]
+    held: set[int] = set()
+    for run in found:
+        first = bisect_right(bounds, run.text) - 1
+        held.update(range(first, bisect_left(bounds, run.text + run.size)))
+    return held
+
+
 class Section(NamedTuple):
     """Entries, and the frames that they were said in: ranges, without their ends."""
 
@@ -133,9 +144,7 @@ def sections(
         shortest: frames of a section at least, but for the last.
     """
     first_entry = first_frame = 0
-    bounds = [0]
-    for letters in entry_letters:
-        bounds.append(bounds[-1] + letters)
+    bounds = [0, *itertools.accumulate(entry_letters)]
     entry = 0
     for run in found:
         best: tuple[int, int, int] | None = None

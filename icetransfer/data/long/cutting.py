@@ -30,6 +30,7 @@ PAUSE_SECONDS = 0.15  # of quiet that is a place to cut; the closure of a plosiv
 LONG_PAUSE_SECONDS = 1.5  # of quiet that always is one: silence teaches nothing
 MARGIN_SECONDS = 0.2  # of quiet that an utterance keeps at its ends
 WINDOW_TOKENS = 20  # of a stretch of speech
+FEW_TOKENS = 10  # fewer that stand alone match by chance: those that lack count as unheard
 _NEAR_FRAMES = 2  # of 40 ms, by which a token may be heard before or after its entry
 _SKIPPED = 2.0  # the cost of an entry that no utterance holds
 _IN_A_SENTENCE = 0.3  # the cost of a cut in a sentence
@@ -169,7 +170,7 @@ class Cutter:
                 a = max(0, bisect_right(tokens, middle - WINDOW_TOKENS / 2) - 1)
                 b = min(end - first, bisect_left(tokens, middle + WINDOW_TOKENS / 2))
                 heard = tokens[b] - tokens[a] + stray[b - 1] - stray[a]
-                found.append((sums[b] - sums[a]) / max(heard, 1))
+                found.append((sums[b] - sums[a]) / max(heard, FEW_TOKENS))
             sure += [math.nan] * (first - len(sure)) + found
         return sure + [math.nan] * (len(self._order) - len(sure))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,8 @@ TORN_FRAMES = 25
 TORN_TOKENS = 8
 #: A phrase that was taken out comes back if its tokens score that alone.
 REVIVED = 0.4
+#: Tokens of a text that was read, by frame, at most; with more, a path has no room to choose.
+FULLEST = 0.6
 _ROUNDS = 12
 
 
@@ -75,20 +77,22 @@ class Timed(NamedTuple):
     scores: tuple[float, ...]
 
 
-def align_section(heard: Heard, entries: Sequence[Entry], section: Section) -> dict[int, Timed]:
+def align_section(
+    heard: Heard, entries: Sequence[Entry], section: Section, anchored: Container[int]
+) -> dict[int, Timed]:
     """Aligns the entries of a section.
 
     Args:
         heard: the recording.
         entries: of the whole text.
         section: which of them, and which frames.
+        anchored: the phrases that an anchor has a part of.
 
     Returns:
         When each was said, by its number; those that were not are absent.
     """
     frames = np.arange(section.first_frame, section.end_frame)
-    everything = [*range(section.first_entry, section.end_entry)]
-    spans = _settled(heard, entries, frames, _that_fit(everything, entries, len(frames)))
+    spans = _settled(heard, entries, frames, _that_fit(heard, entries, section, anchored))
     _revive(heard, entries, section, spans)
     return {
         i: Timed(of[0].first, of[-1].last, tuple(span.score for span in of))
@@ -189,24 +193,35 @@ def _between_parts(heard: Heard, phrases: Sequence[Sequence[_Span]]) -> NDArray[
     return np.concatenate(found)
 
 
-def _that_fit(chosen: list[int], entries: Sequence[Entry], frames: int) -> list[int]:
-    """Those entries that the frames can hold: all, or the phrases next to both ends.
+def _that_fit(
+    heard: Heard, entries: Sequence[Entry], section: Section, anchored: Container[int]
+) -> list[int]:
+    """Those entries that the frames can hold: all, or the phrases that are most like what is heard.
 
     More text than that was not read out between two anchors, or was in another recording.
     """
-    room = min(frames, LARGEST // max(frames, 1) // 2)
+    chosen = [*range(section.first_entry, section.end_entry)]
+    frames = section.end_frame - section.first_frame
+    room = min(int(FULLEST * frames), LARGEST // max(frames, 1) // 2)
     if _room(chosen, entries) <= room:
         return chosen
+    peaks = [p.token for p in heard.peaks if section.first_frame <= p.first < section.end_frame]
+    shared = {*zip(peaks, peaks[1:], peaks[2:], strict=False)}
+
+    def likeness(phrase: list[int]) -> tuple[bool, float]:
+        tokens = [token for i in phrase for token in entries[i].tokens]
+        threes = zip(tokens, tokens[1:], tokens[2:], strict=False)
+        share = sum(three in shared for three in threes) / len(tokens)
+        return entries[phrase[0]].phrase in anchored, share
+
     phrases = [[*group] for _, group in itertools.groupby(chosen, lambda i: entries[i].phrase)]
-    kept: tuple[list[int], list[int]] = [], []
-    while phrases:
-        side = len(kept[0]) > len(kept[1])
-        nearest = phrases.pop(-1 if side else 0)
-        room -= _room(nearest, entries) + 1
+    kept: list[int] = []
+    for phrase in sorted(phrases, key=likeness, reverse=True):
+        room -= _room(phrase, entries) + 1
         if room < 0:
             break
-        kept[side][:] = [*nearest, *kept[1]] if side else [*kept[0], *nearest]
-    return [*kept[0], *kept[1]]
+        kept += phrase
+    return sorted(kept)
 
 
 def _room(chosen: Sequence[int], entries: Sequence[Entry]) -> int:
