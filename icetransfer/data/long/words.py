@@ -27,7 +27,7 @@ PHRASE_WORDS = 12
 FOREIGN_SHARE = 0.1
 #: A sentence ends at such a mark behind a word of two letters or more, so that "2. Weltkrieg" and
 #: "z. B." are not parted, or at the end of a line.
-_SENTENCE = re.compile(r"(?<=[^\W\d_]{2}[.!?…:;])[\"'»”’)\]]*\s+|\s*\n\s*")
+_END = re.compile(r"(?<=[^\W\d_]{2}[.!?…:;])[\"'»”’)\]]*(?=\s)|\n|$")
 
 
 class Entry(NamedTuple):
@@ -137,9 +137,12 @@ def read_long_text(text: str, normalizer: Normalizer, tokenizer: Tokenizer, name
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences of a text, with one space between words."""
-    for sentence in _SENTENCE.split(unicodedata.normalize("NFC", text)):
-        if joined := " ".join(sentence.split()):
+    text = unicodedata.normalize("NFC", text)
+    begin = 0
+    for end in _END.finditer(text):
+        if joined := " ".join(text[begin : end.end()].split()):
             yield joined
+        begin = end.end()
 
 
 def written_and_said(sentence: str, said: str, normalizer: Normalizer) -> Iterator[tuple[str, str]]:
