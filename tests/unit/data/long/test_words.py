@@ -23,7 +23,7 @@ ASCII = tokenizer("abcdefghijklmnopqrstuvwxyz'")
     [
         ("Een. Twee! Drie?\nVier", ["Een.", "Twee!", "Drie?", "Vier"]),
         ("Der 2. Weltkrieg, z. B. hier.", ["Der 2. Weltkrieg, z. B. hier."]),
-        (" Zij\tzei: “Kom.” Hij kwam.\n\nEn toen…", ["Zij zei:", "“Kom.”", "Hij kwam.", "En toen…"]),
+        ("Zij\tzei: “Kom.” Hij kwam.\n\nEn toen…", ["Zij zei:", "“Kom.”", "Hij kwam.", "En toen…"]),
         ("\n \n", []),
     ],
 )  # fmt: skip
