@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import kaldialign
 import numpy as np
 import soundfile
 from rich.console import Console
@@ -37,12 +38,13 @@ from rich.table import Table
 
 from icetransfer.data.features import fbank
 from icetransfer.data.long.cutting import Cutter, Limits, Piece
-from icetransfer.data.long.heard import Heard
+from icetransfer.data.long.heard import OUTPUT_SECONDS, Heard
 from icetransfer.data.long.pauses import quiet_frames
 from icetransfer.data.long.words import read_long_text
 from icetransfer.data.readers.folder import read_folder
+from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SAMPLING_RATE, Utterance
-from icetransfer.long_recordings import Aligner, align, make_aligner
+from icetransfer.long_recordings import Aligner, align, make_aligner, without_chance
 from icetransfer.streaming import alignment, audio
 from icetransfer.streaming.posteriors import hear
 
@@ -153,12 +155,14 @@ class Count:
     near: tuple[int, int, int] = (0, 0, 0)
     seconds: float = 0.0
 
-    def add(self, pieces: Sequence[Piece], long: Long, lines: Sequence[Line]) -> None:
+    def add(
+        self, pieces: Sequence[Piece], long: Long, lines: Sequence[Line], normalize: Normalizer
+    ) -> None:
         """Counts the pieces of a recording."""
         owners = [
             (number, place)
             for number, text in lines
-            for place in range(len(text.split()))
+            for place in range(len(normalize(text).split()))
         ]  # fmt: skip
         self.known += sum(number is not None for number, _ in owners)
         spoken = [
@@ -168,7 +172,7 @@ class Count:
         ]
         cursor = 0
         for piece in pieces:
-            count = len(piece.text.split())
+            count = len(normalize(piece.text).split())
             words, cursor = owners[cursor : cursor + count], cursor + count
             if piece.reason or not words:
                 continue
@@ -216,17 +220,26 @@ def evaluate(args: argparse.Namespace) -> None:
                 enumerate(groups(args.corpus, args.minutes, args.limit))]  # fmt: skip
     counts: dict[tuple[str, float], Count] = {}
     computing = {"hearing": 0.0, "aligning": 0.0}
+    errors = letters = 0
     for number, long in enumerate(together):
         begin = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             heard = hear(aligner.model, iter([long.samples]), Path(folder), lambda _: None)
         heard = replace(heard, log_probs=np.array(heard.log_probs))
         computing["hearing"] += time.process_time() - begin
+        for said in long.said:
+            first, end = round(said.start / OUTPUT_SECONDS) - 1, round(said.end / OUTPUT_SECONDS)
+            wanted = aligner.normalizer(said.text)
+            transcript = heard.transcript(names, first, end + 1)
+            errors += kaldialign.edit_distance([*wanted], [*transcript])["total"]
+            letters += len(wanted)
         others = [said.text for said in together[number - 1].said]
         for name, lines in changed(long, others, number).items():
             begin = time.process_time()
             for threshold, pieces in _cut(aligner, heard, lines, names):
-                counts.setdefault((name, threshold), Count()).add(pieces, long, lines)
+                counts.setdefault((name, threshold), Count()).add(
+                    pieces, long, lines, aligner.normalizer
+                )
             computing["aligning"] += time.process_time() - begin
     head = ["text", "confidence", "words", "right", "wrong", "utterances", "minutes"]
     table = Table(*head, "in 0", "in 0.2", "in 0.5")
@@ -234,6 +247,7 @@ def evaluate(args: argparse.Namespace) -> None:
         table.add_row(name, f"{threshold:g}", *count.row())
     Console(width=120).print(table)
     seconds = sum(len(long.samples) for long in together) / SAMPLING_RATE
+    print(f"CER of what the CTC head hears: {100 * errors / letters:.1f} %")
     print(f"{len(together)} recordings, {seconds / 60:.1f} min; CPU seconds: {computing}")
 
 
@@ -244,7 +258,8 @@ def _cut(
     text = read_long_text(joined, aligner.normalizer, aligner.tokenizer, "the text")
     timed = align(heard, text, names)
     for threshold in THRESHOLDS:
-        yield threshold, Cutter(heard, text, timed, Limits(2, 20, threshold), names, " ")()
+        pieces = Cutter(heard, text, timed, Limits(2, 20, threshold), names, " ")()
+        yield threshold, without_chance(pieces, heard.frames * OUTPUT_SECONDS)
 
 
 def write(args: argparse.Namespace) -> None:

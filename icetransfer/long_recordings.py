@@ -26,7 +26,7 @@ from pathlib import Path
 import soundfile
 
 from icetransfer.data.long.anchors import held_entries, runs, sections
-from icetransfer.data.long.cutting import Cutter, Limits
+from icetransfer.data.long.cutting import Cutter, Limits, Piece
 from icetransfer.data.long.heard import OUTPUT_SECONDS, Heard, letters_of
 from icetransfer.data.long.ledger import Found, Ledger, LongRecording, write_copies
 from icetransfer.data.long.path import Timed, align_section
@@ -49,6 +49,8 @@ VERSION = "1"  # raised when the same inputs give other utterances
 SHORTEST_SECTION = 10.0  # seconds between two anchors at which a recording is parted
 #: Of a recording's words: with less of them kept, the text may be another's.
 LITTLE = 0.2
+#: Of a recording and of its text: less may be kept of a text that is another's.
+BY_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ def cut_recording(
     heard = hear(aligner.model, audio.read_file(source), ledger.folder, done)
     join = "" if normalizer.spaceless else " "
     pieces = Cutter(heard, text, align(heard, text, names), limits, names, join)()
+    pieces = without_chance(pieces, heard.frames * OUTPUT_SECONDS)
     path = ledger.name(recording)
     utterances = [piece for piece in pieces if not piece.reason]
     if copies:
@@ -233,6 +236,21 @@ def cut_recording(
         sum(n for n, piece in zip(words, pieces, strict=True) if piece.text),
         sum(n for n, piece in zip(words, pieces, strict=True) if not piece.reason), pieces,
     )  # fmt: skip
+
+
+def without_chance(pieces: list[Piece], seconds: float) -> list[Piece]:
+    """What was found in a recording; nothing, if that is next to nothing of it and of its text.
+
+    Args:
+        pieces: utterances and what is not kept.
+        seconds: of the recording.
+    """
+    kept = [piece for piece in pieces if not piece.reason]
+    of_text = sum(len(p.text) for p in kept) / max(sum(len(p.text) for p in pieces), 1)
+    if of_text >= BY_CHANCE or sum(p.end - p.start for p in kept) >= BY_CHANCE * seconds:
+        return pieces
+    reason = "hardly anything else of the text was found"
+    return [p if p.reason else p._replace(reason=reason) for p in pieces]
 
 
 def _check_channels(path: Path) -> None:
@@ -337,7 +355,7 @@ def _main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="the checkpoint's bpe.model")
     parser.add_argument("--language", help="code of the language, whose text rules are used")
     parser.add_argument(
-        "--min-confidence", type=float, default=0.5, metavar="P",
+        "--min-confidence", type=float, default=0.4, metavar="P",
         help="what is less sure is left out (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -11,12 +11,18 @@ import pytest
 import soundfile
 
 from icetransfer import long_recordings
-from icetransfer.data.long.cutting import Limits
+from icetransfer.data.long.cutting import Limits, Piece
 from icetransfer.data.long.ledger import Ledger, LongRecording
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.tables import read_table
 from icetransfer.data.utterances import Utterance
-from icetransfer.long_recordings import Aligner, cut_all, find_recordings, make_aligner
+from icetransfer.long_recordings import (
+    Aligner,
+    cut_all,
+    find_recordings,
+    make_aligner,
+    without_chance,
+)
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import SIZES, build_transducer
 from tests.unit.data.long.acting import NORMALIZER, make_tokenizer, read, sentences
@@ -73,6 +79,16 @@ def test_a_recipe_reads_what_is_written(folder: Path, calls, tmp_path: Path) -> 
     rejected = [*read_table(out / "rejected.tsv", ["path", "reason", "text", "heard"])]
     assert "Heel wat anders. Kwam xylofoon." in " ".join(row["text"] for row in rejected)
     assert "144 of 149 words" in (out / "summary.md").read_text(encoding="utf-8")
+
+
+def test_next_to_nothing_of_a_recording_is_nothing() -> None:
+    kept, lost = Piece(5, 8, "de hond", 0.5), Piece(10, 90, "x" * 200, None, "not heard")
+    (first, second) = without_chance([kept, lost], 100)
+    assert first == kept._replace(reason="hardly anything else of the text was found")
+    assert second == lost
+    assert without_chance([kept, lost], 50) == [kept, lost]  # much of the recording
+    short = lost._replace(text="x")
+    assert without_chance([kept, short], 100) == [kept, short]  # much of the text
 
 
 def test_copies_are_files_of_their_own(folder: Path, calls, tmp_path: Path) -> None:
