@@ -230,12 +230,12 @@ def cut_recording(
     utterances = [piece for piece in pieces if not piece.reason]
     if copies:
         write_copies(ledger, path, utterances, audio.read_file(source))
-    words = [len(piece.text.split() or [""]) for piece in pieces]
-    return Found(
-        path, recording.speaker, heard.frames * OUTPUT_SECONDS,
-        sum(n for n, piece in zip(words, pieces, strict=True) if piece.text),
-        sum(n for n, piece in zip(words, pieces, strict=True) if not piece.reason), pieces,
-    )  # fmt: skip
+    words, kept_words = (
+        sum(len(p.text.replace(" ", "") if normalizer.spaceless else p.text.split()) for p in of)
+        for of in (pieces, [p for p in pieces if not p.reason])
+    )
+    seconds = heard.frames * OUTPUT_SECONDS
+    return Found(path, recording.speaker, seconds, words, kept_words, pieces)
 
 
 def without_chance(pieces: list[Piece], seconds: float) -> list[Piece]:
