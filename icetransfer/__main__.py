@@ -10,16 +10,9 @@ STAGES = (
     *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (
-    *("config", "experiment", "sweep", "report", "gap", "recommend"),
-    *(
-        "robustness",
-        "transcribe",
-        "long_recordings",
-        "remedy",
-        "model_card",
-        "new_recipe",
-        "doctor",
-    ),
+    *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
+    *("robustness", "transcribe", "long_recordings", "remedy"),
+    *("model_card", "new_recipe", "doctor"),
 )
 
 
