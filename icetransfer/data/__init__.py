@@ -1,1 +1,1 @@
-"""Recordings to batches: readers, checks, features, subsets, loading; text, synthesis, long audio."""
+"""Recordings to batches: readers, checks, features, subsets, loading, text, synthesis, long files."""
