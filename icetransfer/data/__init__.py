@@ -1,1 +1,1 @@
-"""Recordings to batches: readers, checks, features, subsets, loading, text, synthesis, long files."""
+"""Recordings to batches: readers, checks, features, subsets, loading, cutting; text, synthesis."""
