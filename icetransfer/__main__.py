@@ -11,7 +11,8 @@ STAGES = (
 )
 BESIDE = (
     *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "remedy", "model_card", "new_recipe", "doctor"),
+    *("robustness", "transcribe", "long_recordings", "remedy"),
+    *("model_card", "new_recipe", "doctor"),
 )
 
 

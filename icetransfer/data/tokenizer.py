@@ -99,6 +99,11 @@ class Tokenizer:
     def _is_of_characters(self) -> bool:
         return all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :])
 
+    @cached_property
+    def space_id(self) -> int | None:
+        """The token of the space, where characters are the tokens and it is one of them."""
+        return self.tokens.index("▁") if self._is_of_characters and "▁" in self.tokens else None
+
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""
         if UNK_ID not in self.encode(text):

@@ -113,3 +113,8 @@ def id_of_path(name: str) -> str:
     if joined == written:
         return joined
     return f"{joined}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
+
+
+def id_of_part(identity: str, start: float) -> str:
+    """The id of a part of a recording: that of the whole, and the millisecond where it begins."""
+    return f"{identity}-{round(1000 * start):08d}"

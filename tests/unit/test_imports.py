@@ -26,7 +26,7 @@ ORDER = (
     {"training"},
     {"transfer", "train", "average", "export", "decode"},
     {"gap", "recommend", "model_card", "robustness"},
-    {"pack", "transcribe", "remedy", "new_recipe", "doctor"},
+    {"pack", "transcribe", "long_recordings", "remedy", "new_recipe", "doctor"},
     {"report"},
     {"look"},
     {"sweep"},

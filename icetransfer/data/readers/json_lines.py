@@ -22,6 +22,7 @@ from icetransfer.data.utterances import (
     Rejection,
     UnusableError,
     Utterance,
+    id_of_part,
     id_of_path,
 )
 
@@ -103,7 +104,7 @@ def _utterance(row: Any, folder: Path, below_root: str, split: str) -> Utterance
     part = "offset" in row
     identity = id_of_path(os.path.join(below_root, name))  # noqa: PTH118 (millions of them)
     return Utterance(
-        id=f"{identity}-{round(1000 * (offset or 0)):08d}" if part else identity,
+        id=id_of_part(identity, offset or 0.0) if part else identity,
         path=folder / name,
         text=text,
         speaker=speaker,

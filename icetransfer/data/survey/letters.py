@@ -79,7 +79,8 @@ def read_left_out(paths: Iterable[Path]) -> LeftOut:
             continue
         with path.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                rejection = Rejection(**{key: value or "" for key, value in row.items()})
+                values = (row[key] or "" for key in ("id", "path", "reason", "advice"))
+                rejection = Rejection(*values)
                 found.reasons[reason_kind(rejection)] += 1
                 for letter in rejection.reason.partition(OUTSIDE)[2].split():
                     found.letters[letter] += 1

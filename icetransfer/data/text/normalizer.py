@@ -64,7 +64,7 @@ _CHOICES = {
     "spaces": ("remove", "keep"),
 }
 # Foreign letters that are not a letter of the Latin alphabet with a mark.
-_FOLDED = {
+FOLDED = {
     "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "ħ": "h", "æ": "ae", "œ": "oe", "ß": "ss",
     "þ": "th", "ŋ": "n",
 }  # fmt: skip
@@ -259,7 +259,7 @@ class _Folded(dict[int, str]):
         char = own = chr(code)
         if char not in self._alphabet:
             base = unicodedata.normalize("NFD", char)[0]
-            folded = _FOLDED.get(base, base)
+            folded = FOLDED.get(base, base)
             own = folded if set(folded) <= self._alphabet else char
         self[code] = own
         return own
