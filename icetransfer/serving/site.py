@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidMessage
 from websockets.http11 import Request, Response
 
 from icetransfer.experiment import log
@@ -36,6 +37,16 @@ TYPES = {
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
+
+
+class _Connection(ServerConnection):
+    """Says in the log when what comes is not HTTP, which the library does not."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        error = self.protocol.handshake_exc
+        if isinstance(error, InvalidMessage) and not isinstance(error.__cause__, EOFError):
+            log.warning("%s closed: %s (%s)", peer(self), error, error.__cause__)
+        super().connection_lost(exc)
 
 
 class Site:
@@ -94,6 +105,7 @@ class Site:
                 ping_interval=self._limits.ping,
                 ping_timeout=self._limits.ping,
                 close_timeout=2,
+                create_connection=_Connection,
                 logger=_library_log(),
             ) as server:
                 self.port = server.sockets[0].getsockname()[1]
