@@ -3,6 +3,8 @@
 const LONGEST_FILE = 200e6; // bytes
 const SILENT_SECONDS = 3; // after which a microphone that gives only zeros is mentioned
 
+const GONE = "The server has ended: start python -m icetransfer.serve again and reload this page.";
+
 const $ = (id) => document.getElementById(id);
 
 function element(name, properties = {}, ...children) {
@@ -56,7 +58,7 @@ class Word {
   }
 }
 
-class Column {
+export class Column {
   constructor(about) {
     this.about = about;
     this.text = element("div", { className: "text" });
@@ -88,24 +90,25 @@ class Column {
     for (const figure of Object.values(this.figures)) figure.textContent = "–";
   }
 
-  // begin: when the audio began, in milliseconds of performance.now().
-  hear({ ended, partial, seconds, cpu }, begin) {
+  // begin: when the audio began, in milliseconds of performance.now(); sent: its seconds so far.
+  hear({ ended, partial, seconds, cpu }, begin, sent) {
     for (const words of ended) {
-      this.show(words, begin);
+      this.show(words, begin, sent);
       this.endSegment();
     }
-    this.show(partial, begin);
+    this.show(partial, begin, sent);
     this.draw(seconds, cpu);
   }
 
-  show(words, begin) {
+  show(words, begin, sent) {
     const now = performance.now();
     if (words.length && !this.line) {
       this.line = element("p", { className: "partial" });
       this.text.append(this.line);
     }
     words.forEach(([text, , end], i) => {
-      const shown = now - (begin + 1000 * end);
+      // A last token may come out in the silence that the server puts behind the end.
+      const shown = now - (begin + 1000 * Math.min(end, sent));
       if (i < this.current.length) {
         this.current[i].update(text, shown);
       } else {
@@ -234,8 +237,7 @@ class Session {
     this.socket.onopen = () =>
       this.tell({ type: "start", rate: this.rate, columns: [...columns.keys()] });
     this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
-    this.socket.onclose = ({ reason }) =>
-      this.end(reason || "The server is gone: start python -m icetransfer.serve again, then reload this page", true);
+    this.socket.onclose = ({ reason }) => this.end(reason || GONE, true);
   }
 
   tell(tree) {
@@ -244,7 +246,7 @@ class Session {
 
   async receive(message) {
     if (message.type === "ready") await this.listen();
-    else if (message.type === "heard") columns.get(message.column)?.hear(message, this.begin);
+    else if (message.type === "heard") columns.get(message.column)?.hear(message, this.begin, this.sent);
     else if (message.type === "load") this.drawLoad(message);
     else if (message.type === "done") this.end("All was heard.");
     else if (message.type === "error") this.end(message.message, true);
