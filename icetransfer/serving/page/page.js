@@ -5,6 +5,9 @@ const SILENT_SECONDS = 3; // after which a microphone that gives only zeros is m
 
 const GONE = "The server has ended: start python -m icetransfer.serve again and reload this page.";
 
+const LISTENING = "Listening: speak now.";
+const MUTED = "The microphone gives nothing but zeros: is it muted, or is another one chosen in the browser?";
+
 const $ = (id) => document.getElementById(id);
 
 function element(name, properties = {}, ...children) {
@@ -272,7 +275,7 @@ class Session {
       source.connect(context.destination);
       source.start();
     }
-    say(this.length ? "Playing …" : "Listening: speak now.");
+    say(this.length ? "Playing …" : LISTENING);
   }
 
   // block: Int16Array, or null when there is no more.
@@ -287,9 +290,11 @@ class Session {
     this.begin = Math.min(this.begin, performance.now() - 1000 * this.sent);
     const level = block.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
     $("level").value = level / 32768;
+    if (this.length) return;
+    const wasSilent = this.silent > SILENT_SECONDS;
     this.silent = level ? 0 : this.silent + block.length / this.rate;
-    if (this.silent > SILENT_SECONDS && !this.length)
-      say("The microphone gives nothing but zeros: is it muted, or another one chosen in the browser?", true);
+    if (!wasSilent && this.silent > SILENT_SECONDS) say(MUTED, true);
+    if (wasSilent && level) say(LISTENING);
   }
 
   finish(why = "") {
