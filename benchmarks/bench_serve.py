@@ -6,8 +6,7 @@
 The server is a process of its own, as a user starts it; the clients share this one.  Each says the
 bundle's test recording again and again, a second of silence after each, and begins at a moment of
 its own within a chunk.  --full-size makes a model of icefall's usual 66 M parameters with random
-weights in DIR, whose computing is that of a trained one and whose words mean nothing; it hears
-noise.
+weights in DIR, whose computing is that of a trained one and which says nothing; it hears noise.
 
 dropped    seconds that were sent and never decoded, and clients that were sent away
 decoded    milliseconds from when the last sample of a chunk was sent to when its result was here:
@@ -168,6 +167,7 @@ def make_full_size(folder: Path, chunk: int, precision: str) -> None:
     if tier.model("encoder", precision).is_file():
         return
     model = build_transducer(FULL_SIZE, seed=SEED).eval()
+    model.joiner.output_linear.bias.data[0] = 9.0  # blank, or it would speak in every frame
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 // The page of python -m icetransfer.serve: what is heard, what the models say, and how late.
 
 const LONGEST_FILE = 200e6; // bytes
+const NARROW = 700; // pixels
 const SILENT_SECONDS = 3; // after which a microphone that gives only zeros is mentioned
 
 const GONE = "The server has ended: start python -m icetransfer.serve again and reload this page.";
@@ -364,6 +365,7 @@ function start(open, text = "") {
   $("said").hidden = !text;
   $("said").textContent = text ? `Said: ${text}` : "";
   say("");
+  if (innerWidth < NARROW) document.querySelector("details").open = false; // the words, in view
   session = new Session();
   control();
   session.run(open);
