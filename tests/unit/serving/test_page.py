@@ -7,6 +7,8 @@ import pytest
 import soundfile
 from playwright.sync_api import expect, sync_playwright
 
+from icetransfer.serving.columns import find_columns
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000  # milliseconds
 DONE = "All was heard."
@@ -132,6 +134,22 @@ def test_words_that_change_and_vanish_are_marked(page) -> None:
     assert "“dr” after" in added.locator(".changed").get_attribute("title")
     assert added.locator(".gone > span").all_inner_texts() == ["vier"]
     assert added.locator("dd").nth(2).inner_text() == "4, 2"
+
+
+def test_bundles_stand_beside_each_other(browser, serve, bundle, columns, tmp_path) -> None:
+    other = shutil.copytree(bundle, tmp_path / "nl-en" / "bundle")
+    with serve(offered=[*columns, *find_columns([other])]) as site:
+        page = browser.new_page()
+        page.goto(f"http://localhost:{site.port}/")
+        heads = page.locator("section.column h2")
+        expect(heads).to_have_text(["nl-ml", "nl-en"], timeout=PATIENCE)
+        page.locator("#choice input").nth(3).check()
+        expect(heads).to_have_text(["nl-ml", "nl-en", "nl-en"])
+        expect(page.locator("#chosen")).to_have_text("3 of 4")
+        page.get_by_text("All bundles").click()
+        expect(heads).to_have_text(["nl-ml", "nl-en"])
+        expect(page.locator("#recordings button")).to_have_count(1)  # it is the same
+        page.close()
 
 
 def test_without_permission_microphone_or_server(browser, serve) -> None:
