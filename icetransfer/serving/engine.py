@@ -3,7 +3,7 @@
 A stream's samples wait in its inbox.  A thread takes the stream that has waited longest and up to
 `BATCH` others of the same column, gives each a chunk at most of what waits for it, decodes, and
 tells the clients.  What is left waits at the end of the queue, so that a stream with much to catch
-up on does not hold up the others.
+up on does not hold up the others.  A stream whose next chunk is not full does not wait in it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from icetransfer.experiment import log
 from icetransfer.serving.columns import Column
 from icetransfer.streaming.segments import Listener, Samples, Segment, StreamingListener
 from icetransfer.streaming.sherpa import decode_chunks
+from icetransfer.streaming.streams import samples_for
 
 BATCH = 16  # streams that are decoded together
 
@@ -64,6 +65,8 @@ class Stream:
     _inbox: deque[Samples] = field(default_factory=deque)
     _waiting: int = 0  # samples in the inbox
     _heard: int = 0  # samples taken from it
+    _due: int = 0  # samples, heard and waiting, with which there is something to decode
+    _chunks: int = 0  # decoded
     _cpu: float = 0.0
     _has_ended: bool = False  # no more samples will come
     _is_dropped: bool = False
@@ -118,7 +121,9 @@ class Engine:
             thread.join()
 
     def _enqueue(self, stream: Stream) -> None:
-        if not stream._is_busy and not stream._is_dropped and stream not in self._queue:
+        if stream._is_busy or stream._is_dropped or stream in self._queue:
+            return
+        if stream._has_ended or stream._heard + stream._waiting >= stream._due:
             self._queue[stream] = None
             self._change.notify()
 
@@ -167,8 +172,15 @@ class Engine:
                 for (stream, _, is_last), update in zip(taken, updates, strict=True):
                     stream._is_busy = False
                     stream._is_dropped |= is_last or bool(update and update.failure)
+                    stream._due = _due(stream)
                     if stream._inbox or stream._has_ended:
                         self._enqueue(stream)
+
+
+def _due(stream: Stream) -> int:
+    if isinstance(stream.listener, StreamingListener):
+        return samples_for(stream.column.chunk_size, stream._chunks + 1)
+    return stream._heard + round(stream.column.chunk_seconds * SAMPLING_RATE)
 
 
 def _failed(stream: Stream, why: str) -> Update:
@@ -192,7 +204,9 @@ def _decode(taken: Sequence[tuple[Stream, Samples, bool]]) -> list[Update | None
             ended[stream] += listener.finish() if is_last else []
             decoded.add(stream)
     while ready := decode_chunks([*live]):
-        decoded.update(live[one][0] for one in ready)
+        for one in ready:
+            live[one][0]._chunks += 1
+            decoded.add(live[one][0])
     for stream, listener in live.values():
         ended[stream] += listener.take_ended()
     updates: list[Update | None] = []

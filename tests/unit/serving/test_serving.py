@@ -139,7 +139,7 @@ def test_the_load_is_told(site) -> None:
     client = begin(site)
     client.send(np.zeros(1600, np.int16).tobytes())
     found = next(m for m in iter(lambda: json.loads(client.recv(timeout=20)), None) if "cores" in m)
-    assert found["streams"] == 2 and found["behind"] == 0 and found["cpu"] > 0
+    assert found["streams"] == 2 and found["behind"] < 1 and found["cpu"] > 0
     client.close()
 
 
