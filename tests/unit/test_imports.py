@@ -29,6 +29,7 @@ ORDER = (
     {"gap", "recommend", "model_card", "robustness"},
     {"pack", "transcribe", "serve", "remedy", "new_recipe", "doctor"},
     {"report"},
+    {"look"},
     {"sweep"},
     {"__main__"},
 )
