@@ -376,14 +376,9 @@ def _checked(
     files = (*utterance.origins, file)
     found = check(utterance, reading, normalizer, limits)
     if isinstance(found, Rejection):
-<<<<<<< HEAD
-        if _is_for_its_text(found):
-            changes.leave_out(reason_kind(found), utterance.text)
-=======
         if not _is_for_its_text(found):
             return {"rejected": asdict(replace(found, files=files))}
-        changes.leave_out(_kind(found), utterance.text)
->>>>>>> h17
+        changes.leave_out(reason_kind(found), utterance.text)
         return {"rejected": asdict(found)}
     return {"split": utterance.split, "cut": found, "files": files}
 
