@@ -11,7 +11,7 @@ STAGES = (
 )
 BESIDE = (
     *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "long_recordings", "remedy"),
+    *("robustness", "transcribe", "serve", "long_recordings", "remedy"),
     *("model_card", "new_recipe", "doctor"),
 )
 
