@@ -1,10 +1,12 @@
 """Warm-start transfer of streaming speech recognisers: English-only or multilingual?
 
 The names below are the public interface.  They are imported when they are first asked for, so
-that `import icetransfer` alone loads no torch.
+that `import icetransfer` alone loads no torch.  `icetransfer.__version__` is read in the same way.
 """
 
-from importlib import import_module
+import re
+from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 _HOMES = {
@@ -20,8 +22,23 @@ __all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """The version of pyproject.toml, or of the installed package where there is no checkout.
+
+    A checkout needs no installation, and what is recorded at one is not renewed by `git pull`.
+    """
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not project.is_file():
+        return metadata.version("icetransfer")
+    found = re.search(r'^version = "(.+)"$', project.read_text(encoding="utf-8"), re.M)
+    assert found is not None, f"{project} has no version"
+    return found[1]

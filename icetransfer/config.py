@@ -254,7 +254,7 @@ class Train(Section):
     """What is done to cuts: none, default, strong, or a list of your own, each with its `kind`."""
     mix: Mix = Mix()
     join_seconds: float = Field(0, ge=0)
-    """Short cuts are joined to rows of up to so much audio; 0: never."""
+    """Short cuts are joined to rows of at most this many seconds; 0: never."""
     shar: str | None = None
     """Folder or address of the training features as a lhotse Shar; null: read where they lie."""
     log_every: int = Field(20, ge=1)
@@ -270,7 +270,7 @@ class Train(Section):
     dev_wer: bool = False
     """Measure dev WER too, by greedy search at every chunk size."""
     early_stop: int = Field(0, ge=0)
-    """Stop after so many dev WERs that were no better; 0: never."""
+    """Stop after this number of dev WERs without improvement; 0: never."""
     average_period: int = Field(20, ge=1)
     """Steps between updates of the running average of the weights."""
     average_fraction: float = Field(0.2, gt=0, le=1)

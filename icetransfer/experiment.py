@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from icetransfer import config
+from icetransfer import __version__, config
 from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences, read_trees
@@ -281,6 +281,7 @@ def provenance(**more: Any) -> dict[str, Any]:
     packages = ("torch", "lhotse", "onnxruntime", "sherpa-onnx", "sentencepiece", "numpy")
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "icetransfer": __version__,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: _version(name) for name in packages}

@@ -95,7 +95,7 @@ def publish(root: Path) -> None:
         "# Model card: the base models of the mini preset",
         "Two tiny streaming Zipformer transducers, trained from nothing on synthetic speech by the "
         "same recipe: `en.pt` on English, `ml.pt` on several other languages. They exist so that "
-        "`./run_all.sh` can start at once and show the way from a base model to a report; they "
+        "`./run_all.sh` can start at once and show every step from a base model to a report; they "
         "know nothing of real speech and recognise nothing of use. Made by "
         "`python -m icetransfer.model_card`; trained again by `./run_all.sh --from-scratch`.",
         markdown_table(["", *BASE_RECIPES], rows).rstrip(),
@@ -121,6 +121,7 @@ def _facts(name: str, run: Experiment) -> dict[str, str | int]:
         "languages": " ".join(languages),
         "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
         "command": f"`egs/{BASE_RECIPES[name]}/run.sh`",
+        "icetransfer": stages["transfer"].get("icetransfer", "before 0.2.0"),
         "commit": _commit(stages["transfer"]),
         "steps": f"{run.final_step} of {settle(run).config.train.batch_seconds:g} s",
         "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",
@@ -174,6 +175,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         "training": f"{experiment.final_step} steps, seed {config.seed}",
         "search": config.decode.search,
         "checkpoint's sha256": f"`{exported['made_of']['sha256']}`",
+        "icetransfer": exported["provenance"].get("icetransfer", "before 0.2.0"),
         "commit of the export": _commit(exported["provenance"]),
         "versions": ", ".join(
             f"{name} {version}" for name, version in provenance()["versions"].items()

@@ -105,7 +105,7 @@ def _check(code: str, name: str | None) -> str:
     by_name = {english_name: known for known, english_name in english.items()}
     near = difflib.get_close_matches(name or "", by_name, 1)
     hint = f"{near[0]} is {by_name[near[0]]}" if near else "see iso639-3.sil.org for codes"
-    raise ValueError(f"{language} is no language that the CLDR knows; {hint}")
+    raise ValueError(f"{language} is not a language that the CLDR knows; {hint}")
 
 
 def _full_name(code: str, english: str) -> str:

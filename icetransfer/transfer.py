@@ -1,9 +1,9 @@
 """Stage 5: the model that training starts from -> exp/init.pt and exp/transfer.json.
 
 The encoder and its front end come from an EN or ML checkpoint; decoder, joiner and the other
-projections start anew for the new vocabulary; `transfer.parts` chooses otherwise, down to ranges of
-encoder stacks.  `transfer.json` says of every parameter whether it was loaded or re-initialised and
-from where, and what of the base checkpoint was left out.
+projections are initialised for the new vocabulary; `transfer.parts` chooses otherwise, down to
+ranges of encoder stacks.  `transfer.json` says of every parameter whether it was loaded or
+re-initialised and from where, and what of the base checkpoint was left out.
 """
 
 import dataclasses

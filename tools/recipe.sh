@@ -12,7 +12,7 @@ tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
 if [ "$tasks" -gt 1 ]; then
   task=$SLURM_PROCID
 fi
-run_again=75 # exit code of a training that was stopped and wants the same command again
+run_again=75 # exit code of a training that was stopped and continues with the same command
 # shellcheck disable=SC2034 # for the titles of run.sh
 data=data
 resolve=(--conf conf/default.yaml)
@@ -191,7 +191,7 @@ report_end() {
     printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
       "$language" "$running" "$status" >&2
   elif [ -n "$running" ]; then
-    printf 'error: %s: %s failed (exit code %d); when that is mended: %s\n' \
+    printf 'error: %s: %s failed (exit code %d); once that is fixed: %s\n' \
       "$language" "$running" "$status" \
       "$(from_stage "$running_stage")${share:+ --stop-stage $running_stage --share $share}" >&2
   elif [ "$status" -eq 0 ] && [ "$last_stage" -lt 11 ] && [ "$task" -eq 0 ]; then

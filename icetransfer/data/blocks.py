@@ -473,7 +473,7 @@ def _refuse_changes(experiment: Experiment, old: Path, new: Path) -> None:
         f"{experiment.dir} was trained on other data than there are now; {len(changed)} cuts "
         f"differ (frames and text: before -> now), such as\n  "
         + "\n  ".join(changed[:5])
-        + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start anew"
+        + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start again"
     )
 
 

@@ -478,7 +478,7 @@ class _Tally:
             costs = ", ".join(
                 f"{letter} {count}" for letter, count in self.letters.most_common(_LETTERS_SHOWN)
             )
-            log.warning("%s: these characters cost so many of them: %s", name, costs)
+            log.warning("%s: these characters cost recordings: %s", name, costs)
         if self.rejected:
             log.warning("%s: each is named in %s", name, listed)
         for split, of_split in self.splits.items():

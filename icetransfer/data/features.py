@@ -419,7 +419,7 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
     digest = sha256(source)
     with locked(source.parent, "features", waits=True):  # of processes that share, one forgets
         if record.is_file() and record.read_text(encoding="utf-8") != digest:
-            log.info("%s has changed: its features are computed anew", source)
+            log.info("%s has changed: its features are computed again", source)
             target.unlink(missing_ok=True)
             shutil.rmtree(folder)
         atomic.write_text(record, digest)
@@ -431,7 +431,7 @@ def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
         stem = manifest.name.removesuffix(".jsonl.gz")
         shard = folder / f"{stem}.npy"
         if share.has(int(stem.rpartition("-")[2])) and not is_whole(shard):
-            log.warning("%s is gone or cut short: it is computed anew", shard)
+            log.warning("%s is gone or cut short: it is computed again", shard)
             target.unlink(missing_ok=True)
             manifest.unlink()
 

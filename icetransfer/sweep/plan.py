@@ -289,7 +289,7 @@ def check_fairness(sweep: Sweep, cells: Iterable[Cell]) -> None:
             "EN and ML may differ in their init alone, or the gap means nothing:\n  "
             + "\n  ".join(lines[:5])
             + more
-            + "\ngive both the same settings; an experiment to be made anew must be removed"
+            + "\ngive both the same settings; an experiment that is to start again must be removed"
         )
 
 

@@ -1,10 +1,13 @@
 """`python -m icetransfer` names what there is."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import icetransfer
 from icetransfer import __main__ as overview
+from icetransfer.experiment import provenance
 
 PACKAGE = Path(overview.__file__).parent
 #: Not typed by a person, or typed inside a bundle, in which a copy lies.
@@ -30,3 +33,29 @@ def test_it_runs_without_importing_torch() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert "  train           Stage 6: multi-latency fine-tuning" in done.stdout
     assert "torch" not in done.stderr
+
+
+def called(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "icetransfer", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+
+
+def test_a_command_can_be_named_after_icetransfer() -> None:
+    done = called("doctor", "--help")
+    assert done.returncode == 0 and "icetransfer.doctor" in done.stdout
+    assert called("doctor", "--bogus").returncode == 2
+
+
+def test_a_command_that_is_not_there_names_the_nearest() -> None:
+    done = called("trasncribe")
+    assert done.returncode == 2
+    assert done.stderr == "error: trasncribe is not a command; did you mean transcribe?\n"
+
+
+def test_the_version_stands_in_one_place_and_is_carried() -> None:
+    root = PACKAGE.parent
+    (version,) = re.findall(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(), re.M)
+    assert icetransfer.__version__ == provenance()["icetransfer"] == version
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+),", (root / "CHANGELOG.md").read_text(), re.M)
+    assert newest is not None and newest[1] == version
