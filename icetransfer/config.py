@@ -173,7 +173,7 @@ class Transfer(Section):
     base_models: dict[Literal["en", "ml"], Annotated[str, AfterValidator(current_name)]] = Field(
         {"en": "tiny-en", "ml": "tiny-ml"}
     )
-    """For each init a name in icetransfer/base_models.yaml, or a path to a .pt file."""
+    """For each init a name in icetransfer/base_models.yaml, a .pt file, or hf://ORG/NAME/FILE.pt."""
     trusted: bool = False
     """Run code that these files hold: only if you know who made them."""
     parts: tuple[Part, ...] = ("encoder_embed", "encoder")

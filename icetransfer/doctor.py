@@ -55,9 +55,6 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _torch()
     for package, gain in (("k2", "the transducer loss"), ("kaldifeat", "features on a GPU")):
         yield _optional_package(package, gain, f"tools/install_k2.sh {package}")
-    yield _optional_package(
-        "huggingface_hub", "downloads of base models", "python -m pip install huggingface_hub"
-    )
     yield from _machine(root)
     yield _slurm()
     yield from _base_models(root)

@@ -344,12 +344,12 @@ def run_stage_in_shares(doc: str | None, stage: Callable[[Experiment, Share], No
     )
 
 
-def stage_parser(doc: str | None) -> argparse.ArgumentParser:
+def stage_parser(doc: str | None, required: bool = True) -> argparse.ArgumentParser:
     """The command line of a stage: `--exp`, to which it may add options of its own."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    parser.add_argument("--exp", type=Path, required=required, help="experiment folder")
     return parser
 
 

@@ -9,10 +9,13 @@ card is made with the bundle, by `icetransfer.pack`.
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+import icetransfer
 from icetransfer import experiment
 from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
@@ -167,6 +170,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         if chunk_size == -1
         else f"{config.decode.left_context_frames} frames",
         "base model": start.get("name", config.init),
+        "base model's commit": start.get("huggingface", {}).get("revision", ""),
         "base model's sha256": f"`{start['sha256']}`" if "sha256" in start else "",
         "fine-tuned on": ", ".join(
             f"{name}: {found['hours']:.4g} h, {found['speakers']} speakers"
@@ -206,6 +210,47 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         markdown_table(["precision", "MB", "times smaller", "made with"], made).rstrip(),
         "## Licences",
         "\n".join(f"* {line}" for line in licences(experiment, start)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def hub_card(experiment: Experiment, chunk_sizes: Sequence[int]) -> str:
+    """README.md of a repository on a model hub that holds a bundle for each of these tiers.
+
+    The lines between the dashes are what a hub sorts models by.
+    """
+    config = experiment.config
+    head = {
+        "language": [config.language],
+        "license": "other",
+        "license_name": "see-the-model-cards",
+        "library_name": "sherpa-onnx",
+        "pipeline_tag": "automatic-speech-recognition",
+        "tags": ["streaming", "zipformer", "transducer", "icetransfer"],
+    }
+    rows = []
+    for size in chunk_sizes:
+        tier = Exported(experiment.onnx_dir(size)).dir.name
+        links = f"[run it]({tier}/README.md), [card]({tier}/MODEL_CARD.md)"
+        for found in read_results(experiment, size) or [{}]:
+            cells = (found.get("test_set", ""), found.get("engine", ""), found.get("precision", ""))
+            errors = [f"{found[key]:.2f}" if found else "" for key in ("wer", "cer")]
+            rows.append([chunk_label(size), *cells, *errors, links])
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# Streaming speech recognition: {config.language}",
+        "Zipformer transducers for sherpa-onnx, made with icetransfer "
+        f"{icetransfer.__version__}. Each folder is for one latency and runs as it lies.",
+        markdown_table(
+            ["latency", "test set", "engine", "precision", "WER %", "CER %", ""], rows
+        ).rstrip(),
+        "## Licences",
+        "\n".join(
+            f"* {line}"
+            for line in licences(
+                experiment, _read(experiment.dir / "transfer.json").get("base_model") or {}
+            )
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
