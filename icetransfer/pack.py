@@ -11,9 +11,9 @@ bundle.json has the rules of endpoints, chosen from the dev set, SHA256SUMS ever
 check.py checks the bundle where there is only sherpa-onnx and numpy.  `bundle.tar=true` in the
 config adds exp/bundle/<tier>.tar.
 
---push needs `hf auth login` or HF_TOKEN.  It makes a private repository where there is none, and puts
-a folder for each tier into it, with a README.md that lists them, in one commit; `--dry-run` says
-what it would upload.
+--push needs `hf auth login` or HF_TOKEN.  It makes a private repository where there is none, and
+puts a folder for each tier into it, with a README.md that lists them, in one commit; `--dry-run`
+says what it would upload.
 """
 
 import shutil

@@ -125,7 +125,7 @@ def download(base: BaseModel) -> None:
 
 
 def hub_record(base: BaseModel) -> Path:
-    """Where the commit of a downloaded base model is recorded, and the licence of its repository."""
+    """Where a downloaded base model's commit is recorded, and its repository's licence."""
     return base.path.with_name(f"{base.path.name}.hub.json")
 
 
