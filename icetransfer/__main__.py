@@ -8,6 +8,7 @@ import ast
 import difflib
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,18 +32,24 @@ def summary(command: str) -> str:
     return text.splitlines()[0]
 
 
+def line(command: str) -> str:
+    """A command and what it says of itself, in 80 columns."""
+    indent = " " * 18
+    return textwrap.fill(
+        summary(command), 80, initial_indent=f"  {command:<16}", subsequent_indent=indent
+    )
+
+
 def lines() -> Iterator[str]:
     """The text that is printed, line by line."""
     yield "usage: icetransfer COMMAND ..., or python -m icetransfer.COMMAND ..."
     yield "       --help after a command shows its options and two examples"
     yield ""
     yield "The stages of a recipe, which egs/<lang>/run.sh runs:"
-    for command in STAGES:
-        yield f"  {command:<16}{summary(command)}"
+    yield from map(line, STAGES)
     yield ""
     yield "Beside them:"
-    for command in BESIDE:
-        yield f"  {command:<16}{summary(command)}"
+    yield from map(line, BESIDE)
 
 
 def main() -> None:

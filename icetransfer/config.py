@@ -1,6 +1,7 @@
 """Every config key: its type, default and meaning, and which stage reads it.
 
-    python -m icetransfer.config [PREFIX]        the keys, or those that begin with PREFIX
+    python -m icetransfer.config                 every key
+    python -m icetransfer.config train.schedule  the keys that begin with this
     python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from;
                                                  with PREFIX, of these keys
     python -m icetransfer.config --markdown      docs/config.md
@@ -11,7 +12,6 @@ nearest right one.  The resolved tree is saved in the experiment's `config.yaml`
 `experiment.py`) and is all that later stages read.
 """
 
-import argparse
 import difflib
 import json
 import os
@@ -31,6 +31,7 @@ from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
+from icetransfer.stage.command import command_parser
 
 # The recipes that train the base models of the mini preset.
 BASE_RECIPES = {"en": "en", "ml": "multilingual"}
@@ -606,9 +607,7 @@ def _set_in(experiment: Path, prefix: str) -> Iterator[str]:
 
 def main() -> None:
     """Prints the reference of keys, or what an experiment sets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/config.md")
     parser.add_argument("prefix", nargs="?", default="", help="a key, or what keys begin with")
     parser.add_argument("--exp", type=Path, help="an experiment folder: what it sets")
     parser.add_argument("--markdown", action="store_true", help="the page docs/config.md")

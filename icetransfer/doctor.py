@@ -1,13 +1,13 @@
-"""Tells what this machine has for the recipes, what it lacks, and the line that mends it.
+"""What this machine has for the recipes, what it lacks, and the line that installs it.
 
     python -m icetransfer.doctor
+    python -m icetransfer.doctor > doctor.txt      to attach to a bug report
 
 Looks at Python, the pinned packages, GPUs, k2 and kaldifeat, espeak-ng, cores, memory, disk, Slurm,
 the base models and each recipe's data. Exit code 1 when something is missing that every recipe
 needs. It needs no package itself, so that it can say which ones are missing.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from icetransfer.stage.command import command_parser
 
 REPO = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install -r requirements.txt"
@@ -195,9 +197,7 @@ MARKS = {"ok": "ok     ", "optional": "without", "needed": "MISSING"}
 
 def main() -> None:
     """Prints a line for each finding, and what mends it below."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    command_parser(__doc__, "docs/troubleshooting.md").parse_args()
     findings = list(examine(REPO))
     for finding in findings:
         print(f"{MARKS[finding.state]}  {finding.what}: {finding.found}")

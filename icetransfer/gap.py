@@ -1,6 +1,7 @@
 """How much better a multilingual start is than an English one: the gap, its decay, its noise.
 
     python -m icetransfer.gap --results results.csv --out DIR
+    python -m icetransfer.gap --results egs/nl/exp --out DIR    every wer.json in a folder
 
 The gap is WER(en) - WER(ml) in points: above zero, the multilingual start is the better one.  Its
 mean over languages is given for every test set, precision, latency and amount of training data,
@@ -16,7 +17,6 @@ file).  A folder may be given instead: every wer.json under it counts, with the 
 it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
 """
 
-import argparse
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -63,6 +63,7 @@ from icetransfer.analysis.sweep_results import (
     without_collapsed,
 )
 from icetransfer.config import hours_label
+from icetransfer.stage.command import command_parser
 
 MARGIN = 0.5  # WER points: gaps at two latencies that are closer count as the same
 NEGLIGIBLE = 0.25  # WER points: a smaller gap is not worth choosing by
@@ -522,9 +523,7 @@ def analyse(
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md")
     parser.add_argument(
         "--results", type=Path, required=True, help="results.csv, or a folder of wer.json"
     )

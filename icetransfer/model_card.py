@@ -1,13 +1,13 @@
 """Model cards: what is to be known of a bundle, and of the two tiny base models.
 
     python -m icetransfer.model_card
+    egs/en/run.sh --stop-stage 9 && egs/multilingual/run.sh --stop-stage 9     what it needs first
 
-puts the two trained base models into egs/base_models: it reads the finished runs of egs/en and
+It puts the two trained base models into egs/base_models: it reads the finished runs of egs/en and
 egs/multilingual (stages 0 to 9), and writes egs/base_models/{en,ml}.pt and their card.  A bundle's
 card is made with the bundle, by `icetransfer.pack`.
 """
 
-import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import CONDITION_COLUMNS, condition_cells, condition_results, planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.markdown import markdown_table
 from icetransfer.stage.stamp import sha256
@@ -297,9 +298,7 @@ def licences(experiment: Experiment, base_model: dict[str, Any]) -> list[str]:
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "egs/base_models/README.md")
     parser.parse_args()
     experiment.main(lambda: publish(REPOSITORY))
 

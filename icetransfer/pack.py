@@ -35,6 +35,7 @@ from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_offline, decode_streams
 from icetransfer.experiment import (
     Experiment,
+    enter_recipe,
     log,
     main,
     open_experiment,
@@ -268,11 +269,11 @@ def _main() -> None:
         parser.error("--exp DIR is needed, or --check DIR")
     elif args.push:
         run_logged(
-            lambda: open_experiment(args.exp),
+            lambda: open_experiment(enter_recipe(args.exp)),
             lambda experiment: push(experiment, args.push, args.dry_run),
         )
     else:
-        run_logged(lambda: open_experiment(args.exp), pack_tiers)
+        run_logged(lambda: open_experiment(enter_recipe(args.exp)), pack_tiers)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Which start for this much data: ML, EN, or either.
 
-    python -m icetransfer.recommend --hours 300 [--language de] [--chunk-ms 160] [--results F.csv]
-    python -m icetransfer.recommend --plan plan.csv [--results F.csv]
+    python -m icetransfer.recommend --hours 300
+    python -m icetransfer.recommend --hours 300 --language de --chunk-ms 160 --results results.csv
+    python -m icetransfer.recommend --plan plan.csv [--results results.csv] [--full]
 
 With the results of a sweep of one's own the answer rests on them: on the language's own gaps where
 it was in the sweep, else on the mean over the languages that were.  Without, or for an amount of
@@ -12,7 +13,6 @@ language and hours, and may have chunk_ms (-1: offline); the answer is a table.
 is ruled out at the 5 % level, one-sided; else "either".  The interval printed is two-sided, 95 %.
 """
 
-import argparse
 import csv
 import io
 import math
@@ -42,6 +42,7 @@ from icetransfer.analysis.sweep_results import (
 from icetransfer.config import hours_label
 from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.text import read_text
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
@@ -361,9 +362,7 @@ def _hours(text: str) -> float:
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--hours", help="training data: 300, 300h or 30min")
     asked.add_argument("--plan", type=Path, help="CSV file with language, hours and chunk_ms")

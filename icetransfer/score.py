@@ -15,7 +15,6 @@ Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -37,6 +36,7 @@ from icetransfer.data.text.normalizer import raw
 from icetransfer.experiment import Experiment, log, main, run_stage
 from icetransfer.settings.corpora import has_split
 from icetransfer.settings.robustness import CONDITIONS
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.json_file import read_json
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
@@ -456,9 +456,7 @@ def _run(experiment: Experiment) -> None:
 
 
 def _run_comparison() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md, docs/measuring.md")
     parser.add_argument("--compare", type=Path, nargs=2, required=True, metavar="RECOGS")
     paths = parser.parse_args().compare
 

@@ -1,9 +1,12 @@
 """`python -m icetransfer` names what there is."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import icetransfer
 from icetransfer import __main__ as overview
@@ -59,3 +62,27 @@ def test_the_version_stands_in_one_place_and_is_carried() -> None:
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
     newest = re.search(r"^## (\S+),", (root / "CHANGELOG.md").read_text(), re.M)
     assert newest is not None and newest[1] == version
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", [*overview.STAGES, *overview.BESIDE])
+def test_help_shows_two_examples_and_where_the_reference_is(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"icetransfer.{command}", run_name="__main__")
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    examples = re.findall(r"^ {4}(?:python -m|\S+\.sh|.* \| python -m) .*", printed, re.M)
+    assert len(examples) >= 2, printed
+    (reference,) = re.findall(r"^Reference: (.+)$", printed, re.M)
+    for document in reference.split(", "):
+        assert (PACKAGE.parent / document).is_file()
+    if command in overview.STAGES:
+        assert re.search(r"^ {4}egs/nl/run.sh .*--stage \d+ .*\S+=\S+$", printed, re.M)
+
+
+def test_the_list_fits_a_terminal() -> None:
+    assert max(len(line) for text in overview.lines() for line in text.splitlines()) <= 80
