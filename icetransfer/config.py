@@ -26,8 +26,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from icetransfer.settings import reference
-from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
-from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
+from icetransfer.settings.augment import Augmentations
+from icetransfer.settings.corpora import Corpus
+from icetransfer.settings.errors import describe_errors, known_keys
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
@@ -503,47 +504,6 @@ def dump_config(config: Section) -> str:
     return SAVED_FIRST + yaml.safe_dump(
         tree, sort_keys=False, allow_unicode=True, explicit_end=True
     )
-
-
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a section, dotted; that of a corpus stands under NAME."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-        elif field.annotation == dict[str, Corpus]:
-            for corpus in CORPUS_CLASSES:
-                keys += known_keys(corpus, f"{prefix}{name}.NAME.")
-        elif name == "augment":
-            for augmentation in AUGMENTATION_CLASSES:
-                keys += known_keys(augmentation, f"{prefix}{name}.")
-    return keys
-
-
-def describe_errors(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
-    """Turns pydantic's errors into lines that a user can act on; keys begin with the prefix."""
-    known = known_keys(section, prefix)
-    lines = []
-    for item in error.errors():
-        parts = [str(part) for part in item["loc"]]
-        if parts[:2] == ["data", "corpora"]:
-            # pydantic puts the tag of the union ("synthetic") after the name: users never type it
-            del parts[3:4]
-        elif parts[:2] == ["train", "augment"]:
-            del parts[2:4]
-        key = prefix + ".".join(parts)
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"unknown config key {key}{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"config key {key} is required and not set")
-        else:
-            value = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            where = f"config key {key}: " if key else ""
-            lines.append(f"{where}{item['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(lines)
 
 
 def _begins(key: str, prefix: str) -> bool:

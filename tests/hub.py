@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Invalid credentials"}, self.hub.refuse)
         elif path == "/api/repos/create":
             self.hub.created.append(json.loads(body))
-            self._json({"url": "http://hub/" + json.loads(body)["name"]})
+            self._json({"url": f"http://{self.headers['Host']}/org/name"})
         elif "/preupload/" in path:
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from icetransfer import config
 from icetransfer.experiment import Experiment
 from icetransfer.settings.corpora import SyntheticCorpus, has_split
+from icetransfer.settings.errors import describe_errors
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import differences
 from icetransfer.sweep.jobs import Job, is_complete, read_json
@@ -167,7 +168,7 @@ def read_preset(name: str, changes: dict[str, Any], root: Path = REPOSITORY) -> 
     try:
         preset = Preset.model_validate(tree | given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {config.describe_errors(error, Preset)}") from None
+        raise ValueError(f"{path}: {describe_errors(error, Preset)}") from None
     for language in preset.languages:
         if not (root / "egs" / language / "run.sh").is_file():
             known = " ".join(sorted(p.parent.name for p in (root / "egs").glob("??/run.sh")))

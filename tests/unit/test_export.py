@@ -129,7 +129,7 @@ def test_what_is_not_possible_is_said(files, nano_dims) -> None:
 
     fails(r"chunk_size=7 \(140 ms\) does not fit this model.*multiple of 2", chunk_size=7)
     fails("precisions=int3: 'int3' is none of fp32, fp16, int8, int4", precisions="int3")
-    fails(r"export.int4.block_size: Input should be 16, 32", **{"export.int4.block_size": 24})
+    fails(r"export.int4.block_size: expected 16, 32", **{"export.int4.block_size": 24})
     fails("unknown config key export.int5; did you mean export.int", **{"export.int5": 24})
     fails("chunk_size=big: expected whole numbers", chunk_size="big")
     fails("left_context_frames=-1: expected one number", left_context_frames=-1)
