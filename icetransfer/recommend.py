@@ -18,12 +18,11 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from icetransfer import experiment
@@ -42,7 +41,7 @@ from icetransfer.analysis.sweep_results import (
 from icetransfer.config import hours_label
 from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
-from icetransfer.stage.command import command_parser
+from icetransfer.stage.command import command_parser, printer, slim_table
 from icetransfer.stage.text import read_text
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
@@ -63,6 +62,7 @@ class Recommendation:
     source: str  # OWN, MINI or PUBLISHED
     basis: str
     more_data: str  # what twice the data would buy
+    caution: str = ""  # how little is known, where that is so
 
     @property
     def bounds(self) -> str:
@@ -70,10 +70,12 @@ class Recommendation:
         return "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
 
     def __str__(self) -> str:
-        text = f"{self.choice}: expected WER(en) - WER(ml) {self.gap:+.2f} points"
+        about = f"about {self.gap:+.0f}" if self.caution else f"{self.gap:+.2f}"
+        text = f"{self.choice}: expected WER(en) - WER(ml) {about} points"
         if self.bounds:
             text += f" (95 % interval {self.bounds})"
-        return f"{text}\n{self.source}: {self.basis}\n{self.more_data}"
+        parts = [text, self.caution, f"{self.source}: {self.basis}", self.more_data]
+        return "\n".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,25 @@ def from_published(hours: float) -> Recommendation:
     expected, doubled = law.gap(max(hours, least)), law.gap(max(2 * hours, least))
     under = laws.threshold(law, NEGLIGIBLE, amounts)
     assert expected is not None and doubled is not None and under is not None
+    caution = ""
     basis = (
         f"rests on {study.SETTING}, two points: {amounts[0]:g} h and {amounts[1]:g} h, which "
         f"cannot test the law; not on a measurement of yours; no interval was published"
     )
     if not amounts[0] <= hours <= amounts[1]:
         basis += f"; {hours_label(hours)} lies outside it, so this is an extrapolation"
+        caution = (
+            f"Little is known here: nobody has measured {hours_label(hours)}, and the size of the "
+            f"gap is a guess. Measure it: ./run_all.sh --hours ... runs a sweep of your own, and "
+            f"--results FILE rests on it."
+        )
     if hours < least:
         basis += f", and not carried below {hours_label(least)}, of which the gap given here is"
     more = f"twice the data ({hours_label(2 * hours)}): expected gap {doubled:+.2f}"
     if under.hours is not None and hours < under.hours:
         more += f"; it falls under {NEGLIGIBLE:g} at about {under.hours:.0f}h"
     return Recommendation(
-        choose(expected, None, None), expected, None, None, PUBLISHED, basis, more
+        choose(expected, None, None), expected, None, None, PUBLISHED, basis, more, caution
     )
 
 
@@ -185,9 +193,7 @@ def from_results(
             f"{path} has {hours_label(amounts[0])} to {hours_label(amounts[-1])}: too far from "
             f"{hours_label(hours)} to say anything; {found.basis}"
         )
-        return Recommendation(
-            found.choice, found.gap, None, None, PUBLISHED, basis, found.more_data
-        )
+        return replace(found, basis=basis)
     by_hours, count, whose = _gaps_for(evidence, hours, language)
     draws, how = _gap_at(hours, by_hours, count, str(path))
     low, high = interval(draws, count)
@@ -197,7 +203,14 @@ def from_results(
         basis += "; noise between training runs is not in the interval"
     source = MINI if amounts[-1] < MINI_HOURS else OWN
     more = _more_data(evidence, hours, by_hours, count, choice, language)
-    return Recommendation(choice, float(draws[0]), low, high, source, basis, more)
+    caution = ""
+    if not min(by_hours) <= hours <= max(by_hours):
+        caution = (
+            f"Little is known here: {hours_label(hours)} lies outside what {path} measured, "
+            f"{hours_label(min(by_hours))} to {hours_label(max(by_hours))}, and the size of the "
+            f"gap is a guess."
+        )
+    return Recommendation(choice, float(draws[0]), low, high, source, basis, more, caution)
 
 
 def _listed(amounts: Sequence[float]) -> str:
@@ -329,26 +342,42 @@ def read_plan(path: Path) -> list[Request]:
     return requests
 
 
-def plan_table(requests: Sequence[Request], results: Path | None) -> Table:
-    """A row for each request, and the reason where there is no answer."""
-    table = Table(title="EN or ML start; gap: expected WER(en) - WER(ml) in points")
+def plan_table(
+    requests: Sequence[Request], results: Path | None, full: bool
+) -> tuple[Table, list[str]]:
+    """A row for each request.
+
+    Args:
+        requests: of a plan.
+        results: what to rest on; None: the published law.
+        full: whether what twice the data buys has a column too.
+
+    Returns:
+        The table, and a line for each request that has no answer or a doubtful one.
+    """
+    table = slim_table("EN or ML start; gap: expected WER(en) - WER(ml) in points")
     for column in ("language", "data", "latency", "start"):
         table.add_column(column)
     for column in ("gap", "95 % interval"):
         table.add_column(column, justify="right")
-    for column in ("rests on", "twice the data"):
+    for column in ("rests on", *(("twice the data",) if full else ())):
         table.add_column(column)
+    notes = []
     for request in requests:
         tier = "mean" if request.chunk_ms is None else tier_label(request.chunk_ms)
         names = [request.language or "", hours_label(request.hours), tier]
         try:
             found = recommend(request, results)
         except ValueError as error:
-            table.add_row(*names, "–", "", "", str(error), "")
+            table.add_row(*names, "–")
+            notes.append(f"{', '.join(names)}: {error}")
             continue
-        more = found.more_data.partition(": ")[2]
-        table.add_row(*names, found.choice, f"{found.gap:+.2f}", found.bounds, found.source, more)
-    return table
+        gap = f"≈ {found.gap:+.0f}" if found.caution else f"{found.gap:+.2f}"
+        more = [found.more_data.partition(": ")[2]] if full else []
+        table.add_row(*names, found.choice, gap, found.bounds, found.source, *more)
+        if found.caution:
+            notes.append(f"{', '.join(names)}: {found.caution}")
+    return table, notes
 
 
 def _hours(text: str) -> float:
@@ -369,18 +398,20 @@ def _run() -> None:
     parser.add_argument("--language", help="of the recogniser, as in results.csv")
     parser.add_argument("--chunk-ms", type=int, help="rest on this latency alone (-1: offline)")
     parser.add_argument("--results", type=Path, help="results.csv of a sweep")
+    parser.add_argument("--full", action="store_true", help="with --plan: every column")
     args = parser.parse_args()
 
     def run() -> None:
+        console = printer()
         if args.plan is None:
-            print(
-                recommend(Request(_hours(args.hours), args.language, args.chunk_ms), args.results)
-            )
+            request = Request(_hours(args.hours), args.language, args.chunk_ms)
+            found = str(recommend(request, args.results))
+            console.print(found, markup=False, soft_wrap=not console.is_terminal)
             return
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 200  # in a file, no line needs breaking
-        console.print(plan_table(read_plan(args.plan), args.results))
+        table, notes = plan_table(read_plan(args.plan), args.results, args.full)
+        console.print(table)
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=not console.is_terminal)
 
     experiment.main(run)
 

@@ -52,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             self.hub.created.append(json.loads(body))
             self._json({"url": f"http://{self.headers['Host']}/org/name"})
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}

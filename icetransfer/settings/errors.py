@@ -86,7 +86,7 @@ def _expected(item: ErrorDetails, parts: list[str]) -> str:
         facts = item.get("ctx", {})
         kinds = (kind for kind in EXPECTED if item["type"].startswith(kind))
         kind = next(kinds, None)
-        if parts[-1:] == ["hours"] and kind == "float":
+        if "hours" in parts and kind == "float":
             said = f"expected {HOURS}"
         else:
             said = f"expected {EXPECTED[kind](facts)}" if kind else "expected another kind of value"

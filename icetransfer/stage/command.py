@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 FILE_WIDTH = 200  # characters: in a file, no line of a table needs breaking
 
@@ -35,3 +36,14 @@ def printer() -> "Console":
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
+
+
+def slim_table(title: str) -> "Table":
+    """A table without lines between its columns, so that more of them fit a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False, show_edge=False,
+    )  # fmt: skip

@@ -168,7 +168,8 @@ def read_preset(name: str, changes: dict[str, Any], root: Path = REPOSITORY) -> 
     try:
         preset = Preset.model_validate(tree | given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe_errors(error, Preset)}") from None
+        more = " and the options of the command line" if given else ""
+        raise ValueError(f"{path}{more}: {describe_errors(error, Preset)}") from None
     for language in preset.languages:
         if not (root / "egs" / language / "run.sh").is_file():
             known = " ".join(sorted(p.parent.name for p in (root / "egs").glob("??/run.sh")))
@@ -177,6 +178,16 @@ def read_preset(name: str, changes: dict[str, Any], root: Path = REPOSITORY) -> 
     if wrong:
         raise ValueError(f"inits has {', '.join(wrong)}; expected en, ml or random")
     return Sweep(path.stem, preset, preset.settings, root)
+
+
+def no_comparison(preset: Preset) -> str:
+    """What is said of a sweep that compares no EN start with an ML start; empty where it does."""
+    if {"en", "ml"} <= {*preset.inits}:
+        return ""
+    return (
+        f"only {' and '.join(preset.inits)} is run: there is no gap without both en and ml, so the "
+        f"report will have error rates and no answer on which start is better"
+    )
 
 
 def expand(preset: Preset) -> list[Cell]:

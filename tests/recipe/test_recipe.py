@@ -138,7 +138,10 @@ def test_help_prints_header_options_and_stages(language: str, tmp_path: Path) ->
         (["--bogus"], "unknown option --bogus"),
         (["--stage"], "--stage needs a value"),
         (["--stage", "six"], "--stage takes a stage from 0 to 11, got 'six'"),
-        (["--stage", "5", "--stop-stage", "3"], "no stage lies between them; the first comes first"),
+        (
+            ["--stage", "5", "--stop-stage", "3"],
+            "no stage lies between them",
+        ),
         (["--stop-stage", "12"], "--stop-stage takes a stage"),
         (["--share", "1/2", "--stage", "1"], "stages 1 and 2 alone can be shared"),
         (["--gpus", "0"], "--gpus takes a number from 1, got '0'"),

@@ -106,7 +106,7 @@ def test_token_lists_of_icefall_have_two_more_lines_than_the_model(files, caplog
     of_icefall.write_text(given + "#0 20\n#1 21\n")
     with caplog.at_level("INFO", logger="icetransfer"):
         export.export_checkpoint(words(files, out, tokens=of_icefall, chunk_size=8))
-    assert "icefall-tokens.txt: the last 2, from #0 on, are no tokens of the model" in caplog.text
+    assert "icefall-tokens.txt: the last 2, from #0 on, are not tokens of the model" in caplog.text
     assert (out / "tokens.txt").read_text() == given
     # a bundle of others, whose list was copied: both engines take it
     (out / "tokens.txt").write_text(of_icefall.read_text())
