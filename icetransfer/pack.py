@@ -19,6 +19,7 @@ says what it would upload.
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ import icetransfer
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
 from icetransfer.bundle.settings import Settings, read_settings, write_settings
+from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.features import read_manifest
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
@@ -84,7 +86,24 @@ def pack_tiers(experiment: Experiment) -> None:
             ):
                 archive.add(folder, folder.name)
         log.info("-> %s", folder)
-    log.info("the README.md in each says how to run it")
+    size = main_tier(experiment.config.decode.chunk_sizes)
+    for result in read_results(experiment, size):
+        if result["precision"] == experiment.config.decode.precisions[0]:
+            unit = "CER" if result.get("unit") == "character" else "WER"
+            log.info(
+                "%s %.1f %% (%s, %s, %s)", unit, result["wer"], result["test_set"],
+                result["engine"], chunk_label(size),
+            )  # fmt: skip
+    latency = "offline" if size == -1 else chunk_ms(size)
+    log.info(
+        "next: python -m icetransfer.transcribe --bundle %s --latency %s FILE...",
+        experiment.bundle_dir, latency,
+    )  # fmt: skip
+
+
+def main_tier(chunk_sizes: Sequence[int]) -> int:
+    """The tier that is spoken of where there is room for one: the nearest to 320 ms."""
+    return min(chunk_sizes, key=lambda size: (size == -1, abs(size - 16)))
 
 
 def find_sample(experiment: Experiment) -> Sample:

@@ -14,7 +14,7 @@ from rich.table import Table
 from icetransfer.analysis import gap_report
 from icetransfer.config import hours_label
 from icetransfer.report.tables import error_tables
-from icetransfer.stage.command import printer, slim_table
+from icetransfer.stage.command import FILE_WIDTH, printer, slim_table
 
 Row = dict[str, Any]
 Lines = Sequence[Sequence[str]]
@@ -63,7 +63,8 @@ def _last_gap(analysis: Row | None) -> str:
 def print_table(console: Console, title: str, header: Sequence[str], lines: Lines) -> None:
     """Prints a table whole where it fits, else without what is the same in every line, or CER."""
     table = _fill(Table(title=title, title_justify="left"), header, lines)
-    if Measurement.get(console, console.options, table).maximum <= console.width:
+    wide = console.options.update(max_width=10 * FILE_WIDTH)
+    if Measurement.get(console, wide, table).maximum <= console.width:
         console.print(table)
         return
     groups: dict[str, list[Sequence[str]]] = defaultdict(list)
@@ -76,17 +77,20 @@ def print_table(console: Console, title: str, header: Sequence[str], lines: Line
             for index, name in enumerate(header)
             if name in NAMES and len({line[index] for line in group}) == 1
         }
-        kept = [index for index in range(len(header)) if index not in same]
+        kept = [i for i in range(len(header)) if i not in same and header[i] != "runs"]
         facts = ", ".join(f"{header[index]} {text}" for index, text in same.items())
-        narrow = [[_narrow(line[index]) for index in kept] for line in group]
+        narrow = [[_narrow(header, line, index) for index in kept] for line in group]
         heads = ["lang" if header[index] == "language" else header[index] for index in kept]
         short = title.replace("WER / CER", "WER")
         console.print(_fill(slim_table(f"{short}\n{facts}" if facts else short), heads, narrow))
 
 
-def _narrow(cell: str) -> str:
-    """Without CER after WER; an interval stands below its value."""
-    return re.sub(r"(?<=\d) / [\d.]+", "", cell).replace(" [", "\n[")
+def _narrow(header: Sequence[str], line: Sequence[str], index: int) -> str:
+    """A cell without CER after WER; intervals stand below their value, runs beside their init."""
+    if header[index] == "init" and "runs" in header and (runs := line[header.index("runs")]) != "1":
+        return f"{line[index]} ×{runs}"
+    cell = re.sub(r"(?<=\d) / [\d.]+", "", line[index])
+    return cell.replace(" ± ", " ±").replace(" [", "\n[")
 
 
 def _fill(table: Table, header: Sequence[str], lines: Lines) -> Table:

@@ -145,7 +145,7 @@ def test_the_short_table_fits_a_terminal(tmp_path: Path) -> None:
         "test set|precision|engine|160 ms|320 ms|640 ms|offline"
     )
     (torch,) = [line for line in lines if "torch" in line]
-    assert re.fullmatch(r"toy +fp32 +torch +– +98\.8 ±7\.\d ! ( +98\.8 ±7\.\d ){2}", torch)
+    assert re.fullmatch(r"toy +fp32 +torch +– +98\.8 ±7\.\d !( +98\.8 ±7\.\d){2}", torch)
     assert len([line for line in lines if "toy " in line]) == 3, "a line each"
 
 
