@@ -5,8 +5,10 @@ that `import icetransfer` alone loads no torch.  `icetransfer.__version__` is re
 """
 
 import re
+import sys
 from importlib import import_module, metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 _HOMES = {
@@ -29,6 +31,20 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _end_in_one_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # of `python -m icetransfer...`, before the command itself is found
+    # Libraries take seconds to import, and Ctrl-C in them would show a traceback.
+    sys.excepthook = _end_in_one_line
 
 
 def _version() -> str:

@@ -198,6 +198,8 @@ report_end() {
   if [ -n "$running" ] && [ "$status" -eq "$run_again" ]; then
     printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
       "$language" "$running" "$status" >&2
+  elif [ "$status" -eq 130 ]; then
+    return # Ctrl-C: the stage has said so
   elif [ -n "$running" ]; then
     # Only the stage knows what went wrong, and has said so.
     printf '%s: %s did not end (exit code %d); to go on from there: %s\n' \

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_help_shows_two_examples_and_where_the_reference_is(
         assert (PACKAGE.parent / document).is_file()
     if command in overview.STAGES:
         assert re.search(r"^ {4}egs/nl/run.sh .*--stage \d+ .*\S+=\S+$", printed, re.M)
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")  # as if pressed just then
+    command = [sys.executable, "-m", "icetransfer.gap", "--help"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "interrupted\n"
 
 
 def test_the_list_fits_a_terminal() -> None:
