@@ -552,6 +552,10 @@ def _run() -> None:
         analysis = analyse(results, margin=args.margin, threshold=args.threshold)
         gap_report.write(analysis, args.out)
         experiment.log.info("-> %s", args.out / "gap.md")
+        if args.results.is_file():
+            experiment.log.info(
+                "next: python -m icetransfer.recommend --hours 100 --results %s", args.results
+            )
 
     experiment.main(run)
 

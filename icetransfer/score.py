@@ -377,6 +377,7 @@ def condition_cells(result: dict[str, Any]) -> list[str]:
     ]
 
 
+SPELLED_OUT = 4  # fewer results than these are named in a warning
 SHORT_CONDITIONS = 6  # columns of the table that fits a terminal
 
 
@@ -415,21 +416,28 @@ def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
     return sum(len(found) > 1 for found in tokens.values()), len(tokens)
 
 
-def agreement(experiment: Experiment) -> list[str]:
-    """A line for each test set, precision, tier and search that several engines have decoded."""
+def agreement(experiment: Experiment, full: bool = True) -> list[str]:
+    """A line for each test set, precision, tier and search that several engines have decoded.
+
+    Without `full`, one line for all of them where the engines agree in every utterance.
+    """
     groups: dict[Decoding, dict[str, Path]] = {}
     for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
         path = run.folder(experiment.decode_dir) / "recogs.jsonl"
         if path.is_file():
             groups.setdefault(replace(run, engine=""), {})[run.engine] = path
     lines = []
+    equal = 0
     for run, paths in groups.items():
         if len(paths) > 1:
             differing, total = count_differing_tokens([*paths.values()])
+            equal += not differing
             lines.append(
                 f"{run.test_set}, {run.precision}, {chunk_label(run.chunk_size)}: the same tokens "
                 f"from {', '.join(paths)} in {total - differing} of {total} utterances"
             )
+    if not full and 1 < len(lines) == equal:
+        return ["the engines have the same tokens in every utterance that several decoded"]
     return lines
 
 
@@ -500,15 +508,16 @@ def _run(experiment: Experiment, full: bool) -> None:
     console.print(table)
     if (conditions := conditions_table(experiment, full)) is not None:
         console.print(conditions)
-    for line in agreement(experiment):
-        console.print(line, soft_wrap=True, markup=False)
+    for line in agreement(experiment, full):
+        console.print(line, soft_wrap=not console.is_terminal, markup=False)
     for line in costs_above_margin(experiment):
         log.warning("%s", line)
     if silent := collapsed_results(experiment):
         log.warning(
             "%s: WER over 90 %%, mostly deletions: the model says next to nothing; "
             "%s/train.log says what is wrong, docs/troubleshooting.md what to change",
-            ", ".join(silent), experiment.dir / "log",
+            ", ".join(silent) if len(silent) < SPELLED_OUT else f"{len(silent)} results",
+            experiment.dir / "log",
         )  # fmt: skip
     if missing:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)

@@ -43,6 +43,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, tree: Any, status: int = 200) -> None:
         self._answer(status, json.dumps(tree).encode(), {"Content-Type": "application/json"})
 
+    def _page(self) -> str:
+        """An address, which the client takes apart."""
+        return f"http://{self.headers['Host']}/org/name"
+
     def _serve(self) -> None:
         path = self.path.partition("?")[0]
         self.hub.asked.append(f"{self.command} {path}")
@@ -51,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Invalid credentials"}, self.hub.refuse)
         elif path == "/api/repos/create":
             self.hub.created.append(json.loads(body))
-            self._json({"url": f"http://{self.headers['Host']}/org/name"})
+            self._json({"url": self._page()})
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
@@ -77,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 content = base64.b64decode(line["value"]["content"])
                 self.hub.files[f"{repository}/{line['value']['path']}"] = content
-        self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"http://hub/{COMMIT}"})
+        self._json({"success": True, "commitOid": COMMIT, "commitUrl": self._page()})
 
     def _file(self, path: str) -> None:
         repository, _, rest = path.removeprefix("/").partition("/resolve/")

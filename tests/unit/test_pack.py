@@ -302,3 +302,19 @@ def test_push_refuses_what_is_not_a_repository_or_not_as_it_was_packed(
     with pytest.raises(ValueError, match=r"offline: bpe\.vocab is damaged.*stage 11 again"):
         pack.push(experiment, "org/name", dry_run=True)
     tokens.write_bytes(before)
+
+
+def test_packing_ends_with_the_error_rate_and_the_next_command(
+    experiment, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(pack, "pack_tier", lambda *_: None)
+    monkeypatch.setattr(pack.log, "propagate", True)
+    with caplog.at_level("INFO", logger="icetransfer"):
+        pack.pack_tiers(experiment)
+    rate, following = caplog.messages[-2:]
+    assert re.fullmatch(r"WER [\d.]+ % \(\w+, sherpa, 160 ms \(\+130 ms look-ahead\)\)", rate)
+    folder = experiment.bundle_dir
+    assert following == (
+        f"next: python -m icetransfer.transcribe --bundle {folder} --latency 160 FILE..."
+    )
+    assert pack.main_tier([8, 16, 32, -1]) == 16 and pack.main_tier([-1]) == -1

@@ -78,6 +78,7 @@ def test_engines_that_disagree_are_counted(tmp_path: Path) -> None:
         last = 9 if (run.engine, run.precision, run.chunk_size) == ("sherpa", "fp32", 16) else 3
         rows = [{"id": "a", "tokens": [1, 2]}, {"id": "b", "tokens": [last]}]
         (folder / "recogs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert len(score.agreement(toy, full=False)) == 2, "they do not agree"
     assert score.agreement(toy) == [
         "toy, fp32, 320 ms (+130 ms look-ahead): the same tokens from sherpa, torch in 1 of 2 "
         "utterances",
