@@ -4,12 +4,28 @@ The names below are the public interface.  They are imported when they are first
 that `import icetransfer` alone loads no torch.  `icetransfer.__version__` is read in the same way.
 """
 
-import re
+import os
+import signal
 import sys
-from importlib import import_module, metadata
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # so that a shell knows why it ended
+    else:
+        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+
+
+if sys.argv[:1] == ["-m"]:  # of `python -m icetransfer...`, before the command itself is found
+    # Libraries take seconds to import, and Ctrl-C in them would show a traceback.
+    sys.excepthook = _end_in_one_line
+
+import re  # noqa: E402 - the hook is there before anything takes time
+from importlib import import_module, metadata  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 _HOMES = {
     "Eden": "icetransfer.training.optim",
@@ -31,20 +47,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _end_in_one_line(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-if sys.argv[:1] == ["-m"]:  # of `python -m icetransfer...`, before the command itself is found
-    # Libraries take seconds to import, and Ctrl-C in them would show a traceback.
-    sys.excepthook = _end_in_one_line
 
 
 def _version() -> str:

@@ -162,7 +162,8 @@ with_signals() {
     status=0
     wait "$child" || status=$?
   fi
-  trap - TERM INT USR1
+  trap - TERM USR1
+  trap 'exit 130' INT
   return "$status"
 }
 
@@ -199,7 +200,7 @@ report_end() {
     printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
       "$language" "$running" "$status" >&2
   elif [ "$status" -eq 130 ]; then
-    return # Ctrl-C: the stage has said so
+    return
   elif [ -n "$running" ]; then
     # Only the stage knows what went wrong, and has said so.
     printf '%s: %s did not end (exit code %d); to go on from there: %s\n' \
@@ -262,6 +263,7 @@ else
     }
   else
     trap report_end EXIT
+    trap 'exit 130' INT # Ctrl-C, of which the stage has said what there is to say
     mkdir -p "$experiment/log"
   fi
 fi

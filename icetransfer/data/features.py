@@ -41,7 +41,7 @@ from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage_in_shares, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.lock import claimed, locked
-from icetransfer.stage.parent import end_with_parent
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
@@ -358,7 +358,7 @@ def _described(cut: Cut, num_frames: int, storage: str, path: str = "", key: str
 
 
 def _start_worker() -> None:
-    end_with_parent()
+    work_for_parent()
     torch.set_num_threads(1)
 
 
