@@ -18,7 +18,7 @@ STAGES = (
     *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (
-    *("config", "experiment", "sweep", "report", "gap", "recommend"),
+    *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
     *("robustness", "transcribe", "remedy", "model_card", "new_recipe", "doctor"),
 )
 

@@ -361,17 +361,16 @@ SETTINGS = (
 def stage_parser(doc: str | None, required: bool = True) -> argparse.ArgumentParser:
     """The command line of a stage: `--exp`, to which it may add options of its own."""
     parser = command_parser(doc, "docs/config.md, docs/architecture.md")
-    found = re.match(r"Stage (\d+)", doc or "")
-    number = int(found[1]) if found else 9
-    setting = SETTINGS[number]
-    parser.epilog = (
-        f"Examples, from anywhere:\n"
-        f"    egs/nl/run.sh --init ml --stage {number} --stop-stage {number} {setting}\n"
-        f"    {parser.prog} --exp egs/nl/exp/ml-all-seed1\n\n"
-        f"A setting is written key=value. `python -m icetransfer.config {setting.split('.')[0]}`\n"
-        f"describes the keys around this one, docs/config.md all of them.\n"
-        f"{parser.epilog}"
-    )
+    examples = f"Examples, from anywhere:\n    {parser.prog} --exp egs/nl/exp/ml-all-seed1\n"
+    if found := re.match(r"Stage (\d+)", doc or ""):
+        number, setting = found[1], SETTINGS[int(found[1])]
+        examples += (
+            f"    egs/nl/run.sh --init ml --stage {number} --stop-stage {number} {setting}\n\n"
+            f"A setting is written key=value. `python -m icetransfer.config "
+            f"{setting.split('.')[0]}`\ndescribes the keys around this one, docs/config.md all of "
+            f"them.\n"
+        )
+    parser.epilog = examples + str(parser.epilog)
     parser.add_argument("--exp", type=Path, required=required, help="experiment folder")
     return parser
 
@@ -456,6 +455,8 @@ def _hold_folder(
     """Keeps others out of what a stage writes to: the recipe's data, or the experiment."""
     if script.stem == "score":  # writes nothing
         return contextlib.nullcontext()
+    if script.stem == "look":  # writes to a folder of its own, also while the experiment trains
+        return locked(experiment.dir / "look", script.stem, waits=False)
     if script.parent.name == "data":
         return locked(experiment.data_dir, script.stem, waits=True, shares=shares)
     return locked(experiment.dir, script.stem, waits=False)

@@ -383,7 +383,7 @@ def _checked(
     found = check(utterance, reading, normalizer, limits)
     if isinstance(found, Rejection):
         if _is_for_its_text(found):
-            changes.leave_out(_kind(found), utterance.text)
+            changes.leave_out(reason_kind(found), utterance.text)
         return {"rejected": asdict(found)}
     return {"split": utterance.split, "cut": found, "file": state or _state_of(_audio_of(found))}
 
@@ -463,10 +463,10 @@ class _Tally:
 
     def reject(self, rejection: Rejection) -> None:
         """Counts a recording that was left out."""
-        self.reasons[_kind(rejection)] += 1
+        self.reasons[reason_kind(rejection)] += 1
         self.letters.update(rejection.reason.partition(OUTSIDE)[2].split())
         if not _is_for_its_text(rejection):  # whose text is an example in the counts of its part
-            self.changes.leave_out(_kind(rejection), "")
+            self.changes.leave_out(reason_kind(rejection), "")
         if len(self.first_rejected) < _SHOWN:
             self.first_rejected.append(rejection)
 
@@ -528,7 +528,7 @@ def _is_for_its_text(rejection: Rejection) -> bool:
     return DOUBT in rejection.reason or OUTSIDE in rejection.reason
 
 
-def _kind(rejection: Rejection) -> str:
+def reason_kind(rejection: Rejection) -> str:
     """Returns a reason without its particulars, to count by."""
     doubt = rejection.reason.partition(DOUBT)[2]
     if doubt:
@@ -549,6 +549,7 @@ def prepare(experiment: Experiment, share: Share = ALL) -> None:
         )
         prepare_manifests(source, experiment.manifests_dir, data.features.jobs, share)
     if share.is_all:
+        log.info("what is in them: python -m icetransfer.look --exp %s", experiment.dir)
         refuse_leaks(experiment.manifests_dir, list(data.corpora))
 
 

@@ -35,7 +35,7 @@ def refuse_leaks(manifests_dir: Path, corpora: Sequence[str]) -> None:
         (f"{corpus}_train", cut["id"], *place)
         for corpus in corpora
         for cut in read_jsonl_gz(manifests_dir / f"{corpus}_train.jsonl.gz")
-        if (place := next((held_out[key] for key in _identities(cut) if key in held_out), None))
+        if (place := next((held_out[key] for key in identities(cut) if key in held_out), None))
     ]
     if found:
         rows = [("training split", "recording", "is in", "as"), *found]
@@ -61,11 +61,12 @@ def _held_out(
         for corpus in corpora
         for split in ("dev", "test")
         for cut in read_jsonl_gz(manifests_dir / f"{corpus}_{split}.jsonl.gz")
-        for key in _identities(cut)
+        for key in identities(cut)
     }
 
 
-def _identities(cut: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def identities(cut: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What tells that two cuts are the same recording: its place, then its samples if known."""
     source = cut["recording"]["sources"][0]["source"]
     yield str(source), f"{cut['start']:.3f}"
     if digest := (cut.get("custom") or {}).get(AUDIO_DIGEST):  # synthetic speech has none

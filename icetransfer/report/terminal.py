@@ -1,4 +1,4 @@
-"""The report at the prompt, as wide as it is there."""
+"""Reports at the prompt, as wide as it is."""
 
 import os
 import re
@@ -9,15 +9,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from icetransfer.analysis import gap_report
 from icetransfer.config import hours_label
+from icetransfer.report import page
 from icetransfer.report.tables import error_tables
 from icetransfer.stage.command import FILE_WIDTH, printer, slim_table
 
 Row = dict[str, Any]
 Lines = Sequence[Sequence[str]]
+WIDTH = 80
+NARROW = 14  # characters of a column that is not folded
 NAMES = ("test set", "language", "precision", "data", "init", "runs", "languages")
 
 
@@ -99,3 +104,34 @@ def _fill(table: Table, header: Sequence[str], lines: Lines) -> Table:
     for line in lines:
         table.add_row(*line)
     return table
+
+
+def show_document(document: page.Document) -> None:
+    """Prints a page, its tables shortened, without figures and players; 80 columns suffice."""
+    console = Console(highlight=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    console.print(document.title, style="bold", markup=False)
+    for part in document.parts:
+        if isinstance(part, page.Heading):
+            console.print(f"\n{part.text}", style="bold", markup=False)
+        elif isinstance(part, page.TablePart):
+            _show_table(console, part)
+        elif isinstance(part, page.Text | page.Code):
+            console.print(page.plain(part.text), markup=False)
+        elif isinstance(part, page.Answer | page.Bullets):
+            if isinstance(part, page.Answer):
+                console.print(page.plain(part.text), style="bold", markup=False)
+            for line in part.lines:
+                console.print(Padding(Text(f"* {page.plain(line)}"), (0, 0, 0, 2)))
+
+
+def _show_table(console: Console, part: page.TablePart) -> None:
+    table = slim_table(None)
+    for column, *cells in zip(part.header, *part.rows[: part.first], strict=True):
+        narrow = max(len(page.plain(cell)) for cell in (column, *cells)) <= NARROW
+        table.add_column(Text(column), no_wrap=narrow, overflow="fold")
+    for line in part.rows[: part.first]:
+        table.add_row(*(Text(page.plain(cell)) for cell in line))
+    console.print(table)
+    if part.first is not None and len(part.rows) > part.first:
+        console.print(f"and {len(part.rows) - part.first} more on the page", style="italic")

@@ -38,7 +38,7 @@ def printer() -> "Console":
     return console
 
 
-def slim_table(title: str) -> "Table":
+def slim_table(title: str | None) -> "Table":
     """A table without lines between its columns, so that more of them fit a terminal."""
     from rich import box
     from rich.table import Table

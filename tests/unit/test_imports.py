@@ -28,6 +28,7 @@ ORDER = (
     {"gap", "recommend", "model_card", "robustness"},
     {"pack", "transcribe", "remedy", "new_recipe", "doctor"},
     {"report"},
+    {"look"},
     {"sweep"},
     {"__main__"},
 )
