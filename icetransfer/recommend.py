@@ -13,8 +13,8 @@ language and hours, and may have chunk_ms (-1: offline); the answer is a table.
 "ML" or "EN" is said where the expected difference matters (0.25 points) and one of the other sign
 is ruled out at the 5 % level, one-sided; else "either".  The interval printed is two-sided, 95 %.
 
-`--design` says how many languages, seeds and test recordings a sweep needs to see a gap of that many
-points, from the noise of the sweep given, and which gaps that sweep itself could see.
+`--design` says how many languages, seeds and test recordings a sweep needs to see a gap of this
+size in points, from the noise of the sweep given, and which gaps that sweep itself could see.
 """
 
 import csv
