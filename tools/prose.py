@@ -26,7 +26,7 @@ BANNED = {
     r"(?<!not )so (many|much)(?! (as|more|less|that))": "a number, N",
 }
 #: Foreign words in examples, and typing errors that tests and messages show on purpose.
-KNOWN_WORDS = "exempel,komma"
+KNOWN_WORDS = "caf,exempel,komma"
 DOCUMENTS = ("*.md", "*.sh", "*.cff", "Dockerfile", "requirements.txt", ".github/*")
 CODE = ("icetransfer/*.py", "benchmarks/*.py", "tools/*.py")
 

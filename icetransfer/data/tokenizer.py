@@ -225,7 +225,9 @@ def make_tokenizer(experiment: Experiment) -> None:
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
     inputs |= {"tokens": data.tokens} if data.tokens != "bpe" else {}
-    inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
+    if data.tokenizer_text:
+        inputs |= {"text rules": Normalizer(experiment.config.language).checksum}
+        inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
         log.info("skip: %s is complete", folder)

@@ -57,7 +57,8 @@ def _last_gap(analysis: Row | None) -> str:
     if not analysis or not analysis["mean_gap"]:
         return ""
     hours = max(row["hours"] for row in analysis["mean_gap"])
-    row = next(row for row in analysis["mean_gap"] if row["hours"] == hours)
+    rows = [row for row in analysis["mean_gap"] if row["hours"] == hours]
+    row = min(rows, key=lambda x: (x["test_set"], x["precision"], x["chunk_ms"] < 0, x["chunk_ms"]))
     where = f"{row['test_set']}, {row['precision']}, {gap_report.tier_label(row['chunk_ms'])}"
     return (
         f"With {hours_label(hours)} of data ({where}): gap "

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,6 @@ from icetransfer.data.utterances import (
 )
 
 _ADVICE = "write a JSON object with audio_filepath, duration and text"
-
-
-def common_folder(manifests: Sequence[Path]) -> Path:
-    """The folder that holds all of a corpus's manifests, from which its ids count."""
-    return Path(os.path.commonpath([manifest.absolute().parent for manifest in manifests]))
 
 
 def read_json_lines(manifest: Path, split: str, root: Path) -> Iterator[Utterance | Rejection]:

@@ -106,6 +106,7 @@ class Normalizer:
         version: What identifies these rules in a result, such as "nl-2"; of rules that a recipe
             brings, and its user edits, the beginning of their checksum too.
         words_version: The same for text of words in the language's own letters alone.
+        checksum: The beginning of that of the file, of which a stage sees that it was edited.
         spaceless: Whether its script has no spaces between words: CER says more than WER.
     """
 
@@ -122,7 +123,8 @@ class Normalizer:
         rules = _read_rules(language, source)
         self.language = language
         self.name = str(rules["name"])
-        own = "" if source.parent == LANGUAGE_FOLDER else f"-{_checksum(source)}"
+        self.checksum = _checksum(source)
+        own = "" if source.parent == LANGUAGE_FOLDER else f"-{self.checksum}"
         self.version = f"{language}-{VERSION}{own}"
         self.words_version = f"{language}-{WORDS_VERSION}{own}"
         self.spaceless = rules.get("spaces") == "remove"
