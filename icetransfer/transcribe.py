@@ -36,6 +36,7 @@ from icetransfer.config import chunk_label
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
@@ -267,9 +268,7 @@ def _run_for_readers(args: argparse.Namespace) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/transcribe.md")
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, - for standard input")
     parser.add_argument("--bundle", type=Path, required=True, help="folder, or folder of tiers")
     parser.add_argument("--latency", metavar="MS|offline", help="which tier: 160, 320, ...")
