@@ -498,8 +498,8 @@ def _numbers(result: dict[str, Any], recogs: Path, by_character: bool) -> list[s
 
 def latency_cells(result: dict[str, Any]) -> list[str]:
     """What stands under `LATENCY_COLUMNS`; empty where it was not measured, as offline."""
-    keys = ("latency_ms_median", "latency_ms_p95")
-    keys += ("first_word_ms", "last_word_ms", "first_token_ms")
+    keys = ["latency_ms_median", "latency_ms_p95"]
+    keys += ["first_word_ms", "last_word_ms", "first_token_ms"]
     return ["" if result.get(key) is None else f"{result[key]:.0f}" for key in keys]
 
 

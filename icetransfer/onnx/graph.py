@@ -167,8 +167,8 @@ def _fold_shifts(graph: GraphProto) -> None:
     kept, same = [], {}
     for node in graph.node:
         shift = constants.get(node.input[1]) if node.op_type == "Sub" else None
-        is_number = shift is not None and int(np.prod(shift.dims)) == 1
-        if is_number and absorb(node.input[0], numpy_helper.to_array(shift).reshape(())):
+        number = None if shift is None else numpy_helper.to_array(shift)
+        if number is not None and number.size == 1 and absorb(node.input[0], number.reshape(())):
             same[node.output[0]] = node.input[0]
         else:
             node.input[:] = [same.get(name, name) for name in node.input]
