@@ -1,1 +1,1 @@
-"""The exported graph and its quantisation."""
+"""The exported graph, its quantisation, weights that tiers share."""
