@@ -379,10 +379,20 @@ class Decode(Section):
     """How tokens are found."""
     beam: int = Field(4, ge=1)
     """Hypotheses of modified_beam_search."""
+    hotwords: Path | None = None
+    """Names and terms to expect, a phrase a line; for modified_beam_search."""
+    hotwords_score: float = Field(1.5, gt=0)
+    """What each token of a hotword is worth that has no score of its own."""
     batch_streams: int = Field(32, ge=1)
     """Recordings that are decoded at once."""
     latency: bool = False
     """Measure from a word's end to its output; needs the model's CTC head."""
+
+    @model_validator(mode="after")
+    def _check_hotwords(self) -> "Decode":
+        if self.hotwords and self.search != "modified_beam_search":
+            raise ValueError("hotwords need search=modified_beam_search: greedy search has no beam")
+        return self
 
 
 class Bundle(Section):

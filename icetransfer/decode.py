@@ -11,6 +11,7 @@ Shapes: N streams, T feature frames (10 ms), c chunk_size (20 ms).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -43,6 +44,13 @@ from icetransfer.stage.stamp import sha256
 from icetransfer.streaming import latency
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
 from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.guided import GuidedBeamSearch
+from icetransfer.streaming.hotwords import (
+    Hotword,
+    HotwordGraph,
+    read_hotwords,
+    warn_of_high_scores,
+)
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, Search, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -155,6 +163,25 @@ def decode_offline(
         yield from zip(keys, search(*model.encode(padded, lens)), strict=True)
 
 
+def find_hotwords(experiment: Experiment) -> list[Hotword]:
+    """The hotwords that the config names, if any.
+
+    Raises:
+        ValueError: the file is missing, or lines of it are wrong.
+    """
+    decode = experiment.config.decode
+    if decode.hotwords is None:
+        return []
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    return read_hotwords(
+        decode.hotwords,
+        tokenizer.encode,
+        tokenizer.unknown_characters,
+        Normalizer(experiment.config.language),
+        decode.hotwords_score,
+    )
+
+
 def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """Loads the model of a run.
 
@@ -163,6 +190,7 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """
     decode = experiment.config.decode
     size, left, streams = run.chunk_size, run.left_context_frames, decode.batch_streams
+    hotwords = find_hotwords(experiment)
     if run.engine == "sherpa":
         recognizer = SherpaRecognizer(
             experiment.onnx_dir(size),
@@ -171,6 +199,7 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
             run.search,
             decode.beam,
             tail_seconds(size),
+            hotwords=hotwords,
         )
 
         def recognize(waveforms: Iterator[tuple[str, Samples]]) -> Iterator[tuple[str, Hypothesis]]:
@@ -184,6 +213,8 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     else:
         model = OnnxTransducer(experiment.onnx_dir(size), run.precision)
     search = make_search(run.search, model, decode.beam, SHERPA)
+    if hotwords:
+        search = GuidedBeamSearch(model, decode.beam, SHERPA, hotwords=HotwordGraph(hotwords))
     if size == -1:
         return lambda waveforms: decode_offline(model, search, waveforms, streams)
     return lambda waveforms: decode_streams(model, search, waveforms, size, left, streams)
@@ -397,7 +428,7 @@ def decode_run(
     target = folder / "wer.json"
     quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
-        found = read_json(target, ())
+        found = {"hotwords": ""} | read_json(target, ())  # those of earlier versions have none
         made = {key: found[key] for key in made_from if key in found}
         changed = [key for key in made if made[key] != made_from[key]]
         if found.get("quantisation", {}) != quantisation:
@@ -425,6 +456,9 @@ def decode_run(
         **made_from,
         "provenance": provenance(),
     }
+    if hotwords := find_hotwords(experiment):
+        phrases = {normalize.scored(hotword.text) for hotword in hotwords}
+        result |= score.hotword_counts(rows, phrases)
     if references and run.chunk_size != -1:
         heard = ((key, spoken_words(said, tokenizer.tokens)) for key, said in found.items())
         result |= latency.measure(references(), heard, run.chunk_size)
@@ -494,15 +528,22 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
     Raises:
         ValueError: something that an earlier stage makes is missing.
     """
+    decode = experiment.config.decode
+    hotwords = ""
+    if found := find_hotwords(experiment):
+        warn_of_high_scores(found)
+        hotwords = " ".join(f"{word.text} :{word.score:g}" for word in found)
+        hotwords = hashlib.sha256(hotwords.encode()).hexdigest()
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         normalize = Normalizer(language)
         made_from: dict[str, str | int] = {
             "checkpoint_sha256": checkpoint_sha256,
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
             "normalizer": normalize.version,
+            "hotwords": hotwords,
         }
-        if experiment.config.decode.search == "modified_beam_search":
-            made_from["beam"] = experiment.config.decode.beam
+        if decode.search == "modified_beam_search":
+            made_from["beam"] = decode.beam
         cuts = _read_test_set(experiment.manifests_dir / manifest)
         yield test_set, Source(cuts, normalize, made_from)
 

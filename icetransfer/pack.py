@@ -24,7 +24,9 @@ import soundfile
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
 from icetransfer.bundle.settings import Settings, read_settings, write_settings
+from icetransfer.bundle.vocabulary import vocabulary
 from icetransfer.data.features import read_manifest
+from icetransfer.data.subset import training_texts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_offline, decode_streams
@@ -118,7 +120,8 @@ def pack_tier(
     (made / "test.txt").write_text(sample.text + "\n", encoding="utf-8")
     shutil.copyfile(check.__file__, made / "check.py")
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    (made / "bpe.vocab").write_text(tokenizer.vocabulary, encoding="utf-8")
+    text = vocabulary(tokenizer, training_texts(experiment))
+    (made / "bpe.vocab").write_text(text, encoding="utf-8")
     settings = choose_settings(experiment, source, chunk_size)
     facts = {
         "language": experiment.config.language,
@@ -126,7 +129,10 @@ def pack_tier(
         "precisions": [*precisions],
         "bytes": {precision: source.size(precision) for precision in precisions},
         "tail": round(tail_seconds(chunk_size), 2),
-        "sherpa_onnx": {"modeling_unit": "bpe", "bpe_vocab": "bpe.vocab"},
+        "sherpa_onnx": {
+            "modeling_unit": "cjkchar" if tokenizer.is_of_characters else "bpe",
+            "bpe_vocab": "bpe.vocab",
+        },
     }
     facts["test"] = {precision: check.by_python(made, facts, precision) for precision in precisions}
     write_settings(made, settings, **facts)

@@ -4,6 +4,7 @@
     ffmpeg -i talk.mp4 -f wav -ac 1 - | python -m icetransfer.transcribe --bundle DIR -
     python -m icetransfer.transcribe --bundle DIR --microphone
     python -m icetransfer.transcribe --bundle DIR --vtt --out subtitles *.flac
+    python -m icetransfer.transcribe --bundle DIR --hotwords names.txt FILE...
 
 A bundle is a folder that stage 11 makes, or an export of stage 8, or a folder with several tiers,
 from which --latency chooses.  Recordings are WAV, FLAC, MP3 and what else libsndfile reads, at any
@@ -14,7 +15,8 @@ and its text, parted by tabs (with several files, after the file's name).  --jso
 times and confidence besides.  On a terminal the last line shows the segment that is being spoken,
 or how far the files are.  The pause that ends a segment, and the confidence below which one is
 taken for noise and left out, come with the bundle.  Files are recognised side by side, one on each
-processor, and printed in the order in which they were given.
+processor, and printed in the order in which they were given.  --hotwords makes names and terms
+likelier (docs/hotwords.md).
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from icetransfer.bundle.check import FILE
 from icetransfer.bundle.settings import read_settings
 from icetransfer.config import chunk_label, chunk_ms
+from icetransfer.data.text.normalizer import Normalizer, languages
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
@@ -42,6 +47,7 @@ from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
 from icetransfer.streaming.captions import Captions, JsonLines, SubRip, WebVtt
 from icetransfer.streaming.exported import Exported, read_tokens
+from icetransfer.streaming.hotwords import SCORE, Hotword, read_hotwords, warn_of_high_scores
 from icetransfer.streaming.segments import Listener, OfflineListener, Segment, StreamingListener
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from icetransfer.streaming.streams import tail_seconds
@@ -137,13 +143,44 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
     options: dict[str, Any] = {"blank_penalty": args.blank_penalty}
     if size != -1:
         options |= settings.rules | {"enable_endpoint_detection": True}
+    hotwords = find_hotwords(args, bundle)
     recognizer = SherpaRecognizer(
-        bundle.dir, size, precision, tail_seconds=tail_seconds(size), options=options
+        bundle.dir,
+        size,
+        precision,
+        search="modified_beam_search" if hotwords else "greedy_search",
+        tail_seconds=tail_seconds(size),
+        options=options,
+        hotwords=hotwords,
     )
     log.info("%s: %s, %s", bundle.dir, precision, chunk_label(size))
     least = settings.min_confidence if args.min_confidence is None else args.min_confidence
     kind = OfflineListener if size == -1 else StreamingListener
     return lambda: kind(recognizer, names, settings.pause, least)
+
+
+def find_hotwords(args: argparse.Namespace, bundle: Exported) -> list[Hotword]:
+    """What --hotwords names, in the bundle's tokens and spelt as its language is.
+
+    Raises:
+        ValueError: there is no such file, the bundle has no bpe.model, or lines are wrong.
+    """
+    if args.hotwords is None:
+        return []
+    tokenizer = Tokenizer(bundle.dir / "bpe.model")
+    language = ""
+    if (bundle.dir / FILE).is_file():
+        language = read_json(bundle.dir / FILE, ()).get("language", "")
+    normalize = Normalizer(language) if language in languages() else str
+    found = read_hotwords(
+        args.hotwords,
+        tokenizer.encode,
+        tokenizer.unknown_characters,
+        normalize,
+        args.hotwords_score,
+    )
+    warn_of_high_scores(found)
+    return found
 
 
 class Screen:
@@ -341,6 +378,14 @@ def _main() -> None:
     parser.add_argument(
         "--blank-penalty", type=float, default=0.0, metavar="X",
         help="above 0: fewer words are missed and more are made up (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hotwords", type=Path, metavar="FILE",
+        help="names and terms to expect, a phrase a line, with a score of its own as :2 or not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hotwords-score", type=float, default=SCORE, metavar="X",
+        help="what each of their tokens is worth (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N",

@@ -63,6 +63,8 @@ STAGES = {
     "decode.left_context_frames": "8-11",
     "decode.search": "9-11",
     "decode.beam": "9",
+    "decode.hotwords": "9",
+    "decode.hotwords_score": "9",
     "decode.batch_streams": "9",
     "decode.latency": "9, 10",
     "robustness": "9",

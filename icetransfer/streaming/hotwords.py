@@ -25,6 +25,7 @@ from icetransfer.experiment import log
 from icetransfer.stage.text import read_text
 
 SCORE = 1.5  # of a token, where neither the file nor the user says another: sherpa-onnx's default
+HIGHEST = 3.0  # above it, phrases were heard that nobody had said (docs/hotwords.md)
 _ROOT = 0
 _numbers = itertools.count()
 
@@ -174,11 +175,11 @@ def _read_line(
     return Hotword(text, tuple(encode(text)), score)
 
 
-def warn_of_high_scores(hotwords: Sequence[Hotword], highest: float) -> None:
-    """Says in the log which phrases have a score at which others were heard that nobody said."""
-    high = [hotword.text for hotword in hotwords if hotword.score > highest]
+def warn_of_high_scores(hotwords: Sequence[Hotword]) -> None:
+    """Says in the log which phrases have a score above `HIGHEST`."""
+    high = [hotword.text for hotword in hotwords if hotword.score > HIGHEST]
     if high:
         log.warning(
             "%s%s: a score above %g makes the model hear hotwords that nobody said "
-            "(docs/hotwords.md)", ", ".join(high[:3]), " ..." if len(high) > 3 else "", highest,
+            "(docs/hotwords.md)", ", ".join(high[:3]), " ..." if len(high) > 3 else "", HIGHEST,
         )  # fmt: skip

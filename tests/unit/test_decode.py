@@ -1,5 +1,6 @@
 """Stages 8 and 9 on a recipe of tones: files, failures, skipping, and no word lost."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import soundfile
 import torch
 
 from icetransfer import decode, export, score
+from icetransfer.config import load_config
 from icetransfer.data.features import read_manifest
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
@@ -162,3 +164,35 @@ def test_batches_keep_within_their_limits() -> None:
         ["7"],
         ["8"],
     ]
+
+
+def test_hotwords(decoded, tmp_path) -> None:
+    """They are counted, make a result another, and bad lines are told before any work."""
+    path = tmp_path / "hotwords.txt"
+    path.write_text("zes\ndrie vijf :4\n")
+    with pytest.raises(ValueError, match="hotwords need search=modified_beam_search"):
+        load_config([], ["decode={hotwords: x}"])
+    keys = {"search": "modified_beam_search", "engines": ["torch"], "chunk_sizes": [8]}
+    results = []
+    for more in ({}, {"hotwords": path}, {"hotwords": path, "hotwords_score": 5.0}):
+        section = decoded.config.decode.model_copy(update=keys | more)
+        config = decoded.config.model_copy(update={"decode": section})
+        experiment = dataclasses.replace(decoded, config=config)
+        decode.decode_all(experiment)
+        (run,) = [r for r in score.planned_runs(config) if r.precision == "fp32"]
+        target = run.folder(experiment.decode_dir) / "wer.json"
+        results.append(json.loads(target.read_text()))
+    assert len({result["hotwords"] for result in results}) == 3 and not results[0]["hotwords"]
+    assert "hotwords_found" not in results[0]
+    rows = rows_of(experiment, run)
+    counted = score.hotword_counts(rows, ["zes", "drie vijf"])
+    assert counted.items() <= results[2].items() and counted["hotwords_missed"] > 0
+    path.write_text("zes\nquatsch\n")
+    with pytest.raises(ValueError, match=rf"{path}:2: 'quatsch' has"):
+        decode.decode_all(experiment)
+
+
+def test_hotwords_are_counted() -> None:
+    rows = [{"ref": "a b a b c", "hyp": "a b c"}, {"ref": "c", "hyp": "c c a"}]
+    found = score.hotword_counts(rows, ["a b", "c", "c a", "b"])
+    assert [*found.values()] == [4, 2, 2]

@@ -13,14 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from icetransfer import transcribe
+from icetransfer.bundle.check import FORMAT
+from icetransfer.bundle.settings import RULES
+from icetransfer.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
 from icetransfer.export import Source, export_tier
 from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming import audio
 from icetransfer.streaming.exported import Exported
 
 TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}
+BUNDLE = {"format": FORMAT, "sherpa_onnx": RULES, "min_confidence": 0.0, "reasons": {}}
 COMMAND = [sys.executable, "-m", "icetransfer.transcribe"]
 
 
@@ -301,3 +306,38 @@ def test_the_offline_tier_hears_long_recordings(run, folder, wave, tmp_path) -> 
 def test_help_names_the_ways(run) -> None:
     shown = run("--help").stdout
     assert "ffmpeg" in shown and "--microphone" in shown
+
+
+def test_hotwords(run, tmp_path, nano_dims, wave) -> None:
+    """A model that nearly says "twee": with the hotword it does; a bad line is told at once."""
+    trained = train_tokenizer(["een", *["twee", "drie"] * 9], 16)
+    tokenizer = Tokenizer(trained)
+    write_tokens(tokenizer, tmp_path / "given.txt")
+    model = build_transducer(nano_dims.with_vocabulary(tokenizer.vocab_size), seed=1).eval()
+    first, second = (tokenizer.encode(word) for word in ("drie", "twee"))
+    assert len(first) == len(second) == 1
+    with torch.no_grad():
+        model.joiner.output_linear.weight.zero_()
+        model.joiner.output_linear.bias.fill_(-9)
+        model.joiner.output_linear.bias[first[0]] = 1.0
+        model.joiner.output_linear.bias[second[0]] = 0.0
+    bundle = tmp_path / "bundle"
+    source = Source(tmp_path / "nano.pt", model, tmp_path / "given.txt", "0" * 64)
+    export_tier(source, Exported(bundle), 8, 16, [])
+    soundfile.write(tmp_path / "a.wav", wave[:8000], 16000)
+    hotwords = tmp_path / "hotwords.txt"
+    hotwords.write_text("Twee\n")
+    command = ("--bundle", bundle, "--hotwords", hotwords, tmp_path / "a.wav")
+    done = run(*command)
+    assert done.returncode == 2 and "bpe.model does not exist" in done.stderr
+    (bundle / "bpe.model").write_bytes(trained)
+    (bundle / "bundle.json").write_text(json.dumps(BUNDLE | {"language": "nl"}))
+    assert "drie" in run("--bundle", bundle, tmp_path / "a.wav").stdout
+    said = run(*command).stdout
+    assert "twee" in said and "drie" not in said
+    assert "drie" in run(*command, "--hotwords-score", 0.5).stdout
+    assert "above 3 makes" in run(*command, "--hotwords-score", 9).stderr
+    hotwords.write_text("twee\nÇa :1\n")
+    done = run(*command)
+    assert done.returncode == 2 and f"{hotwords}:2: 'ca' has 'c'" in done.stderr
+    assert done.stdout == ""

@@ -7,6 +7,7 @@ import pytest
 import sherpa_onnx
 import torch
 
+from icetransfer.bundle.vocabulary import vocabulary
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
 from icetransfer.decode import decode_offline, decode_streams
 from icetransfer.export import Source, export_tier
@@ -108,7 +109,7 @@ def exported(tmp_path_factory, nano_dims, tokenizer):
     """A model that has learned nothing and says many things, exported streaming and offline."""
     folder = tmp_path_factory.mktemp("hotwords")
     write_tokens(tokenizer, folder / "tokens.txt")
-    (folder / "bpe.vocab").write_text(tokenizer.vocabulary, encoding="utf-8")
+    (folder / "bpe.vocab").write_text(vocabulary(tokenizer, TEXTS), encoding="utf-8")
     model = build_transducer(nano_dims.with_vocabulary(tokenizer.vocab_size), seed=5).eval()
     with torch.no_grad():
         model.joiner.output_linear.weight *= 2
