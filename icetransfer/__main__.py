@@ -11,7 +11,7 @@ STAGES = (
 )
 BESIDE = (
     *("config", "experiment", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "remedy", "model_card", "new_recipe", "doctor"),
+    *("language_model", "robustness", "transcribe", "remedy", "model_card", "new_recipe", "doctor"),
 )
 
 

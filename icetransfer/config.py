@@ -103,6 +103,8 @@ class Data(Section):
     """BPE pieces, blank and unknown included; of characters there are as many as the text has."""
     tokenizer_text: tuple[Path, ...] = ()
     """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
+    text: tuple[Path, ...] = ()
+    """Files or folders of text for language models: plain or .gz, a sentence a line or prose."""
     features: Features = Features()
     keep_apart: tuple[Literal["speakers", "sentences"], ...] = ()
     """What training must not share with dev and test: such recordings are left out of it."""
@@ -395,6 +397,25 @@ class Decode(Section):
         return self
 
 
+class LanguageModel(Section):
+    """Language models of text, which decoding may use."""
+
+    text: Literal["none", "transcripts", "text"] = "none"
+    """What they are trained on: nothing, the transcripts of the hours, or data.text besides."""
+    channels: int = Field(128, ge=8)
+    """Of the LSTM's embedding and of each of its layers."""
+    layers: int = Field(1, ge=1)
+    """Of the LSTM."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of the LSTM's values that a step leaves out."""
+    batch_tokens: int = Field(2000, ge=1)
+    """Tokens of a step, at most, unless one sentence has more."""
+    learning_rate: float = Field(0.003, gt=0)
+    """Adam's at the start; it is halved when dev perplexity rises."""
+    max_epochs: int = Field(40, ge=1)
+    """Passes over the text; it ends earlier when dev perplexity does not fall any more."""
+
+
 class Bundle(Section):
     """What is handed over."""
 
@@ -418,6 +439,7 @@ class Config(Section):
     train: Train = Train()
     export: Export = Export()
     remedy: Remedy = Remedy()
+    language_model: LanguageModel = LanguageModel()
     decode: Decode = Decode()
     robustness: Robustness = Robustness()
     bundle: Bundle = Bundle()

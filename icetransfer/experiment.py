@@ -125,6 +125,11 @@ class Experiment:
         return self.dir / "averaged.pt"
 
     @property
+    def language_model_dir(self) -> Path:
+        """Text for language models, and what was trained on it."""
+        return self.dir / "language_model"
+
+    @property
     def decode_dir(self) -> Path:
         """One folder per test set, engine, precision, tier and search."""
         return self.dir / "decode"

@@ -24,7 +24,7 @@ ORDER = (
     {"onnx"},
     {"score", "bundle"},
     {"training"},
-    {"transfer", "train", "average", "export", "decode"},
+    {"transfer", "train", "average", "export", "language_model", "decode"},
     {"gap", "recommend", "model_card", "robustness"},
     {"pack", "transcribe", "remedy", "new_recipe", "doctor"},
     {"report"},
