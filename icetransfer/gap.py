@@ -7,6 +7,7 @@ mean over languages is given for every test set, precision, latency and amount o
 with intervals from resampling the languages and, where the recognised utterances are at hand
 (column `recogs`), the utterances too (`bootstrap.py`).  A power law gap = a * hours^-b is fitted on
 the linear scale, so that gaps at or below zero take part, and held against other laws (`laws.py`).
+Each language's own verdict, ML, EN or a tie, comes from a hierarchical model (`hierarchy.py`).
 Whether the gap is the same at every latency, what quantisation costs and how many hours ML saves
 stand beside it, and what such results cannot say.
 
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from icetransfer import experiment
-from icetransfer.analysis import gap_report, laws
+from icetransfer.analysis import gap_report, laws, verdict
 from icetransfer.analysis.bootstrap import (
     RESAMPLES,
     Contrasts,
@@ -493,7 +494,10 @@ def analyse(
         raise ValueError("no language has both an en and an ml result of the same kind: no gap")
     means, own = gap_rows(gaps, resampling)
     curves, savings = curve_rows(wers, resampling)
+    verdicts, models = verdict.verdicts(wers)
     return {
+        "verdict": verdicts,
+        "hierarchy": models,
         "mean_gap": means,
         "language_gap": own,
         "power_law": power_laws(gaps, resampling, threshold),

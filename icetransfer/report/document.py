@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from icetransfer import gap
-from icetransfer.analysis import gap_report, study
+from icetransfer.analysis import gap_report, study, verdict
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.gap_report import (
     latency_order,
@@ -77,8 +77,9 @@ def document(tree: Row, folder: str) -> Document:
         if found:
             parts += [Heading(heading), Bullets(found)]
     if analysis:
+        parts += _verdict_parts(_verdicts(analysis))
         parts += _gap_parts(analysis)
-        parts += [Heading("Each language"), Gallery(_language_drawings(tree["results"]))]
+        parts += [Heading("WER of each language"), Gallery(_language_drawings(tree["results"]))]
         parts += _published_parts(analysis)
     for title, table in error_tables(tree["results"], analysis, bold=True).items():
         parts += [Heading(title), TablePart(*table)]
@@ -134,6 +135,7 @@ def _same_series(rows: Sequence[Row], row: Row) -> list[Row]:
 def answer(analysis: Row) -> Answer:
     """The answer in a sentence, and what it rests on."""
     rows = _headline(analysis)
+    verdicts = _verdicts(analysis)
     choices = defaultdict(list)
     for row in rows:
         choices[_choice_text(row)].append(hours_label(row["hours"]))
@@ -144,6 +146,7 @@ def answer(analysis: Row) -> Answer:
     count = max(row["n_languages"] for row in rows)
     languages = "one language" if count == 1 else f"mean of {count} languages"
     texts = [
+        *([_verdict_text(analysis, verdicts)] if verdicts else []),
         f"Gap, WER(EN) − WER(ML) in points ({where}, {languages}): {gaps}. "
         f"{gap_report.intervals_text(analysis)} A start is named where a gap of the other sign "
         f"is ruled out at the 5 % level, one-sided, and the gap is at least {gap.NEGLIGIBLE:g}.",
@@ -157,7 +160,39 @@ def answer(analysis: Row) -> Answer:
             f"This is a miniature, of at most {hours_label(rows[-1]['hours'])} of training data: "
             f"it shows the path and the trend, not the figures of real amounts of data."
         )
-    return Answer(f"{said}.", [text for text in texts if text])
+    headline = f"**{verdict.sentence(verdicts)}**" if verdicts else f"{said}."
+    return Answer(headline, [text for text in texts if text])
+
+
+def _verdicts(analysis: Row) -> list[Row]:
+    """Each language's verdict on the test set that the answer speaks of."""
+    found = analysis.get("verdict", [])  # earlier reports had none
+    return [row for row in found if row["test_set"] == _headline(analysis)[0]["test_set"]]
+
+
+def _verdict_text(analysis: Row, verdicts: Sequence[Row]) -> str:
+    """What the headline rests on: the mean, what another language may bring, latency, precision."""
+    test_set = verdicts[0]["test_set"]
+    (model,) = (row for row in analysis["hierarchy"] if row["test_set"] == test_set)
+    margins = sorted(row["margin"] for row in verdicts)
+    text = (
+        f"A start is named for a language where it is better by more than the margin with a "
+        f"probability of {100 * verdict.SURE:.0f} %; the margin, {margins[0]:.1f} to "
+        f"{margins[-1]:.1f} points here, is a twentieth of the WER and at least "
+        f"{verdict.MARGIN:g}. On {test_set}, over all latencies"
+    )
+    means = [f"{value(row, 'gap', 'ci')} at {hours_label(row['hours'])}" for row in model["mean"]]
+    text += f", the mean over languages is {', '.join(means)}"
+    if "another" in model["mean"][0]:
+        ends = [model["mean"][0], model["mean"][-1]]
+        expected = [
+            f"{value(row, 'another', 'another_ci')} at {hours_label(row['hours'])}" for row in ends
+        ]
+        text += f"; for one more language like these expect {' and '.join(expected)}"
+    if "change_per_doubling" in model:
+        change = value(model, "change_per_doubling", "change_per_doubling_ci")
+        text += f". Each doubling of the data moves the mean by {change}"
+    return text + "."
 
 
 def _choice_text(row: Row) -> str:
@@ -216,6 +251,33 @@ def _savings_text(analysis: Row, first: Row) -> str:
         for row in _same_series(analysis["hours_saved"], first)
     ]
     return f"For the WER that ML has, EN needs {', '.join(found)}." if found else ""
+
+
+def _verdict_parts(verdicts: Sequence[Row]) -> list[Part]:
+    """Each language's gap: a picture with a named line for each, and a table."""
+    if not verdicts:
+        return []
+    test_set = verdicts[0]["test_set"]
+    svg = figures.gap_by_language(verdicts, f"WER(EN) − WER(ML), {test_set}")
+    caption = (
+        f"Each language's gap against training data, {test_set}, mean over latencies, fp32: the "
+        f"hierarchical model's mean and 95 % interval; above zero ML is better"
+    )
+    lines = [
+        [
+            *(verdict.language_name(row["language"]), hours_label(row["hours"])),
+            *(value(row, "gap", "ci"), f"{row['margin']:.1f}"),
+            *(f"{100 * row[f'probability_{name}']:.0f} %" for name in ("ml", "en", "tie")),
+            "not decided" if row["start"] == verdict.OPEN else row["start"],
+        ]
+        for row in sorted(verdicts, key=lambda row: (row["language"], row["hours"]))
+    ]
+    header = ["language", "data", "gap", "margin", "ML better", "EN better", "tie", "verdict"]
+    return [
+        Heading("Each language"),
+        Gallery([Drawing(_file("languages", test_set), svg, caption)]),
+        TablePart(header, lines),
+    ]
 
 
 def _gap_parts(analysis: Row) -> list[Part]:

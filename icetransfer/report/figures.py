@@ -18,6 +18,7 @@ import numpy as np
 
 from icetransfer.analysis import study
 from icetransfer.analysis.gap_report import COLOURS, MARKERS, latency_order, tier_label
+from icetransfer.analysis.verdict import language_name
 
 Row = dict[str, Any]
 
@@ -181,6 +182,37 @@ def gap_by_hours(rows: Sequence[Row], languages: Sequence[Row], law: Row | None,
         axes.set_ylim(min(shown) - room, max(shown) + room)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_ylabel("WER(EN) − WER(ML), points")
+    return figure.svg
+
+
+def gap_by_language(rows: Sequence[Row], title: str) -> str:
+    """Each language's gap against data, with its band, and its name at the end of its line.
+
+    Args:
+        rows: of `verdict`, one test set.
+        title: of the panel.
+    """
+    languages = sorted({row["language"] for row in rows})
+    figure = Figure(title)
+    with figure as axes:
+        scale = _hours_axis(axes, [row["hours"] for row in rows])
+        for index, language in enumerate(languages):
+            own = sorted((r for r in rows if r["language"] == language), key=lambda r: r["hours"])
+            x = np.array([row["hours"] for row in own]) * scale
+            # side by side, or their bars would hide one another
+            x = x * 1.025 ** (index - (len(languages) - 1) / 2)
+            values, bars = _bars(own, "gap", "ci_low", "ci_high")
+            colour = COLOURS[index % len(COLOURS)]
+            # as many languages as colours, and then again with other lines
+            line = ("-", "--", ":")[index // len(COLOURS) % 3]
+            axes.fill_between(
+                x, values - bars[0], values + bars[1], color=colour, alpha=0.1, linewidth=0
+            )
+            marker = MARKERS[index % len(MARKERS)]
+            name = language_name(language)
+            axes.plot(x, values, line, color=colour, marker=marker, markersize=4, label=name)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_ylabel("points: above zero ML is better")
     return figure.svg
 
 

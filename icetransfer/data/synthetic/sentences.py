@@ -13,6 +13,8 @@ A grammar is a file `grammars/<language>.yaml`:
     slots: {S: [...], rule: [...]}
     open: {S: [...], rule: [...]}
 
+A language of the base models alone has only the open domain.
+
 A template is text with `(a|b|)` for a choice and `{...}` for one of
 
 * a rule of the domain or of `shared`;
@@ -105,13 +107,19 @@ class SentenceSource:
                 language's; such sentences are left out.
 
         Raises:
-            ValueError: No such language or domain.
+            ValueError: No such language or domain, or this language's grammar lacks the domain.
         """
         if domain not in DOMAINS:
             raise ValueError(
                 f"no synthetic domain {domain!r}; expected one of {', '.join(DOMAINS)}"
             )
         self._grammar = read_grammar(language)
+        if domain not in self._grammar:
+            there = [name for name in DOMAINS if name in self._grammar]
+            raise ValueError(
+                f"no {domain} sentences for language {language!r}; its grammar has "
+                f"{' and '.join(there)}"
+            )
         self._normalizer = Normalizer(language)
         self._is_foreign = is_foreign
         self._language, self._domain = language, domain
