@@ -1,8 +1,9 @@
-"""Hotwords: the automaton, the file, many streams, and the same words as sherpa-onnx's own."""
+"""Hotwords and shallow fusion: automaton, file, streams, the same words as sherpa-onnx's own."""
 
 import itertools
 
 import numpy as np
+import onnxruntime
 import pytest
 import sherpa_onnx
 import torch
@@ -11,7 +12,9 @@ from icetransfer.bundle.vocabulary import vocabulary
 from icetransfer.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
 from icetransfer.decode import decode_offline, decode_streams
 from icetransfer.export import Source, export_tier
+from icetransfer.model.language_model import BOUNDARY_ID, LanguageModel
 from icetransfer.model.transducer import build_transducer
+from icetransfer.onnx.language_model import export_language_model
 from icetransfer.streaming.exported import PARTS, Exported
 from icetransfer.streaming.guided import GuidedBeamSearch
 from icetransfer.streaming.hotwords import Hotword, HotwordGraph, read_hotwords
@@ -127,16 +130,16 @@ def recordings():
     return [(rng.normal(0, 0.1, size) * np.hanning(size)).astype(np.float32) for size in sizes]
 
 
-def ours(exported, size, recordings, hotwords):
+def ours(exported, size, recordings, hotwords, **more):
     model = OnnxTransducer(exported / str(size))
-    search = GuidedBeamSearch(model, 4, SHERPA, hotwords=HotwordGraph(hotwords))
+    search = GuidedBeamSearch(model, 4, SHERPA, hotwords=HotwordGraph(hotwords), **more)
     named = ((str(number), samples) for number, samples in enumerate(recordings))
     if size == -1:
         return dict(decode_offline(model, search, named, 4))
     return dict(decode_streams(model, search, named, size, 16, 3))
 
 
-def theirs(exported, size, recordings, path, score):
+def theirs(exported, size, recordings, path, score, **more):
     """What sherpa-onnx does by itself, with its own encoding of hotwords."""
     online = size != -1
     kind = sherpa_onnx.OnlineRecognizer if online else sherpa_onnx.OfflineRecognizer
@@ -144,7 +147,7 @@ def theirs(exported, size, recordings, path, score):
     recognizer = kind.from_transducer(
         tokens=str(exported / "tokens.txt"), **parts, decoding_method="modified_beam_search",
         hotwords_file=str(path), hotwords_score=score, modeling_unit="bpe",
-        bpe_vocab=str(exported / "bpe.vocab"),
+        bpe_vocab=str(exported / "bpe.vocab"), **more,
     )  # fmt: skip
     found = []
     tail = np.zeros(round(tail_seconds(size) * 16000), dtype=np.float32)
@@ -182,6 +185,81 @@ def test_the_same_words_as_sherpa_onnx(exported, recordings, tokenizer, tmp_path
         assert [found[str(n)].tokens for n in range(len(recordings))] == heard
         changed |= {key for key in found if found[key] != plain[key]}
     assert changed, "no hotword changed anything: the test would not see one that is ignored"
+
+
+@pytest.fixture(scope="module")
+def language_model(tokenizer):
+    """One that has learned nothing and expects much."""
+    torch.manual_seed(3)
+    model = LanguageModel(tokenizer.vocab_size, 16, 2).eval()
+    with torch.no_grad():
+        model.embedding.weight *= 3
+        model.output.weight *= 12
+    return model
+
+
+def test_the_exported_language_model_is_the_one_in_torch(language_model, tmp_path) -> None:
+    export_language_model(language_model, tmp_path / "lm.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "lm.onnx"))
+    tokens = torch.randint(3, 20, (3, 6), generator=torch.Generator().manual_seed(2))
+    state = language_model.initial_state(3)
+    feeds = {"h0": state[0].numpy(), "c0": state[1].numpy()}
+    for column in tokens.T.unsqueeze(2):
+        with torch.inference_mode():
+            wanted, state = language_model(column, state)
+        found, h, c = session.run(None, {"x": column.numpy(), **feeds})
+        np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)
+        feeds = {"h0": h, "c0": c}
+
+
+def test_the_same_words_as_sherpa_onnx_with_a_language_model(
+    exported, recordings, tokenizer, language_model, tmp_path
+) -> None:
+    export_language_model(language_model, tmp_path / "lm.onnx")
+    path = tmp_path / "hotwords.txt"
+    path.write_text("zes\ndrie\n")
+    texts = {}
+    for scale, score in ((0.0, 1e-4), (0.3, 1e-4), (0.7, 1.5)):
+        hotwords = read_hotwords(path, tokenizer.encode, tokenizer.unknown_characters, str, score)
+        more = {"language_model": language_model, "scale": scale}
+        found = ours(exported, 8, recordings, hotwords, **more)
+        texts[scale] = [tokenizer.decode(found[str(n)].tokens) for n in range(len(recordings))]
+        more = {"lm": str(tmp_path / "lm.onnx"), "lm_scale": scale}
+        sherpas = theirs(exported, 8, recordings, path, score, **more)
+        assert texts[scale] == [text.strip() for text in sherpas]
+    assert texts[0.0] != texts[0.3] != texts[0.7]
+
+
+def test_fusion_earns_what_the_language_model_gives(language_model) -> None:
+    """All paths of three frames, scored one by one."""
+
+    class Frames:
+        context_size = 2
+
+        def predict(self, tokens):
+            return torch.zeros(len(tokens), 1, 1)
+
+        def join(self, out_frame, decoder_out):
+            return out_frame
+
+    vocab = language_model.sizes["vocab_size"]
+    out = torch.randn(1, 3, vocab, generator=torch.Generator().manual_seed(4))
+    out[..., 5:] = -99
+    search = GuidedBeamSearch(Frames(), 5**3 * 5, language_model=language_model, scale=0.5)
+    (found,) = search(out, torch.tensor([3]))
+    totals: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(5), repeat=3):
+        history = tuple(token for token in path if token)
+        score = sum(float(out[0, t].log_softmax(0)[token]) for t, token in enumerate(path))
+        totals[history] = float(np.logaddexp(totals.get(history, -np.inf), score))
+    for history in totals:
+        row = torch.tensor([[BOUNDARY_ID, *history]])
+        with torch.inference_mode():
+            log_probs, _ = language_model(row, language_model.initial_state(1))
+        earned = sum(float(log_probs[0, at, token]) for at, token in enumerate(history))
+        totals[history] += 0.5 * earned
+    best = max(totals, key=lambda history: totals[history] / (len(history) + 2))
+    assert found.tokens == list(best)
 
 
 class OneWord:
