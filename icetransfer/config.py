@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from icetransfer.settings import reference
 from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
 from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
+from icetransfer.settings.language_model import LanguageModel
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
@@ -385,6 +386,8 @@ class Decode(Section):
     """Names and terms to expect, a phrase a line; for modified_beam_search."""
     hotwords_score: float = Field(1.5, gt=0)
     """What each token of a hotword is worth that has no score of its own."""
+    language_model_scale: float = Field(0.0, ge=0)
+    """Of the language model in modified_beam_search (shallow fusion); 0: without it."""
     batch_streams: int = Field(32, ge=1)
     """Recordings that are decoded at once."""
     latency: bool = False
@@ -396,24 +399,18 @@ class Decode(Section):
             raise ValueError("hotwords need search=modified_beam_search: greedy search has no beam")
         return self
 
-
-class LanguageModel(Section):
-    """Language models of text, which decoding may use."""
-
-    text: Literal["none", "transcripts", "text"] = "none"
-    """What they are trained on: nothing, the transcripts of the hours, or data.text besides."""
-    channels: int = Field(128, ge=8)
-    """Of the LSTM's embedding and of each of its layers."""
-    layers: int = Field(1, ge=1)
-    """Of the LSTM."""
-    dropout: float = Field(0.2, ge=0, lt=1)
-    """Share of the LSTM's values that a step leaves out."""
-    batch_tokens: int = Field(2000, ge=1)
-    """Tokens of a step, at most, unless one sentence has more."""
-    learning_rate: float = Field(0.003, gt=0)
-    """Adam's at the start; it is halved when dev perplexity rises."""
-    max_epochs: int = Field(40, ge=1)
-    """Passes over the text; it ends earlier when dev perplexity does not fall any more."""
+    @model_validator(mode="after")
+    def _check_language_model(self) -> "Decode":
+        if not self.language_model_scale:
+            return self
+        if self.search != "modified_beam_search":
+            raise ValueError("language_model_scale needs search=modified_beam_search")
+        if -1 in self.chunk_sizes and "sherpa" in self.engines:
+            raise ValueError(
+                "language_model_scale: sherpa-onnx's offline recogniser does no shallow fusion; "
+                "leave -1 out of chunk_sizes, or sherpa out of engines"
+            )
+        return self
 
 
 class Bundle(Section):
@@ -456,6 +453,15 @@ class Config(Section):
                     f"{key} has {illegal}: a chunk is a multiple of 8 frames (160 ms), because "
                     f"every stack's downsampling must divide it; or -1 for offline"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_language_model(self) -> "Config":
+        if self.decode.language_model_scale and self.language_model.text == "none":
+            raise ValueError(
+                "decode.language_model_scale needs a language model: "
+                "set language_model.text=transcripts or text"
+            )
         return self
 
     @model_validator(mode="after")

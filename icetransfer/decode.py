@@ -37,6 +37,7 @@ from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import Experiment, log, provenance, run_stage, write_provenance
 from icetransfer.model.checkpoint import load_transducer
+from icetransfer.model.language_model import LanguageModel, load_language_model
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import progress_bar
@@ -182,6 +183,18 @@ def find_hotwords(experiment: Experiment) -> list[Hotword]:
     )
 
 
+def find_language_model(experiment: Experiment) -> LanguageModel | None:
+    """The language model, where the config gives it a scale.
+
+    Raises:
+        ValueError: it is missing, or of other tokens.
+    """
+    if not experiment.config.decode.language_model_scale:
+        return None
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    return load_language_model(experiment.language_model, tokenizer.vocab_size)
+
+
 def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """Loads the model of a run.
 
@@ -190,8 +203,9 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """
     decode = experiment.config.decode
     size, left, streams = run.chunk_size, run.left_context_frames, decode.batch_streams
-    hotwords = find_hotwords(experiment)
+    hotwords, scale = find_hotwords(experiment), decode.language_model_scale
     if run.engine == "sherpa":
+        lm = {"lm": str(experiment.language_model.with_suffix(".onnx")), "lm_scale": scale}
         recognizer = SherpaRecognizer(
             experiment.onnx_dir(size),
             size,
@@ -199,6 +213,7 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
             run.search,
             decode.beam,
             tail_seconds(size),
+            options=lm if scale else {},
             hotwords=hotwords,
         )
 
@@ -213,8 +228,10 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     else:
         model = OnnxTransducer(experiment.onnx_dir(size), run.precision)
     search = make_search(run.search, model, decode.beam, SHERPA)
-    if hotwords:
-        search = GuidedBeamSearch(model, decode.beam, SHERPA, hotwords=HotwordGraph(hotwords))
+    if hotwords or scale:
+        graph = HotwordGraph(hotwords) if hotwords else None
+        lm_model = find_language_model(experiment)
+        search = GuidedBeamSearch(model, decode.beam, SHERPA, 0.0, graph, lm_model, scale)
     if size == -1:
         return lambda waveforms: decode_offline(model, search, waveforms, streams)
     return lambda waveforms: decode_streams(model, search, waveforms, size, left, streams)
@@ -428,7 +445,7 @@ def decode_run(
     target = folder / "wer.json"
     quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
-        found = {"hotwords": ""} | read_json(target, ())  # those of earlier versions have none
+        found = {"hotwords": "", "language_model": ""} | read_json(target, ())  # of others: none
         made = {key: found[key] for key in made_from if key in found}
         changed = [key for key in made if made[key] != made_from[key]]
         if found.get("quantisation", {}) != quantisation:
@@ -534,6 +551,10 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
         warn_of_high_scores(found)
         hotwords = " ".join(f"{word.text} :{word.score:g}" for word in found)
         hotwords = hashlib.sha256(hotwords.encode()).hexdigest()
+    language_model = ""
+    if find_language_model(experiment) is not None:
+        digest = sha256(experiment.language_model)
+        language_model = f"{digest} scale {decode.language_model_scale:g}"
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         normalize = Normalizer(language)
         made_from: dict[str, str | int] = {
@@ -541,6 +562,7 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
             "normalizer": normalize.version,
             "hotwords": hotwords,
+            "language_model": language_model,
         }
         if decode.search == "modified_beam_search":
             made_from["beam"] = decode.beam

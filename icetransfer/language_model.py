@@ -4,9 +4,10 @@
 
 `language_model.text` in the config says of which text: none (the default), the transcripts of the
 experiment's hours, or `data.text` besides.  exp/language_model/ gets text.txt, the sentences, each
-once and none of a dev or test split, with their counts in text.json; lstm.pt, the model;
-language_model.json, its perplexity on dev, by token and by word.  It is a small LSTM.  Training
-resumes where it was stopped, and is done again when text, tokens or settings have changed.
+once and none of a dev or test split, with their counts in text.json; lstm.pt, the model, and
+lstm.onnx, what sherpa-onnx loads of it; language_model.json, its perplexity on dev, by token and by
+word.  It is a small LSTM.  Training resumes where it was stopped, and is done again when text,
+tokens or settings have changed.
 """
 
 from icetransfer.experiment import Experiment, log, run_stage

@@ -6,6 +6,7 @@ Shapes: N sentences, L tokens, V vocabulary, H channels, D layers.  A sentence b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,3 +76,22 @@ def build_language_model(content: dict[str, Any]) -> LanguageModel:
     model = LanguageModel(**content["sizes"])
     model.load_state_dict(content["model"])
     return model.eval()
+
+
+def load_language_model(path: Path, vocab_size: int) -> LanguageModel:
+    """Reads what training has written.
+
+    Raises:
+        ValueError: the file is missing, or the model is of other tokens.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist: run stage 8, which trains it where language_model.text is set"
+        )
+    model = build_language_model(torch.load(path, weights_only=True))
+    if model.sizes["vocab_size"] != vocab_size:
+        raise ValueError(
+            f"{path} is of {model.sizes['vocab_size']} tokens and the experiment has "
+            f"{vocab_size}: run stage 8 again, which trains it anew"
+        )
+    return model

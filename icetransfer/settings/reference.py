@@ -67,6 +67,7 @@ STAGES = {
     "decode.beam": "9",
     "decode.hotwords": "9",
     "decode.hotwords_score": "9",
+    "decode.language_model_scale": "9",
     "decode.batch_streams": "9",
     "decode.latency": "9, 10",
     "robustness": "9",

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from icetransfer.config import LanguageModel as Settings
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.language_text import collect_text
 from icetransfer.data.tokenizer import Tokenizer
@@ -34,7 +33,9 @@ from icetransfer.experiment import (
     write_provenance,
 )
 from icetransfer.model.language_model import LanguageModel
+from icetransfer.onnx.language_model import export_language_model
 from icetransfer.settings.corpora import has_split
+from icetransfer.settings.language_model import LanguageModel as Settings
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import Stamp, digests
 from icetransfer.training.faults import StopSignals
@@ -230,8 +231,8 @@ def make(experiment: Experiment) -> None:
     """
     config = experiment.config
     torch.set_num_threads(1)
-    folder = experiment.language_model_dir
-    target, described = folder / "lstm.pt", folder / "language_model.json"
+    folder, target = experiment.language_model_dir, experiment.language_model
+    exported, described = target.with_suffix(".onnx"), folder / "language_model.json"
     dev = dev_texts(experiment)
     path = collect_text(experiment)
     bpe_model = experiment.lang_dir / "bpe.model"
@@ -239,12 +240,12 @@ def make(experiment: Experiment) -> None:
     inputs = digests([path, bpe_model]) | {"dev": text_digest(dev), "seed": str(config.seed)}
     stamp = Stamp(folder / "stamp.json", inputs | {k: str(v) for k, v in settings.items()})
     checkpoint = folder / "training.pt"
-    if stamp.is_current(target, described):
+    if stamp.is_current(target, exported, described):
         log.info("skip: %s is complete", target)
         return
     if stamp.changed() or not stamp.path.is_file():
         checkpoint.unlink(missing_ok=True)
-    stamp.renew(target, described)
+    stamp.renew(target, exported, described)
     tokenizer = Tokenizer(bpe_model)
     began = time.monotonic()
     text = tokens_of(tokenizer, path.read_text(encoding="utf-8").splitlines())
@@ -264,6 +265,7 @@ def make(experiment: Experiment) -> None:
     }
     with atomic.atomic_path(target) as temporary:
         torch.save({"sizes": model.sizes, "model": model.state_dict()}, temporary)
+    export_language_model(model, exported)
     atomic.write_text(described, json.dumps(found, indent=1) + "\n")
     checkpoint.unlink(missing_ok=True)
     write_provenance(experiment, "language_model", **found)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from icetransfer import language_model as stage
-from icetransfer.config import LanguageModel as Settings
 from icetransfer.experiment import RUN_AGAIN
 from icetransfer.model.language_model import BOUNDARY_ID, LanguageModel, build_language_model
+from icetransfer.settings.language_model import LanguageModel as Settings
 from icetransfer.training import language_model
 from icetransfer.training.language_model import batches, perplexity, train_language_model
 
@@ -105,7 +105,7 @@ def test_the_stage(tone_recipe, caplog) -> None:
     stage.make_language_model(experiment)  # of another setting: made again
     assert (folder / "lstm.pt").stat().st_mtime_ns > before
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("language_model.json", "lstm.pt", "stamp.json"),
+        *("language_model.json", "lstm.onnx", "lstm.pt", "stamp.json"),
         *("text.json", "text.stamp.json", "text.txt"),
     ]
 
