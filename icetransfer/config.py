@@ -384,7 +384,7 @@ class Decode(Section):
     """Hypotheses of modified_beam_search."""
     hotwords: Path | None = None
     """Names and terms to expect, a phrase a line; for modified_beam_search."""
-    hotwords_score: float = Field(1.5, gt=0)
+    hotwords_score: float = Field(1.0, gt=0)
     """What each token of a hotword is worth that has no score of its own."""
     language_model_scale: float = Field(0.0, ge=0)
     """Of the language model in modified_beam_search (shallow fusion); 0: without it."""

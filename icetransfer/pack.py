@@ -23,7 +23,12 @@ import soundfile
 
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
-from icetransfer.bundle.settings import Settings, read_settings, write_settings
+from icetransfer.bundle.settings import (
+    LANGUAGE_MODEL,
+    Settings,
+    read_settings,
+    write_settings,
+)
 from icetransfer.bundle.vocabulary import vocabulary
 from icetransfer.data.features import read_manifest
 from icetransfer.data.subset import training_texts
@@ -132,6 +137,7 @@ def pack_tier(
         "sherpa_onnx": {
             "modeling_unit": "cjkchar" if tokenizer.is_of_characters else "bpe",
             "bpe_vocab": "bpe.vocab",
+            **add_language_model(experiment, chunk_size, made),
         },
     }
     facts["test"] = {precision: check.by_python(made, facts, precision) for precision in precisions}
@@ -145,6 +151,22 @@ def pack_tier(
     (made / check.SUMS).write_text("".join(sums), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
+
+
+def add_language_model(experiment: Experiment, chunk_size: int, folder: Path) -> dict[str, Any]:
+    """Copies the language model where decoding uses one; sherpa-onnx's arguments for it.
+
+    Raises:
+        ValueError: the config wants one, and stage 8 has not made it.
+    """
+    scale = experiment.config.decode.language_model_scale
+    if not scale or chunk_size == -1:
+        return {}
+    source = experiment.language_model.with_suffix(".onnx")
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist: run stage 8, which makes it")
+    shutil.copyfile(source, folder / LANGUAGE_MODEL)
+    return {"lm": LANGUAGE_MODEL, "lm_scale": scale}
 
 
 def choose_settings(experiment: Experiment, source: Exported, chunk_size: int) -> Settings:

@@ -144,11 +144,13 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
     if size != -1:
         options |= settings.rules | {"enable_endpoint_detection": True}
     hotwords = find_hotwords(args, bundle)
+    language_model = {} if args.no_lm else settings.language_model
+    options |= language_model
     recognizer = SherpaRecognizer(
         bundle.dir,
         size,
         precision,
-        search="modified_beam_search" if hotwords else "greedy_search",
+        search="modified_beam_search" if hotwords or language_model else "greedy_search",
         tail_seconds=tail_seconds(size),
         options=options,
         hotwords=hotwords,
@@ -387,6 +389,9 @@ def _main() -> None:
         "--hotwords-score", type=float, default=SCORE, metavar="X",
         help="what each of their tokens is worth (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-lm", action="store_true", help="without the bundle's language model, if it has one"
+    )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N",
         help="files at a time (default: the processors)",

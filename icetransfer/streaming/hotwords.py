@@ -24,8 +24,8 @@ from typing import NamedTuple
 from icetransfer.experiment import log
 from icetransfer.stage.text import read_text
 
-SCORE = 1.5  # of a token, where neither the file nor the user says another: sherpa-onnx's default
-HIGHEST = 3.0  # above it, phrases were heard that nobody had said (docs/hotwords.md)
+SCORE = 1.0  # of a token, where neither the file nor the user says another (docs/hotwords.md)
+HIGHEST = 2.0  # above it, many phrases were heard that nobody had said
 _ROOT = 0
 _numbers = itertools.count()
 
