@@ -1,9 +1,10 @@
 """What the data stages cost with millions of cuts: CPU time, and peak memory against the limit.
 
-    python benchmarks/bench_stages.py [prepare] [choose]
+    python benchmarks/bench_stages.py [prepare] [choose] [look]
 
 prepare     stages 1 and 2 on a corpus of many recordings, but for decoding and filter banks
 choose      stages 3 and 4 and the making of training blocks, on made-up manifests
+look        icetransfer.look on the same manifests, without a model, and without any audio to play
 
 Each step runs in a process of its own that imports what the stage does; afterwards again, to see
 what it costs to find that nothing has changed.  Everything is made up in a temporary folder
@@ -218,9 +219,25 @@ def make_blocks() -> None:
     blocks.hold_blocks(chosen())
 
 
+def take_a_look() -> None:
+    """icetransfer.look, whose tables go to nowhere."""
+    import contextlib
+
+    from icetransfer import look
+
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        look.write_look(chosen())
+
+
 STEPS: dict[str, Callable[[], None]] = {
     step.__name__: step
-    for step in (stage_1, look_at_files, stage_2, look_at_shards, stage_3, stage_4, make_blocks)
+    for step in (
+        *(stage_1, look_at_files, stage_2, look_at_shards, stage_3, stage_4, make_blocks),
+        *(take_a_look,),
+    )
 }
 
 
@@ -293,7 +310,13 @@ def bench_choose(folder: Path, cuts: int) -> None:
     })  # fmt: skip
 
 
-SECTIONS = {"prepare": bench_prepare, "choose": bench_choose}
+def bench_look(folder: Path, cuts: int) -> None:
+    """What `python -m icetransfer.look` costs."""
+    write_manifests(folder / "data" / "manifests", cuts)
+    run(folder, cuts, {"a look": "take_a_look"})
+
+
+SECTIONS = {"prepare": bench_prepare, "choose": bench_choose, "look": bench_look}
 
 
 def main() -> None:

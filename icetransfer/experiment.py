@@ -410,6 +410,8 @@ def _hold_folder(
     """Keeps others out of what a stage writes to: the recipe's data, or the experiment."""
     if script.stem == "score":  # writes nothing
         return contextlib.nullcontext()
+    if script.stem == "look":  # writes to a folder of its own, also while the experiment trains
+        return locked(experiment.dir / "look", script.stem, waits=False)
     if script.parent.name == "data":
         return locked(experiment.data_dir, script.stem, waits=True, shares=shares)
     return locked(experiment.dir, script.stem, waits=False)

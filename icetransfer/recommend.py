@@ -2,6 +2,7 @@
 
     python -m icetransfer.recommend --hours 300 [--language de] [--chunk-ms 160] [--results F.csv]
     python -m icetransfer.recommend --plan plan.csv [--results F.csv]
+    python -m icetransfer.recommend --design 2 --results F.csv
 
 With the results of a sweep of one's own the answer rests on them: on the language's own gaps where
 it was in the sweep, else on the mean over the languages that were.  Without, or for an amount of
@@ -10,6 +11,9 @@ language and hours, and may have chunk_ms (-1: offline); the answer is a table.
 
 "ML" or "EN" is said where the expected difference matters (0.25 points) and one of the other sign
 is ruled out at the 5 % level, one-sided; else "either".  The interval printed is two-sided, 95 %.
+
+`--design` says how many languages, seeds and test recordings a sweep needs to see a gap of so many
+points, from the noise of the sweep given, and which gaps that sweep itself could see.
 """
 
 import argparse
@@ -27,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from icetransfer import experiment
-from icetransfer.analysis import laws, study
+from icetransfer.analysis import design, hierarchy, laws, study
 from icetransfer.analysis.bootstrap import Resampling, interval, one_sided_interval
 from icetransfer.analysis.gap_report import tier_label
-from icetransfer.analysis.significance import Array
+from icetransfer.analysis.significance import LEVEL, Array
 from icetransfer.analysis.sweep_results import (
     COMPARED,
     FULL,
@@ -350,6 +354,44 @@ def plan_table(requests: Sequence[Request], results: Path | None) -> Table:
     return table
 
 
+def design_table(gap: float, path: Path) -> Table:
+    """What a sweep needs to see a gap, a row for each number of seeds and length of the test set.
+
+    Raises:
+        ValueError: the results cannot tell their own noise.
+    """
+    results, _ = without_collapsed(read_results(path))
+    results = [result for result in results if result.point.precision == FULL]
+    test_set = min(result.point.test_set for result in results)
+    wers = collect(results, Resampling(result.language for result in results))
+    measured = hierarchy.measured_gaps(wers, test_set)
+    if not any(m.noise.any() for m in measured):
+        raise ValueError(
+            f"{path}: the utterances of {test_set} are not at hand, so the noise of its length is "
+            f"not known; give the results.csv of a sweep in its own folder, with the column recogs"
+        )
+    noise = design.noise_of(hierarchy.fit(measured), measured)
+    seen = design.smallest_gap(noise.of_language(1, 1))
+    table = Table(
+        title=f"To see a gap of {gap:g} points ({100 * design.POWER:.0f} % of the time, at the "
+        f"{100 * LEVEL:.0f} % level)",
+        caption=f"From {path}, {test_set}. Standard deviations in points: languages "
+        f"{noise.language:.1f}, runs {noise.run:.1f}, utterances {noise.utterances:.1f}, rest "
+        f"{noise.rest:.1f}. With one seed and this test set, one language alone shows a gap from "
+        f"{seen:.1f} points on.",
+    )
+    for column in ("seeds", "test set", "languages for the mean", "one language shows"):
+        table.add_column(column, justify="right")
+    for seeds in design.SEEDS:
+        for longer in design.LONGER:
+            count = design.languages_needed(noise, gap, seeds, longer)
+            own = design.smallest_gap(noise.of_language(seeds, longer))
+            languages = f"over {design.MOST_LANGUAGES}" if count is None else str(count)
+            as_long = "as it is" if longer == 1 else f"{longer} times"
+            table.add_row(str(seeds), as_long, languages, f"{own:.1f} points")
+    return table
+
+
 def _hours(text: str) -> float:
     try:
         hours = float(parse_hours(text))  # type: ignore[arg-type]
@@ -367,12 +409,25 @@ def _run() -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--hours", help="training data: 300, 300h or 30min")
     asked.add_argument("--plan", type=Path, help="CSV file with language, hours and chunk_ms")
+    asked.add_argument(
+        "--design",
+        type=float,
+        metavar="POINTS",
+        help="what a sweep needs to see a gap of so many points; with --results",
+    )
     parser.add_argument("--language", help="of the recogniser, as in results.csv")
     parser.add_argument("--chunk-ms", type=int, help="rest on this latency alone (-1: offline)")
     parser.add_argument("--results", type=Path, help="results.csv of a sweep")
     args = parser.parse_args()
 
     def run() -> None:
+        if args.design is not None:
+            if not 0 < args.design < math.inf or args.results is None:
+                raise ValueError(
+                    "--design: expected points above 0, and --results with a sweep's results.csv"
+                )
+            Console(highlight=False).print(design_table(args.design, args.results))
+            return
         if args.plan is None:
             print(
                 recommend(Request(_hours(args.hours), args.language, args.chunk_ms), args.results)

@@ -31,26 +31,35 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+<<<<<<< HEAD
 from icetransfer.bundle.check import FILE
 from icetransfer.bundle.settings import read_settings
 from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.text.normalizer import Normalizer, languages
 from icetransfer.data.tokenizer import Tokenizer
+=======
+from icetransfer.bundle.tiers import find_tiers, open_tier, precisions_of
+from icetransfer.config import chunk_label
+>>>>>>> main
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
-from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
 from icetransfer.streaming.captions import Captions, JsonLines, SubRip, WebVtt
+<<<<<<< HEAD
 from icetransfer.streaming.exported import Exported, read_tokens
 from icetransfer.streaming.hotwords import SCORE, Hotword, read_hotwords, warn_of_high_scores
 from icetransfer.streaming.segments import Listener, OfflineListener, Segment, StreamingListener
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from icetransfer.streaming.streams import tail_seconds
+=======
+from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.segments import Listener, Segment
+>>>>>>> main
 
 FORMATS = {"json": JsonLines, "srt": SubRip, "vtt": WebVtt}
 
@@ -70,59 +79,18 @@ def find_tier(folder: Path, latency: str | None) -> tuple[Exported, int]:
     Raises:
         ValueError: there is no such bundle.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is not a folder; expected what stage 8 exports, or a bundle of stage 11"
-        )
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    tiers, broken = {}, {}
-    for bundle in (Exported(path) for path in (folder, *inside)):
-        if not any(bundle.dir.glob("*.onnx")):
-            continue
-        try:
-            size = _chunk_size(bundle)
-            tiers["offline" if size == -1 else str(chunk_ms(size))] = (bundle, size)
-        except (ValueError, OSError) as error:
-            broken[bundle.dir.name] = str(error)
+    tiers, broken = find_tiers(folder)
     if latency is None and len(tiers) == 1:
         latency = next(iter(tiers))
     if latency in tiers:
-        for problem in broken.values():
+        for problem in broken:
             log.warning("left out: %s", problem)
         return tiers[latency]
     if broken:
-        raise ValueError("\n".join(broken.values()))
-    if not tiers:
-        raise ValueError(
-            f"{folder} is not a bundle and holds none, there are no *.onnx; expected what stage 8 "
-            f"exports, or a bundle of stage 11"
-        )
+        raise ValueError("\n".join(broken))
     asked = "choose one with --latency" if latency is None else f"not --latency {latency}"
     labels = ", ".join(sorted(tiers, key=lambda label: (len(label), label)))
     raise ValueError(f"{folder} has the latencies {labels}; {asked}")
-
-
-def _chunk_size(bundle: Exported) -> int:
-    """Of an export, by its description, or else by what its encoder says of itself."""
-    made_of = {}
-    if bundle.description.is_file():
-        made_of = read_json(bundle.description, ["made_of"])["made_of"]
-    if "chunk_size" in made_of:
-        return int(made_of["chunk_size"])
-    return bundle.inspect(precisions_of(bundle)[0]).chunk_size
-
-
-def precisions_of(bundle: Exported) -> list[str]:
-    """The precisions that there are, fp32 first.
-
-    Raises:
-        ValueError: there is none.
-    """
-    parts = (path.name.split(".")[1:-1] for path in bundle.dir.glob("encoder*.onnx"))
-    found = sorted((part[0] if part else "fp32" for part in parts), key=lambda p: (p != "fp32", p))
-    if not found:
-        raise ValueError(f"{bundle.dir} has no encoder: it is half written; copy or make it again")
-    return found
 
 
 def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
@@ -138,6 +106,7 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
         raise ValueError(f"{bundle.dir} has {', '.join(precisions)} and no {precision} models")
     if size == -1 and (args.microphone or STANDARD_INPUT in args.files):
         log.warning("%s is offline: words come when a part of 30 s is full", bundle.dir)
+<<<<<<< HEAD
     settings = read_settings(bundle.dir)
     names = read_tokens(bundle.tokens)
     options: dict[str, Any] = {"blank_penalty": args.blank_penalty}
@@ -155,10 +124,11 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
         options=options,
         hotwords=hotwords,
     )
+=======
+    listen = open_tier(bundle, size, precision, args.blank_penalty, args.min_confidence)
+>>>>>>> main
     log.info("%s: %s, %s", bundle.dir, precision, chunk_label(size))
-    least = settings.min_confidence if args.min_confidence is None else args.min_confidence
-    kind = OfflineListener if size == -1 else StreamingListener
-    return lambda: kind(recognizer, names, settings.pause, least)
+    return listen
 
 
 def find_hotwords(args: argparse.Namespace, bundle: Exported) -> list[Hotword]:

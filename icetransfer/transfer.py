@@ -277,15 +277,16 @@ def make_start(experiment: Experiment) -> None:
     report_path = experiment.dir / "transfer.json"
     tokens = experiment.recipe_lang_dir / "bpe.model"
     stamp = _stamp(experiment, tokens)
-    if stamp.is_current(experiment.init_checkpoint, report_path):
-        log.info("skip: %s is complete", experiment.init_checkpoint)
-        return
     changed = stamp.changed()
     if changed and checkpoint_steps(experiment.checkpoints_dir):
         raise ValueError(
             f"{experiment.dir}: training has begun from other things than there are now (changed: "
-            f"{', '.join(changed)}); bring those back, or give the new ones an --exp of their own"
+            f"{', '.join(changed)}): bring those back, or start from these in an experiment of "
+            f"their own: the recipe's run.sh with --exp {experiment.dir}-2"
         )
+    if stamp.is_current(experiment.init_checkpoint, report_path):
+        log.info("skip: %s is complete", experiment.init_checkpoint)
+        return
     tokenizer = Tokenizer(tokens)
     stamp.renew(experiment.init_checkpoint, report_path)
     model, report = make_init(experiment.config, tokenizer.vocab_size)

@@ -40,7 +40,9 @@ from icetransfer.analysis.significance import Array
 from icetransfer.analysis.sweep_results import COMPARED, FULL, Point, Wers
 
 DRAWS = 2000
-POINTS, ROUNDS = 256, 4  # of the importance sampling
+POINTS, MOST_ROUNDS = 400, 15  # of the importance sampling
+ENOUGH = 100  # effective points, of which it is content
+TEMPERATURES = (1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.003)
 PRIOR_FREEDOM = 4.0
 LEAST_SPREAD = 0.1  # points: no prior is narrower
 BLOCK = 4_000_000  # numbers of a batch of covariance matrices
@@ -168,8 +170,8 @@ class _Block:
         """(G, n, n), at points (G, K)."""
         count = len(self.gaps)
         mixed = np.tensordot(deviations**2, self.components, 1)
-        # what rounding could make singular where no noise is known
-        ridge = 1e-9 * np.eye(count)
+        # where all noise is shared, rounding could make it singular
+        ridge = 1e-8 * (1 + self.noise.diagonal().max()) * np.eye(count)
         result: Array = mixed + self.noise + ridge
         return result
 
@@ -343,18 +345,25 @@ def _standard_deviations(design: _Design, rng: np.random.Generator) -> tuple[Arr
         return np.zeros((1, 0)), np.ones(1)
     middle = np.full(count, math.log(design.scale) - 0.5)
     shape = np.eye(count)
-    for _ in range(ROUNDS):
+    for _ in range(MOST_ROUNDS):
         proposal = stats.multivariate_t(middle, shape, df=PRIOR_FREEDOM, seed=rng)
         logs = proposal.rvs(POINTS).reshape(POINTS, count)
         # beyond these a standard deviation is zero, or dwarfs every gap
-        logs = np.clip(logs, math.log(design.scale) - 12, math.log(design.scale) + 6)
-        weights = _log_posterior(design, logs) - proposal.logpdf(logs).reshape(POINTS)
-        weights = np.exp(weights - weights.max())
-        weights /= weights.sum()
+        logs = np.clip(logs, math.log(design.scale) - 7, math.log(design.scale) + 6)
+        ratio = _log_posterior(design, logs) - proposal.logpdf(logs).reshape(POINTS)
+        # A far-off proposal leaves all weight to one point: it moves by flattened weights then.
+        for exponent in TEMPERATURES:
+            weights = np.exp(exponent * (ratio - ratio.max()))
+            weights /= weights.sum()
+            if 1 / (weights**2).sum() >= ENOUGH:
+                break
+        if exponent == 1:
+            break
         middle = weights @ logs
         away = logs - middle
-        shape = (weights[:, None] * away).T @ away + 0.05 * np.eye(count)
-    return np.exp(logs), weights
+        shape = 1.3 * (weights[:, None] * away).T @ away + 0.002 * np.eye(count)
+    weights = np.exp(ratio - ratio.max())
+    return np.exp(logs), weights / weights.sum()
 
 
 def _draw(

@@ -1,1 +1,1 @@
-"""Recordings to batches: readers, checks, features, subsets, loading; text and synthetic speech."""
+"""Recordings to batches: readers, checks, features, subsets, loading, cutting; text, synthesis."""

@@ -473,7 +473,8 @@ def _refuse_changes(experiment: Experiment, old: Path, new: Path) -> None:
         f"{experiment.dir} was trained on other data than there are now; {len(changed)} cuts "
         f"differ (frames and text: before -> now), such as\n  "
         + "\n  ".join(changed[:5])
-        + f"\nbring the data back, use another --exp, or remove {experiment.dir} to start anew"
+        + f"\nbring the data back, or train on these in an experiment of their own: the recipe's "
+        f"run.sh with --exp {experiment.dir}-2"
     )
 
 

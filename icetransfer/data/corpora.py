@@ -6,7 +6,8 @@ Writes to the manifests folder, for a corpus named X,
     X_rejected.tsv                id, path, reason, advice: what was left out
     X_text.md                     what was done to the text, for a native speaker to read
     X_prepared.json               counts, and what they were made from
-    X_audio.jsonl.gz              size and time of each file, by which a replaced one is told
+    X_audio.jsonl.gz              size and time of each file of audio, also of those that are
+                                  left out: by these, one that is replaced or repaired is told
     X_parts/                      while it runs: what is checked, for a killed run to go on
 
 With --share several processes, on one host or more, each check a share of the parts, which the
@@ -22,31 +23,47 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
+import math
 import re
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from icetransfer.data.download import corpus_dir
 from icetransfer.data.jsonl import packed_lines, read_jsonl_gz, write_jsonl_gz
-from icetransfer.data.leaks import refuse_leaks
+from icetransfer.data.leaks import refuse_leaks, without_duplicates
 from icetransfer.data.readers.common_voice import read_common_voice
 from icetransfer.data.readers.cuts import read_cuts
 from icetransfer.data.readers.fleurs import read_fleurs
 from icetransfer.data.readers.folder import read_folder
-from icetransfer.data.readers.json_lines import common_folder, read_json_lines
+from icetransfer.data.readers.json_lines import read_json_lines
 from icetransfer.data.readers.mls import read_mls
+from icetransfer.data.readers.tables import common_folder
 from icetransfer.data.readers.voxpopuli import read_voxpopuli
-from icetransfer.data.recordings import DOUBT, OUTSIDE, Limits, check
+from icetransfer.data.recordings import (
+    AUDIO_DIGEST,
+    DOUBT,
+    OUTSIDE,
+    Limits,
+    check,
+    checked_audio,
+    find_file,
+)
 from icetransfer.data.text.changes import TextChanges
 from icetransfer.data.text.normalizer import Normalizer, rules_file
-from icetransfer.data.utterances import SPLITS, Rejection, Utterance, with_audio
+from icetransfer.data.utterances import (
+    SPLITS,
+    FileState,
+    Rejection,
+    UnusableError,
+    Utterance,
+    with_audio,
+)
 from icetransfer.experiment import Experiment, log, run_stage_in_shares
 from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
@@ -55,10 +72,11 @@ from icetransfer.stage.lock import claimed
 from icetransfer.stage.parent import end_with_parent
 from icetransfer.stage.share import ALL, Share
 
-FORMAT = 2  # of the manifests; what older ones hold is made again
+FORMAT = 3  # of the manifests; what older ones hold is made again
 PART = 1000  # recordings that are checked together
 _SHOWN = 3  # rejections that an error names
 _LETTERS_SHOWN = 20
+_NOTED = 8  # files of audio that are remembered, not to note them again
 
 #: The files that decide what is in a corpus, below its folder.
 _TABLES: Mapping[str, tuple[str, ...]] = {
@@ -108,32 +126,14 @@ def _read_all(source: Source) -> Iterator[Utterance | Rejection]:
         return read_voxpopuli(folder, language, splits)
     if isinstance(corpus, kinds.ManifestCorpus):
         manifests = [(path, split) for split in reversed(splits) for path in getattr(corpus, split)]
+        root = common_folder([path for path, _ in manifests])
         if isinstance(corpus, kinds.Cuts):
             audio = folder / "audio"
-            read = (read_cuts(path, split, audio) for path, split in manifests)
+            read = (read_cuts(path, split, audio, root) for path, split in manifests)
         else:
-            root = common_folder([path for path, _ in manifests])
             read = (read_json_lines(path, split, root) for path, split in manifests)
         return itertools.chain.from_iterable(read)
     raise TypeError(f"{source.name}: a corpus of kind {corpus.kind} has no utterances to read")
-
-
-def without_duplicates(
-    utterances: Iterable[Utterance | Rejection],
-) -> Iterator[Utterance | Rejection]:
-    """Yields each id once: the first utterance of a name, a rejection for the others.
-
-    Test comes first, so a recording that is in training too stays in the test set.
-    """
-    seen: set[str] = set()
-    for utterance in utterances:
-        if isinstance(utterance, Utterance):
-            if utterance.id in seen:
-                advice = f"keep one line of {utterance.id}, or give the other file another name"
-                yield Rejection(utterance.id, str(utterance.path), "duplicate id", advice)
-                continue
-            seen.add(utterance.id)
-        yield utterance
 
 
 @dataclass(frozen=True)
@@ -249,18 +249,9 @@ def _replaced(seen: Path) -> str:
     if not seen.is_file():  # of an earlier version
         return ""
     for row in read_jsonl_gz(seen):
-        if _state_of(row["path"]) != [row["size"], row["mtime"]]:
+        if FileState.of(row["path"]) != (row["path"], row["size"], row["mtime"]):
             return str(row["path"])
     return ""
-
-
-def _state_of(path: str) -> list[int] | None:
-    """Size and time of a file, by which a replaced one is told; None if there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 (millions of them)
-    except (OSError, ValueError):  # or a path that no file can have
-        return None
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _what_is_empty(source: Source, empty: list[str], tally: _Tally) -> str:
@@ -306,6 +297,7 @@ def _made_from(source: Source) -> dict[str, Any]:
                     digest.update(block)
     normalizer = Normalizer(source.language)
     made_from = {"folder": str(source.folder), "sha256": digest.hexdigest(), "format": FORMAT}
+    made_from |= {"text rules": normalizer.checksum}
     if isinstance(corpus, kinds.SyntheticCorpus):
         return made_from | {"text": normalizer.words_version, "language": source.language}
     return (
@@ -374,22 +366,21 @@ def check_part(
 def _checked(
     utterance: Utterance | Rejection, normalizer: Normalizer, limits: Limits, changes: TextChanges
 ) -> dict[str, Any]:
-    """A line of a part: a cut with its split and the state of its file, or a rejection."""
+    """A line of a part: a cut with its split and the state of its files, or a rejection."""
     if isinstance(utterance, Rejection):
         return {"rejected": asdict(utterance)}
     reading = normalizer.read(utterance.text)
     changes.add(utterance.text, reading, normalizer)
-    state = _state_of(str(utterance.path))  # before it is read: what replaces it then is noticed
+    # Before it is read: what replaces it then is noticed.
+    file = FileState.of(str(find_file(utterance.path)))
+    files = (*utterance.origins, file)
     found = check(utterance, reading, normalizer, limits)
     if isinstance(found, Rejection):
-        if _is_for_its_text(found):
-            changes.leave_out(_kind(found), utterance.text)
+        if not _is_for_its_text(found):
+            return {"rejected": asdict(replace(found, files=files))}
+        changes.leave_out(reason_kind(found), utterance.text)
         return {"rejected": asdict(found)}
-    return {"split": utterance.split, "cut": found, "file": state or _state_of(_audio_of(found))}
-
-
-def _audio_of(cut: Mapping[str, Any]) -> str:
-    return str(cut["recording"]["sources"][0]["source"])
+    return {"split": utterance.split, "cut": found, "files": files}
 
 
 def _rows(parts: Path, count: int) -> Iterator[dict[str, Any]]:
@@ -400,7 +391,18 @@ def _rows(parts: Path, count: int) -> Iterator[dict[str, Any]]:
 def _synthetic_rows(folder: Path) -> Iterator[dict[str, Any]]:
     for split in SPLITS:
         for cut in _synthetic_cuts(folder, split):
-            yield {"split": split, "cut": cut, "file": _state_of(_audio_of(cut))}
+            path = str(cut["recording"]["sources"][0]["source"])
+            files = (FileState.of(path),)
+            promised = cut["duration"]
+            utterance = Utterance(cut["id"], Path(path), "", "", split, promised_seconds=promised)
+            try:
+                audio = checked_audio(utterance, Limits(0.0, math.inf))
+            except UnusableError as error:
+                found = Rejection(cut["id"], path, error.reason, error.advice, files)
+                yield {"rejected": asdict(found)}
+                continue
+            cut["custom"] = {AUDIO_DIGEST: audio.digest}
+            yield {"split": split, "cut": cut, "files": files}
 
 
 def _synthetic_cuts(folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -463,10 +465,10 @@ class _Tally:
 
     def reject(self, rejection: Rejection) -> None:
         """Counts a recording that was left out."""
-        self.reasons[_kind(rejection)] += 1
+        self.reasons[reason_kind(rejection)] += 1
         self.letters.update(rejection.reason.partition(OUTSIDE)[2].split())
         if not _is_for_its_text(rejection):  # whose text is an example in the counts of its part
-            self.changes.leave_out(_kind(rejection), "")
+            self.changes.leave_out(reason_kind(rejection), "")
         if len(self.first_rejected) < _SHOWN:
             self.first_rejected.append(rejection)
 
@@ -489,7 +491,8 @@ class _Tally:
 def _write(rows: Iterable[Mapping[str, Any]], files: _Files) -> _Tally:
     """Writes manifests, the state of their audio and what was left out, in one pass."""
     tally = _Tally()
-    last = ""  # of the parts of one file, which follow each other, it is enough to note one
+    # Parts of one file, or of an archive, follow each other.
+    noted: deque[FileState] = deque(maxlen=_NOTED)
     with ExitStack() as stack:
         targets = files.targets.items()
         add = {split: stack.enter_context(packed_lines(target)) for split, target in targets}
@@ -503,17 +506,18 @@ def _write(rows: Iterable[Mapping[str, Any]], files: _Files) -> _Tally:
                 continue
             if "rejected" in row:
                 rejection = Rejection(**row["rejected"])
-                cells = (" ".join(cell.split()) for cell in row["rejected"].values())
-                rejected.write("\t".join(cells) + "\n")
+                written = (rejection.id, rejection.path, rejection.reason, rejection.advice)
+                rejected.write("\t".join(" ".join(cell.split()) for cell in written) + "\n")
                 tally.reject(rejection)
-                continue
-            split, cut = row["split"], row["cut"]
-            add[split](cut)
-            tally.add(split, cut)
-            path = _audio_of(cut)
-            if path != last and row["file"]:
-                last, (size, mtime) = path, row["file"]
-                add_audio({"path": path, "size": size, "mtime": mtime})
+                states = rejection.files
+            else:
+                split, cut, states = row["split"], row["cut"], row["files"]
+                add[split](cut)
+                tally.add(split, cut)
+            for state in (FileState(*values) for values in states):
+                if state not in noted:
+                    noted.append(state)
+                    add_audio(state._asdict())
     return tally
 
 
@@ -528,7 +532,7 @@ def _is_for_its_text(rejection: Rejection) -> bool:
     return DOUBT in rejection.reason or OUTSIDE in rejection.reason
 
 
-def _kind(rejection: Rejection) -> str:
+def reason_kind(rejection: Rejection) -> str:
     """Returns a reason without its particulars, to count by."""
     doubt = rejection.reason.partition(DOUBT)[2]
     if doubt:
@@ -549,6 +553,7 @@ def prepare(experiment: Experiment, share: Share = ALL) -> None:
         )
         prepare_manifests(source, experiment.manifests_dir, data.features.jobs, share)
     if share.is_all:
+        log.info("what is in them: python -m icetransfer.look --exp %s", experiment.dir)
         refuse_leaks(experiment.manifests_dir, list(data.corpora))
 
 

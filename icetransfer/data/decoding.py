@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import mmap
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,14 @@ LARGEST_SAMPLE = 8.0
 #: Of full scale. Less does no harm: each frame's mean is subtracted before its filter banks.
 LARGEST_OFFSET = 0.1
 _CONVERT = "convert it: ffmpeg -i FILE FILE.flac"
+_COPY = "copy it again"
+#: What libsndfile notes of WAV, AIFF, AU, RF64 and W64: the bytes of the header, and of the file.
+_PROMISE = re.compile(
+    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
+#: Bytes that files of a format begin with, which are in no audio; of WAV and AIFF libsndfile looks.
+_HEADS = {"FLAC": 8, "AU": 8, "CAF": 12, "RF64": 12}
+_LAST_PAGE = 4  # the bit of an Ogg page that ends its stream
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise this or more
 _ENDLESS = 1 << 62  # samples; what libsndfile says of a FLAC that was written to a pipe
 _TAG = 128  # bytes that many MP3s have after the audio: title and artist
@@ -120,18 +131,16 @@ def check_header(path: Path, file: soundfile.SoundFile) -> int:
     """
     if file.format == "MP3":
         return _mp3_samples(path, path.stat().st_mtime_ns, file.frames, file.samplerate)
-    promise = re.search(
-        r"^ ?(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE
-    )
-    if promise and int(promise[1]) < _UNKNOWN_LENGTH:
-        promised, there = int(promise[1]), int(promise[2])
-        if there == 0 or file.frames * (promised / there - 1) > SHORTFALL_SECONDS * file.samplerate:
-            raise UnusableError(
-                f"truncated: {there} of {promised} bytes that its header promises", "copy it again"
-            )
-    if file.format == "OGG" and (streams := _ogg_streams(path, path.stat().st_mtime_ns)) > 1:
+    changed = path.stat().st_mtime_ns
+    _check_promise(path, file)
+    if file.format == "WAV":
+        _check_behind_wav(path, changed, file.samplerate)
+    if file.format == "OGG":
+        _check_ogg(path, changed)
+    length = _HEADS.get(file.format)
+    if length and (joined := _joined_files(path, changed, length)) > 1:
         raise UnusableError(
-            f"{streams} Ogg streams end to end, of which only the first is decoded", _CONVERT
+            f"{joined} files end to end, of which only the first is decoded", _CONVERT
         )
     frames: int = file.frames
     if frames >= _ENDLESS:
@@ -139,10 +148,88 @@ def check_header(path: Path, file: soundfile.SoundFile) -> int:
     return frames
 
 
+def _check_promise(path: Path, file: soundfile.SoundFile) -> None:
+    """Compares how long a header says the audio is with how long the file is."""
+    promise = _PROMISE.search(file.extra_info)
+    if promise and int(promise[1]) < _UNKNOWN_LENGTH:
+        promised, there = int(promise[1]), int(promise[2])
+        if there == 0 or file.frames * (promised / there - 1) > SHORTFALL_SECONDS * file.samplerate:
+            raise UnusableError(
+                f"truncated: {there} of {promised} bytes that its header promises", _COPY
+            )
+    if file.format == "NIST":
+        with path.open("rb") as lines:
+            count = re.search(rb"^sample_count -i (\d+)$", lines.read(1024), re.MULTILINE)
+        if count and int(count[1]) - file.frames > SHORTFALL_SECONDS * file.samplerate:
+            raise UnusableError(
+                f"truncated: {file.frames} of {int(count[1])} samples that its header promises",
+                _COPY,
+            )
+
+
 @functools.lru_cache(maxsize=16)  # many utterances may be parts of one file
-def _ogg_streams(path: Path, changed: int) -> int:
-    """How many streams begin in an Ogg file: pages that say so."""
-    return path.read_bytes().count(b"OggS\0\2")
+def _check_behind_wav(path: Path, changed: int, rate: int) -> None:
+    """Looks for audio behind that of a WAV: programs that were killed leave a length of before."""
+    with _mapped(path) as data:
+        place, end, bytes_a_second = 12, 0, 2 * rate  # end: of the audio and of chunks behind it
+        while place + 8 <= len(data):
+            name = data[place : place + 4]
+            size = int.from_bytes(data[place + 4 : place + 8], "little")
+            if end and not (name.isascii() and name.decode().isprintable()):
+                break
+            if name == b"fmt ":
+                bytes_a_second = int.from_bytes(data[place + 16 : place + 20], "little")
+            place += 8 + size + size % 2
+            if name == b"data" or end:
+                end = place
+        lost = len(data) - end if end else 0
+        if data[:4] == b"RIFF" and lost > _JOINED_SECONDS * bytes_a_second and any(data[end:]):
+            raise UnusableError(
+                f"{lost} bytes behind the audio that its header promises, which are not read",
+                _CONVERT,
+            )
+
+
+@functools.lru_cache(maxsize=16)
+def _check_ogg(path: Path, changed: int) -> None:
+    """Counts the streams that begin in an Ogg file, and looks whether its last page is the last."""
+    with _mapped(path) as data:
+        streams = _count(data, b"OggS\0\2")
+        if streams > 1:
+            raise UnusableError(
+                f"{streams} Ogg streams end to end, of which only the first is decoded", _CONVERT
+            )
+        last = data.rfind(b"OggS\0")
+        header = data[last : last + 27]
+        sizes = data[last + 27 : last + 27 + header[-1]]
+        is_whole = (
+            len(header) == 27
+            and len(sizes) == header[-1]
+            and last + 27 + len(sizes) + sum(sizes) <= len(data)
+        )
+        if not (is_whole and header[5] & _LAST_PAGE):
+            raise UnusableError("truncated: its last page of Ogg is missing", _COPY)
+
+
+@functools.lru_cache(maxsize=16)
+def _joined_files(path: Path, changed: int, length: int) -> int:
+    """How often a file begins in a file: with the same bytes as at its start."""
+    with _mapped(path) as data:
+        return _count(data, data[:length])
+
+
+def _count(data: mmap.mmap, wanted: bytes) -> int:
+    count, place = 0, data.find(wanted)
+    while place >= 0:
+        count, place = count + 1, data.find(wanted, place + len(wanted))
+    return count
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file of any size."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 @functools.lru_cache(maxsize=16)

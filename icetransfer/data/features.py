@@ -46,6 +46,7 @@ from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
 
+FORMAT = 1  # of the features; what was computed in another is computed anew
 FRAME_SHIFT = 0.01  # seconds
 SHORTEST = 80  # samples of one frame
 PADDING = float(np.log(1e-10))  # what absent frames are filled with
@@ -416,13 +417,18 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
     if not source.is_file():
         raise ValueError(f"{source} does not exist: run the recipe's earlier stages, which make it")
     record = folder / "source.sha256"
-    digest = sha256(source)
+    now = [sha256(source), str(FORMAT)]
     with locked(source.parent, "features", waits=True):  # of processes that share, one forgets
-        if record.is_file() and record.read_text(encoding="utf-8") != digest:
-            log.info("%s has changed: its features are computed anew", source)
-            target.unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        atomic.write_text(record, digest)
+        if record.is_file():
+            before = [*record.read_text(encoding="utf-8").split(), "1"][:2]  # at first without it
+            if before != now:
+                why = f"{source} has changed"
+                if before[0] == now[0]:
+                    why = f"what {source.name} has is of another version"
+                log.info("%s: its features are computed anew", why)
+                target.unlink(missing_ok=True)
+                shutil.rmtree(folder)
+        atomic.write_text(record, " ".join(now))
 
 
 def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ DOUBT = " of which it is not sure what was said: "  # in a reason, before what i
 SHORTEST_TEST_SECONDS = 0.29
 #: By how much a file may be shorter than its corpus says: durations of mp3 are approximate.
 _PROMISE_KEPT_SECONDS = 0.25
+#: Numbers in the filters that resample; 11025 Hz and its multiples need 0.3 million.
+_LARGEST_FILTERS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def check(
     """
     try:
         _check_text(utterance, reading, normalizer)
-        utterance = replace(utterance, path=_find(utterance.path))
-        audio = _checked_audio(utterance, limits)
+        utterance = replace(utterance, path=find_file(utterance.path))
+        audio = checked_audio(utterance, limits)
     except UnusableError as error:
         return Rejection(utterance.id, str(utterance.path), error.reason, error.advice)
     return _cut(utterance, reading.text, normalizer.language, audio)
@@ -85,7 +88,7 @@ class Audio(NamedTuple):
     digest: str
 
 
-def _checked_audio(utterance: Utterance, limits: Limits) -> Audio:
+def checked_audio(utterance: Utterance, limits: Limits) -> Audio:
     """Decodes an utterance's audio and looks whether it can be used.
 
     Raises:
@@ -100,6 +103,7 @@ def _checked_audio(utterance: Utterance, limits: Limits) -> Audio:
             raise UnusableError("empty file", "copy it again")
         with soundfile.SoundFile(path) as file:
             rate, in_file = file.samplerate, check_header(path, file)
+            _check_rate(rate)
             first, wanted = _place(utterance, in_file, rate, limits)
             levels = _decode(file, first, wanted)
     except soundfile.SoundFileError as error:
@@ -123,6 +127,16 @@ def _checked_audio(utterance: Utterance, limits: Limits) -> Audio:
         )
     levels.check()
     return Audio(rate, in_file, wanted, levels.digest)
+
+
+def _check_rate(rate: int) -> None:
+    """Looks whether resampling is cheap: its filters grow with the terms of the ratio of rates."""
+    common = math.gcd(rate, SAMPLING_RATE)
+    if rate // common * (SAMPLING_RATE // common) > _LARGEST_FILTERS:
+        raise UnusableError(
+            f"sampled at {rate} Hz, which takes gigabytes to resample to {SAMPLING_RATE} Hz",
+            f"convert it: ffmpeg -i FILE -ar {SAMPLING_RATE} FILE.flac",
+        )
 
 
 def _place(utterance: Utterance, in_file: int, rate: int, limits: Limits) -> tuple[int, int]:
@@ -165,7 +179,7 @@ def _decode(file: soundfile.SoundFile, first: int, wanted: int) -> Levels:
     return levels
 
 
-def _find(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """Finds a file whose name, or a folder's, is written with composed or decomposed accents.
 
     Archives that were packed on a Mac have decomposed names; tables have composed ones.

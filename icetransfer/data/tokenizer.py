@@ -94,6 +94,11 @@ class Tokenizer:
         """Whether every token is a character, and the space is one of them."""
         return all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :])
 
+    @cached_property
+    def space_id(self) -> int | None:
+        """The token of the space, where characters are the tokens and it is one of them."""
+        return self.tokens.index("▁") if self._is_of_characters and "▁" in self.tokens else None
+
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""
         if UNK_ID not in self.encode(text):
@@ -220,7 +225,9 @@ def make_tokenizer(experiment: Experiment) -> None:
     manifests = [experiment.manifests_dir / f"{name}_train.jsonl.gz" for name in data.corpora]
     inputs = digests([subset, *manifests]) | {"vocab_size": str(data.vocab_size)}
     inputs |= {"tokens": data.tokens} if data.tokens != "bpe" else {}
-    inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
+    if data.tokenizer_text:
+        inputs |= {"text rules": Normalizer(experiment.config.language).checksum}
+        inputs |= {str(path): known_sha256(path) for path in data.tokenizer_text}
     stamp = Stamp(folder / "stamp.json", inputs)
     if stamp.is_current(model_path, tokens_path):
         log.info("skip: %s is complete", folder)

@@ -7,10 +7,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 SAMPLING_RATE = 16_000  # Hz, of all that is trained on and recognised
 SPLITS = ("train", "dev", "test")
 UNKNOWN_SPEAKER = "unknown"
+
+
+class FileState(NamedTuple):
+    """Size and time of a file, by which a replaced one is told; None where there is none."""
+
+    path: str
+    size: int | None
+    mtime: int | None
+
+    @classmethod
+    def of(cls, path: str) -> FileState:
+        """What there is now."""
+        try:
+            found = os.stat(path)  # noqa: PTH116 (millions of them)
+        except (OSError, ValueError):  # or a path that no file can have
+            return cls(path, None, None)
+        return cls(path, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class Utterance:
         promised_seconds: How long the corpus says that the file is; None where it says nothing.
         write_audio: Writes the file, unless it is there, or returns why not; None where the
             corpus has it.
+        origins: The files that it is written from, as they were when the corpus was read.
     """
 
     id: str
@@ -41,23 +60,36 @@ class Utterance:
     write_audio: Callable[[], Rejection | None] | None = field(
         default=None, compare=False, repr=False
     )
+    origins: tuple[FileState, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of X_rejected.tsv."""
+    """A line of X_rejected.tsv.
+
+    Attributes:
+        id: Of the recording, or the place of a line that is about none.
+        path: Of the audio or of the table.
+        reason: Why it cannot be used.
+        advice: What to do about it.
+        files: What was there of its audio; where that changes, it is looked at again.
+    """
 
     id: str
     path: str
     reason: str
     advice: str
+    files: tuple[FileState, ...] = ()
 
 
 def with_audio(found: Utterance | Rejection) -> Utterance | Rejection:
     """The utterance, when its audio is a file; or why it cannot be."""
     if isinstance(found, Rejection) or found.write_audio is None:
         return found
-    return found.write_audio() or replace(found, write_audio=None)
+    rejection = found.write_audio()
+    if rejection is not None:
+        return replace(rejection, files=found.origins)
+    return replace(found, write_audio=None)
 
 
 class UnusableError(Exception):
@@ -81,3 +113,8 @@ def id_of_path(name: str) -> str:
     if joined == written:
         return joined
     return f"{joined}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
+
+
+def id_of_part(identity: str, start: float) -> str:
+    """The id of a part of a recording: that of the whole, and the millisecond where it begins."""
+    return f"{identity}-{round(1000 * start):08d}"

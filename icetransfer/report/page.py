@@ -42,6 +42,12 @@ th, td {{ padding: 0.2rem 0.6rem; text-align: left; border-bottom: 1px solid var
 td.short {{ white-space: nowrap; }}
 td.long {{ min-width: 18rem; max-width: 30rem; }}
 th {{ background: var(--panel); }}
+.clips {{ display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%,
+  22rem), 1fr)); }}
+.clip {{ background: var(--panel); padding: 0.6rem; }}
+.clip p {{ margin: 0.2rem 0; overflow-wrap: anywhere; }}
+.clip small {{ font-size: 0.85rem; }}
+audio {{ width: 100%; }}
 pre {{ background: var(--panel); padding: 0.6rem; overflow-x: auto; }}
 """
 SHORT = 34  # characters of a table's cell that are not broken into lines
@@ -89,6 +95,7 @@ class TablePart:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    first: int | None = None  # rows that are enough at the prompt; None for all
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,29 @@ class Gallery:
     drawings: Sequence[Drawing]
 
 
-Part = Heading | Text | Answer | Bullets | Code | TablePart | Gallery
+@dataclass(frozen=True)
+class Clip:
+    """A recording to listen to.
+
+    Attributes:
+        title: What it is.
+        lines: What is said of it; nothing in them or in the title is special.
+        source: The audio as a data URI; None where it cannot be read.
+    """
+
+    title: str
+    lines: Sequence[str]
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Recordings side by side, each with a player; Markdown has none."""
+
+    clips: Sequence[Clip]
+
+
+Part = Heading | Text | Answer | Bullets | Code | TablePart | Gallery | Clips
 
 
 @dataclass
@@ -156,12 +185,22 @@ def _html(part: Part, numbers: dict[str, int]) -> str:
         )
         table = f"<table>\n<tr>{head}</tr>\n{rows}\n</table>"
         return f'<div class="scroll">{table}</div>'
+    if isinstance(part, Clips):
+        return f'<div class="clips">{"".join(map(_clip, part.clips))}</div>'
     drawn = "\n".join(
         f"<figure>{_labelled(figures.inline(d.svg, numbers[d.name]), d.caption)}"
         f"<figcaption>{_inline(d.caption)}</figcaption></figure>"
         for d in part.drawings
     )
     return f'<div class="figures">{drawn}</div>'
+
+
+def _clip(clip: Clip) -> str:
+    lines = "".join(f"<p><small>{html.escape(line)}</small></p>" for line in clip.lines)
+    player = f'<audio controls preload="none" src="{clip.source}"></audio>' if clip.source else ""
+    return (
+        f'<div class="clip"><p><strong>{html.escape(clip.title)}</strong></p>{player}{lines}</div>'
+    )
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -183,6 +222,12 @@ def _inline(text: str) -> str:
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
     return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', text)
+
+
+def plain(text: str) -> str:
+    """Text without its marks, and of a link its words."""
+    text = re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda match: match[1] or match[2], text)
+    return re.sub(r"\[([^\]]+)\]\([^)\s]+\)", r"\1", text)
 
 
 def to_markdown(document: Document, folder: str) -> str:
@@ -207,6 +252,10 @@ def to_markdown(document: Document, folder: str) -> str:
         elif isinstance(part, TablePart):
             rows = [[cell.replace("|", "\\|") for cell in row] for row in part.rows]
             parts.append(markdown_table(list(part.header), rows).rstrip())
+        elif isinstance(part, Clips):
+            parts.append(
+                "\n".join(f"* {clip.title}: {'; '.join(clip.lines)}" for clip in part.clips)
+            )
         else:
             parts += [f"![{d.caption}]({folder}/{d.name}.svg)" for d in part.drawings]
     return "\n\n".join(parts) + "\n"

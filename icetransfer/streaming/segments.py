@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, PAUSE_FRAMES, QUIET, spoken_words
 from icetransfer.streaming.search import Hypothesis
-from icetransfer.streaming.sherpa import SherpaRecognizer, Utterance
+from icetransfer.streaming.sherpa import LiveStream, SherpaRecognizer, Utterance
 
 LONGEST = 30.0  # seconds that a tier with full context hears at once
 MARGIN = 0.25  # seconds of quiet that it hears around what is said
@@ -117,21 +117,27 @@ class StreamingListener:
         self._names, self._pause, self._least = names, pause, least
         self._held = NOTHING
 
+    @property
+    def stream(self) -> LiveStream:
+        """What may be decoded together with other streams; `take_ended` follows."""
+        return self._stream
+
     def accept(self, samples: Samples) -> list[Segment]:
         """Hears the next samples; the segments that ended with them."""
         self._stream.accept(samples)
-        return self._ended()
+        return self.take_ended()
 
     def finish(self) -> list[Segment]:
         """There will be no more samples; the last segments."""
         self._stream.finish()
-        return self._ended() + self._current()
+        return self.take_ended() + self._current()
 
     def partial(self) -> Segment | None:
         """The segment that has not ended yet."""
         return next(iter(self._current()), None)
 
-    def _ended(self) -> list[Segment]:
+    def take_ended(self) -> list[Segment]:
+        """The segments that ended since the last call."""
         return [segment for ended in self._stream.take_ended() for segment in self._end(ended)]
 
     def _current(self) -> list[Segment]:

@@ -51,14 +51,22 @@ class LiveStream:
 
     def accept(self, samples: NDArray[np.float32]) -> Hypothesis:
         """Hears the next samples, at 16 kHz; the best hypothesis since the last endpoint."""
-        self._stream.accept_waveform(SAMPLING_RATE, samples)
+        self.hear(samples)
         return self._advance()
 
     def finish(self) -> Hypothesis:
         """The hypothesis when all has been heard."""
-        self._stream.accept_waveform(SAMPLING_RATE, self._tail)
-        self._stream.input_finished()
+        self.end()
         return self._advance()
+
+    def hear(self, samples: NDArray[np.float32]) -> None:
+        """Takes samples that `decode_chunks` is to decode."""
+        self._stream.accept_waveform(SAMPLING_RATE, samples)
+
+    def end(self) -> None:
+        """There will be no more samples; `decode_chunks` is to decode the rest."""
+        self.hear(self._tail)
+        self._stream.input_finished()
 
     def current(self) -> Utterance:
         """What has been recognised since the last endpoint."""
@@ -70,13 +78,32 @@ class LiveStream:
         return ended
 
     def _advance(self) -> Hypothesis:
-        while self._recognizer.is_ready(self._stream):
-            self._recognizer.decode_stream(self._stream)
-            if self._recognizer.is_endpoint(self._stream):
-                utterance = self.current()
-                self._recognizer.reset(self._stream)
-                self._ended.append(utterance._replace(end=self.current().end))
+        while decode_chunks([self]):
+            pass
         return self.current().hypothesis
+
+    def _end_at_endpoint(self) -> None:
+        if self._recognizer.is_endpoint(self._stream):
+            utterance = self.current()
+            self._recognizer.reset(self._stream)
+            self._ended.append(utterance._replace(end=self.current().end))
+
+
+def decode_chunks(streams: Sequence[LiveStream]) -> list[LiveStream]:
+    """Decodes together the next chunk of those that have heard all of it.
+
+    Args:
+        streams: of one recogniser.
+
+    Returns:
+        Those that had.
+    """
+    ready = [stream for stream in streams if stream._recognizer.is_ready(stream._stream)]
+    if ready:
+        ready[0]._recognizer.decode_streams([stream._stream for stream in ready])
+    for stream in ready:
+        stream._end_at_endpoint()
+    return ready
 
 
 class SherpaRecognizer:

@@ -50,6 +50,11 @@ def tail_seconds(chunk_size: int) -> float:
     return (chunk + WINDOW_EXTRA + EMISSION_DELAY) / 100
 
 
+def samples_for(chunk_size: int, chunks: int) -> int:
+    """Samples of a recording with which sherpa-onnx decodes so many chunks of it."""
+    return (2 * chunk_size * chunks + WINDOW_EXTRA) * _SHIFT + _FRAME_END
+
+
 class Encodes(Protocol):
     """What streaming needs of a model besides what a search needs."""
 

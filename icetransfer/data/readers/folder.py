@@ -5,6 +5,10 @@ may then stand in any order, under the names in `_NAMES`, and others are not rea
 may name the split; otherwise one recording in N is test and another dev, chosen by a hash of its
 id, or of its speaker's name: whatever is added or removed, the others stay where they are.
 
+With a column named offset, a line is about a part of the file: it begins there and is as long as
+the column duration says, both in seconds, or goes on to the end. Without one, a column of
+durations is not read.
+
 A line whose cells are quoted as spreadsheets do it is read so; in any other line a quotation mark
 is a character like any other.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +28,7 @@ from icetransfer.data.utterances import (
     Rejection,
     UnusableError,
     Utterance,
+    id_of_part,
     id_of_path,
 )
 
@@ -41,6 +47,8 @@ _NAMES: Mapping[str, Sequence[str]] = {
     ),
     "speaker": ("speaker", "speaker_id", "speaker_name", "spk", "spk_id", "client_id"),
     "split": ("split", "subset"),
+    "offset": ("offset",),
+    "duration": ("duration",),
 }  # fmt: skip
 
 
@@ -84,7 +92,7 @@ def _header(path: Path, number: int, line: str) -> Sequence[str]:
     columns = [known.get(name, "") for name in written]
     if not {"path", "text"} & set(columns) or (path.parent / cells[0]).is_file():
         return ()
-    for column in _COLUMNS:
+    for column in _NAMES:
         found = columns.count(column)
         if found > 1 or (found == 0 and column in ("path", "text")):
             raise ValueError(
@@ -128,11 +136,34 @@ def _parse_line(
     if not row["path"]:
         raise UnusableError("no path", "write the audio file's path, relative to the folder")
     identity, speaker = id_of_path(row["path"]), row.get("speaker") or UNKNOWN_SPEAKER
+    start, seconds = _place(row)
+    if start is not None:
+        identity = id_of_part(identity, start)
     unit = speaker if by_speaker and speaker != UNKNOWN_SPEAKER else identity
     split = row.get("split") or _split(unit, holdout_every)
     if split not in SPLITS:
         raise UnusableError(f"split {split!r}", f"write one of {', '.join(SPLITS)}, or nothing")
-    return Utterance(identity, folder / row["path"], row["text"], speaker, split)
+    return Utterance(
+        identity, folder / row["path"], row["text"], speaker, split, start or 0.0, seconds
+    )
+
+
+def _place(row: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """Where a part of a file begins, and how long it is; None, None for the whole file."""
+    if "offset" not in row:
+        return None, None
+    start = _number(row["offset"] or "0", "offset", 0)
+    return start, _number(row["duration"], "duration", 0.001) if row.get("duration") else None
+
+
+def _number(cell: str, column: str, least: float) -> float:
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise UnusableError(f"{column} {cell!r}", "write seconds from the file's beginning, as 3.2")
+    return number
 
 
 def _split(unit: str, holdout_every: int) -> str:

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,11 @@ from icetransfer.data.utterances import (
     Rejection,
     UnusableError,
     Utterance,
+    id_of_part,
     id_of_path,
 )
 
 _ADVICE = "write a JSON object with audio_filepath, duration and text"
-
-
-def common_folder(manifests: Sequence[Path]) -> Path:
-    """The folder that holds all of a corpus's manifests, from which its ids count."""
-    return Path(os.path.commonpath([manifest.absolute().parent for manifest in manifests]))
 
 
 def read_json_lines(manifest: Path, split: str, root: Path) -> Iterator[Utterance | Rejection]:
@@ -108,7 +104,7 @@ def _utterance(row: Any, folder: Path, below_root: str, split: str) -> Utterance
     part = "offset" in row
     identity = id_of_path(os.path.join(below_root, name))  # noqa: PTH118 (millions of them)
     return Utterance(
-        id=f"{identity}-{round(1000 * (offset or 0)):08d}" if part else identity,
+        id=id_of_part(identity, offset or 0.0) if part else identity,
         path=folder / name,
         text=text,
         speaker=speaker,

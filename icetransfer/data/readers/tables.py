@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,16 @@ def _encoding(head: bytes) -> tuple[str, str]:
     if b"\0" in head[:2]:
         return ("utf-16-be" if head[0] == 0 else "utf-16-le"), "replace"
     return "utf-8-sig", "surrogateescape"
+
+
+def folder_of(manifest: Path) -> Path:
+    """The folder of a corpus's manifest; a Shar is one itself."""
+    return manifest.absolute() if manifest.is_dir() else manifest.absolute().parent
+
+
+def common_folder(manifests: Sequence[Path]) -> Path:
+    """The folder that holds all of a corpus's manifests, from which its ids count."""
+    return Path(os.path.commonpath(list(map(folder_of, manifests))))
 
 
 def is_utf8(text: str) -> bool:

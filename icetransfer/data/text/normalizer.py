@@ -64,7 +64,7 @@ _CHOICES = {
     "spaces": ("remove", "keep"),
 }
 # Foreign letters that are not a letter of the Latin alphabet with a mark.
-_FOLDED = {
+FOLDED = {
     "ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "ħ": "h", "æ": "ae", "œ": "oe", "ß": "ss",
     "þ": "th", "ŋ": "n",
 }  # fmt: skip
@@ -107,6 +107,7 @@ class Normalizer:
         version: What identifies these rules in a result, such as "nl-2"; of rules that a recipe
             brings, and its user edits, the beginning of their checksum too.
         words_version: The same for text of words in the language's own letters alone.
+        checksum: The beginning of that of the file, of which a stage sees that it was edited.
         spaceless: Whether its script has no spaces between words: CER says more than WER.
     """
 
@@ -123,7 +124,8 @@ class Normalizer:
         rules = _read_rules(language, source)
         self.language = language
         self.name = str(rules["name"])
-        own = "" if source.parent == LANGUAGE_FOLDER else f"-{_checksum(source)}"
+        self.checksum = _checksum(source)
+        own = "" if source.parent == LANGUAGE_FOLDER else f"-{self.checksum}"
         self.version = f"{language}-{VERSION}{own}"
         self.words_version = f"{language}-{WORDS_VERSION}{own}"
         self.spaceless = rules.get("spaces") == "remove"
@@ -259,7 +261,7 @@ class _Folded(dict[int, str]):
         char = own = chr(code)
         if char not in self._alphabet:
             base = unicodedata.normalize("NFD", char)[0]
-            folded = _FOLDED.get(base, base)
+            folded = FOLDED.get(base, base)
             own = folded if set(folded) <= self._alphabet else char
         self[code] = own
         return own

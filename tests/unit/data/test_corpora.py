@@ -13,10 +13,12 @@ import pytest
 import soundfile
 
 from icetransfer.data import corpora
-from icetransfer.data.corpora import Source, check_part, prepare_manifests, without_duplicates
+from icetransfer.data.corpora import Source, check_part, prepare_manifests
+from icetransfer.data.leaks import without_duplicates
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.recordings import Limits
 from icetransfer.data.synthetic import speech
+from icetransfer.data.text import normalizer
 from icetransfer.data.utterances import SPLITS, Rejection, Utterance
 from icetransfer.settings.corpora import FolderCorpus, JsonLines, SyntheticCorpus
 
@@ -243,7 +245,9 @@ def test_other_rates_are_resampled_when_read(tmp_path: Path, rate: int) -> None:
     assert peak == pytest.approx(440, abs=1)
 
 
-def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
+def test_same_bytes_again_and_skipped_when_complete(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "abc":
         write_audio(tmp_path / f"{name}.flac")
     write_transcripts(tmp_path, "a.flac\tja\tx", "b.flac\tnee\ty", "c.flac\t\tx")
@@ -263,6 +267,12 @@ def test_same_bytes_again_and_skipped_when_complete(tmp_path: Path) -> None:
     write_transcripts(tmp_path, "a.flac\tja\tx")
     prepare_manifests(folder_source(tmp_path), first)
     assert len(manifest(first / "corpus_train.jsonl.gz")) == 1
+    with caplog.at_level("INFO", "icetransfer"):
+        prepare_manifests(folder_source(tmp_path), first)
+        monkeypatch.setattr(normalizer, "_checksum", lambda path: "of edited rules")
+        prepare_manifests(folder_source(tmp_path), first)
+    assert "manifests of corpus are complete" in caplog.text
+    assert "changed since its manifests: text rules; checking again" in caplog.text
 
 
 def test_synthetic_corpus(tmp_path: Path) -> None:
@@ -277,6 +287,18 @@ def test_synthetic_corpus(tmp_path: Path) -> None:
         cuts = manifest(tmp_path / f"manifests/slots_{split}.jsonl.gz")
         assert sum(cut["duration"] for cut in cuts) >= 60 * wanted
         assert all(cut["supervisions"][0]["text"] for cut in cuts)
+    # What is replaced is seen, and what is no audio costs no other.
+    path = tmp_path / "manifests/slots_train.jsonl.gz"
+    before, cuts = path.read_bytes(), manifest(path)
+    first = Path(cuts[0]["recording"]["sources"][0]["source"])
+    samples, rate = soundfile.read(first, dtype="int16")
+    soundfile.write(first, samples[::-1], rate)
+    prepare_manifests(source, tmp_path / "manifests")
+    assert path.read_bytes() != before, "by which stage 2 sees it"
+    first.write_text("no audio")
+    prepare_manifests(source, tmp_path / "manifests")
+    assert len(manifest(path)) == len(cuts) - 1
+    assert "not readable" in (tmp_path / "manifests/slots_rejected.tsv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,75 @@ def test_wav_that_lost_its_end(tmp_path: Path) -> None:
     assert duration(path) == 3.0
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.aiff", "AIFF"), ("a.au", "AU"), ("a.w64", "W64"), ("a.rf64", "RF64"), ("a.sph", "NIST")],
+)
+def test_other_files_that_lost_their_end(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    soundfile.write(path, noise(3.0), RATE, format=kind)
+    assert duration(path) == 3.0
+    path.write_bytes(path.read_bytes()[:50_000])
+    assert re.fullmatch(r"truncated: \d+ of \d+ (bytes|samples) that its .*", reason(path))
+
+
+@pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
+def test_ogg_that_lost_its_end(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, noise(3.0), RATE, codec, format="OGG")
+    data = path.read_bytes()
+    last = data.rindex(b"OggS")
+    for end in (last, last + 20, len(data) - 1, len(data) // 2):
+        path.write_bytes(data[:end])
+        assert reason(path) == "truncated: its last page of Ogg is missing", end
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "RF64", "W64", "FLAC", "OGG", "MP3"])
+def test_no_damage_raises(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, noise(1.0), RATE, format=kind)
+    data, draw = path.read_bytes(), np.random.default_rng(4)
+    for _ in range(30):
+        damaged = bytearray(data[: draw.integers(1, len(data) + 1)])
+        places = np.minimum(draw.exponential(60, 3).astype(int), len(damaged) - 1)
+        for place in (*places, -1 - places[0]):
+            damaged[place] = draw.integers(256)
+        path.write_bytes(damaged)
+        assert isinstance(checked(path), dict | Rejection)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "AU", "CAF", "RF64"])
+def test_files_joined_end_to_end(tmp_path: Path, kind: str) -> None:
+    path, second = tmp_path / "a", tmp_path / "b"
+    soundfile.write(path, noise(3.0), RATE, format=kind)
+    soundfile.write(second, noise(2.0), RATE, format=kind)
+    assert duration(path) == 3.0
+    path.write_bytes(path.read_bytes() + second.read_bytes())
+    assert reason(path) == "2 files end to end, of which only the first is decoded"
+
+
+@pytest.mark.parametrize(("promised", "lost"), [(0, 96_000), (32_000, 64_000)])
+def test_wav_that_holds_more_than_its_header_says(tmp_path: Path, promised: int, lost: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(3.0, pauses=False), RATE)
+    data = path.read_bytes()
+    notes = b"LIST" + (40_000).to_bytes(4, "little") + b"x" * 40_000
+    path.write_bytes(data + notes)
+    assert duration(path) == 3.0, "chunks behind the audio are none"
+    path.write_bytes(data[:40] + promised.to_bytes(4, "little") + data[44:])
+    assert reason(path).startswith(f"{lost} bytes behind the audio that its header promises")
+
+
+@pytest.mark.parametrize(("rate", "good"), [(44_100, True), (11_025, True), (11_127, False)])
+def test_a_rate_that_would_take_all_memory(tmp_path: Path, rate: int, good: bool) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(3.0), rate)
+    if good:
+        assert duration(path) == pytest.approx(3.0 * RATE / rate, abs=0.001)
+    else:
+        assert reason(path).startswith("sampled at 11127 Hz, which takes gigabytes")
+
+
 def test_flac_that_does_not_say_its_length(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, noise(3.0), RATE)

@@ -1,5 +1,6 @@
 """What is held out is not learned from, whatever its name; and it stays where it is."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import soundfile
 
 from icetransfer.config import load_config
 from icetransfer.data import corpora, features
+from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.experiment import Experiment, create_experiment
 
@@ -65,7 +67,9 @@ def test_the_same_file_in_two_corpora_is_found(tmp_path: Path) -> None:
         corpora.prepare(experiment)
 
 
-def test_a_replaced_recording_is_checked_and_computed_again(tmp_path: Path, caplog) -> None:
+def test_a_replaced_recording_is_checked_and_computed_again(
+    tmp_path: Path, caplog, monkeypatch
+) -> None:
     folder = write_folder(tmp_path / "one", SPLIT)
     experiment = make_experiment(tmp_path, one=folder)
 
@@ -88,6 +92,74 @@ def test_a_replaced_recording_is_checked_and_computed_again(tmp_path: Path, capl
         stages()
     assert f"changed since its manifests: recordings, such as {folder / 'a.wav'}" in caplog.text
     assert np.abs(values() - before).max() > 0.1
+    monkeypatch.setattr(features, "FORMAT", 2)
+    with caplog.at_level("INFO", logger="icetransfer"):
+        stages()
+    assert "what one_train.jsonl.gz has is of another version" in caplog.text
+
+
+def test_a_recording_that_is_repaired_is_seen(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", SPLIT | {"d.wav": ("x", ""), "e.wav": ("x", "")})
+    experiment = make_experiment(tmp_path, one=folder)
+    whole = (folder / "d.wav").read_bytes()
+    (folder / "d.wav").write_bytes(whole[:20_000])
+    missing = (folder / "e.wav").rename(tmp_path / "elsewhere.wav")
+    for repair in (
+        lambda: None,
+        lambda: (folder / "d.wav").write_bytes(whole),
+        lambda: missing.rename(folder / "e.wav"),
+    ):
+        repair()
+        corpora.prepare(experiment)
+        manifests = [
+            experiment.manifests_dir / f"one_{s}.jsonl.gz" for s in ("train", "dev", "test")
+        ]
+        there = {cut["id"] for path in manifests for cut in read_jsonl_gz(path)}
+        sound = {n for n in "abcde" if (folder / f"{n}.wav").is_file()}
+        if (folder / "d.wav").stat().st_size < len(whole):
+            sound.remove("d")
+        assert there == sound
+
+
+def test_parts_of_one_file_that_overlap_are_found(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", DRAW.uniform(-0.3, 0.3, 16000 * 20), 16000)
+    places = {"train": [(0, 3), (12.0, 3), (15, 2)], "dev": [(5, 3)], "test": [(3, 2), (10, 3)]}
+
+    def write(places: dict[str, list[tuple[float, float]]]) -> None:
+        for split, parts in places.items():
+            rows = [
+                {"audio_filepath": "long.wav", "offset": start, "duration": seconds, "text": "ja"}
+                for start, seconds in parts
+            ]
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    write(places)
+    lists = ", ".join(f"{split}: [{tmp_path / split}.jsonl]" for split in places)
+    words = ["language=nl", f"data.dir={tmp_path / 'data'}", "data.features={jobs: 1}"]
+    words.append(f"data.corpora={{c: {{kind: jsonl, {lists}}}}}")
+    experiment = create_experiment(tmp_path / "exp", load_config([], words))
+    with pytest.raises(
+        ValueError, match=r"1 .*\(long-00012000 of c_train is long-00010000 of c_te"
+    ):
+        corpora.prepare(experiment)
+    write(places | {"train": [(0, 3), (13.05, 1.95), (15, 2)]})  # what touches is apart
+    corpora.prepare(experiment)
+
+
+def test_an_id_that_is_learned_and_held_out_is_an_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", SPLIT)
+    table = folder / "transcripts.tsv"
+    rows = table.read_text()
+    table.write_text(rows + "a.wav\tde kat\tx\ttest\n" + "c.wav\tde kat\tx\ttrain\n")
+    experiment = make_experiment(tmp_path, one=folder)
+    with pytest.raises(ValueError, match="2 training recordings are in a dev or test split too"):
+        corpora.prepare(experiment)
+    listed = (experiment.manifests_dir / "leaks.tsv").read_text().splitlines()[1:]
+    assert listed == [
+        "one_train\ta\tdev or test of the same corpus\ta", "one_train\tc\tone_test\tc",
+    ]  # fmt: skip
+    table.write_text(rows + "a.wav\tde kat\tx\ttrain\n")
+    corpora.prepare(experiment)  # twice on one side is a warning
 
 
 def splits(folder: Path, every: int, by_speaker: bool = False) -> dict[str, str]:

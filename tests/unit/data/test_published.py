@@ -60,7 +60,8 @@ def rejected(experiment: Experiment) -> list[tuple[str, str]]:
     """Id and reason of what was left out."""
     lines = (experiment.manifests_dir / "c_rejected.tsv").read_text().splitlines()[1:]
     assert all(len(line.split("\t")) == 4 for line in lines)
-    return [(line.split("\t")[0], line.split("\t")[2]) for line in lines]
+    cells = [line.split("\t") for line in lines]
+    return [(name, reason.partition(": in training")[0]) for name, _, reason, _ in cells]
 
 
 @pytest.mark.parametrize("language", ["pl", "ro"])
@@ -178,12 +179,15 @@ def test_voxpopuli(
 def test_json_lines(tmp_path: Path, make_json_lines: Callable[[Path, str], Path]) -> None:
     manifest = make_json_lines(tmp_path / "nemo", "nl")
     packed = manifest.with_name("test.jsonl.gz")
-    packed.write_bytes(gzip.compress(manifest.read_bytes().splitlines()[0]))
-    experiment = run_stages(
-        tmp_path, "nl", {"kind": "jsonl", "train": [str(manifest)], "test": [str(packed)]}
-    )
+    first, *others = manifest.read_bytes().splitlines()
+    packed.write_bytes(gzip.compress(first))
+    corpus = {"kind": "jsonl", "train": [str(manifest)], "test": [str(packed)]}
+    with pytest.raises(ValueError, match=r"1 training recordings are in a dev or test split too"):
+        run_stages(tmp_path, "nl", corpus)
+    manifest.write_bytes(b"\n".join([*others, others[0]]))
+    experiment = run_stages(tmp_path, "nl", corpus)
     found = texts(experiment)
-    assert found["test"] == [TEXTS["nl"][0]], "a test recording that is in training too stays test"
+    assert found["test"] == [TEXTS["nl"][0]]
     assert found["train"] == [TEXTS["nl"][1], *TEXTS["nl"]]
     assert found["dev"] == []
     cuts = read_manifest(experiment.manifests_dir / "c_train.jsonl.gz")

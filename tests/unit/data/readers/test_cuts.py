@@ -11,7 +11,9 @@ import pytest
 import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
+from icetransfer.data.readers import cuts
 from icetransfer.data.readers.cuts import read_cuts
+from icetransfer.data.readers.tables import common_folder
 from icetransfer.data.utterances import Rejection, Utterance, with_audio
 
 RATE = 16_000
@@ -40,7 +42,9 @@ def cut(
 
 def read(folder: Path, *cuts: MonoCut) -> Found:
     CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl")
-    return list(map(with_audio, read_cuts(folder / "cuts.jsonl", "train", folder / "audio")))
+    return list(
+        map(with_audio, read_cuts(folder / "cuts.jsonl", "train", folder / "audio", folder))
+    )
 
 
 def test_several_supervisions_are_utterances_of_their_own(tmp_path: Path) -> None:
@@ -75,6 +79,8 @@ def test_overlapping_and_partial_supervisions_are_named(tmp_path: Path) -> None:
         ("early", "supervision g reaches out of its cut: -1 to 2 s of 5 s"),
         ("silent", "empty transcript"),
     ]
+    wrong = [line.path for line in found if isinstance(line, Rejection)]
+    assert wrong == [f"{tmp_path}/cuts.jsonl:{number}" for number in (1, 1, 1, 1, 2, 3)]
 
 
 def test_channels(tmp_path: Path) -> None:
@@ -118,7 +124,16 @@ def test_audio_that_does_not_come_ends_nothing(tmp_path: Path, kind: str, source
     assert isinstance(bad, Rejection)
     assert (bad.id, bad.path) == ("bad", source)
     assert bad.reason.startswith(f"its {kind} gives no audio")
+    assert "0x" not in bad.reason and "MonoCut" not in bad.reason
     assert isinstance(good, Utterance) and soundfile.info(good.path).frames == 2 * RATE
+
+
+def test_a_command_that_never_ends_is_left(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cuts, "PATIENCE_SECONDS", 0.2)
+    source = AudioSource("command", [0], "exec sleep 60")
+    (found,) = read(tmp_path, cut("a", source, supervision("s", 0, 2), seconds=2.0))
+    assert isinstance(found, Rejection)
+    assert found.reason == "its command gives no audio (nothing came in 0.2 s)"
 
 
 def test_samples_are_looked_at_before_they_are_written(tmp_path: Path) -> None:
@@ -128,6 +143,44 @@ def test_samples_are_looked_at_before_they_are_written(tmp_path: Path) -> None:
     assert isinstance(found, Rejection)
     assert "not finite" in found.reason
     assert not (tmp_path / "audio").exists()
+
+
+def test_audio_that_was_written_follows_what_it_is_written_from(tmp_path: Path) -> None:
+    levels = {}
+    for name in ("a", "b"):
+        samples = np.stack([noise(2.0), noise(2.0)[::-1]], axis=1)
+        soundfile.write(tmp_path / f"{name}.wav", samples if name == "a" else samples / 4, RATE)
+    spoken = supervision("s", 0, 2)
+
+    def written(source: AudioSource) -> float:
+        (found,) = read(tmp_path, cut("x", source, spoken, seconds=2.0))
+        assert isinstance(found, Utterance)
+        return float(np.std(soundfile.read(found.path)[0]))
+
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}-mono.wav", noise(2.0) / (1 if name == "a" else 4), RATE)
+        levels[name] = written(AudioSource("command", [0], f"cat {tmp_path}/{name}-mono.wav"))
+    assert levels["b"] < levels["a"] / 3, "another command"
+    first = written(AudioSource("file", [0, 1], str(tmp_path / "a.wav")))
+    before = (tmp_path / "audio/x.flac").stat().st_mtime_ns
+    assert written(AudioSource("file", [0, 1], str(tmp_path / "a.wav"))) == first
+    assert (tmp_path / "audio/x.flac").stat().st_mtime_ns == before, "nothing changed"
+    (tmp_path / "b.wav").replace(tmp_path / "a.wav")
+    assert written(AudioSource("file", [0, 1], str(tmp_path / "a.wav"))) < first / 3, "replaced"
+
+
+def test_cuts_of_several_folders_with_the_same_ids(tmp_path: Path) -> None:
+    source = AudioSource("file", [0], str(tmp_path / "a.wav"))
+    manifests = [tmp_path / f"{name}/cuts.jsonl" for name in ("tv", "radio", "radio/late")]
+    for manifest in manifests:
+        manifest.parent.mkdir()
+        CutSet.from_cuts([cut("x", source, supervision("s", 0, 10))]).to_file(manifest)
+    root = common_folder(manifests)
+    found = [line for m in manifests for line in read_cuts(m, "train", tmp_path / "audio", root)]
+    assert [line.id.rpartition("-")[0] for line in found] == ["tv-x", "radio-x", "radio-late-x"]
+    assert len({line.id for line in found}) == 3
+    (alone,) = read_cuts(manifests[0], "train", tmp_path, common_folder(manifests[:1]))
+    assert alone.id == "x"
 
 
 def test_ids_with_a_slash_are_different_files(tmp_path: Path) -> None:
@@ -156,7 +209,7 @@ def test_a_line_that_is_no_cut_is_named(tmp_path: Path) -> None:
     odd = json.loads(good) | {"id": "odd"}
     odd["supervisions"][0]["start"] = "0.5"
     (tmp_path / "cuts.jsonl").write_text("\n".join([*bad, json.dumps(odd), good]))
-    found = list(read_cuts(tmp_path / "cuts.jsonl", "train", tmp_path / "audio"))
+    found = list(read_cuts(tmp_path / "cuts.jsonl", "train", tmp_path / "audio", tmp_path))
     assert [line.id for line in found] == [*(f"cuts.jsonl:{n}" for n in range(1, 6)), "odd", "a"]
     for line in found[:-1]:
         assert isinstance(line, Rejection) and line.reason.startswith("not a cut (")
@@ -173,7 +226,7 @@ def test_a_broken_shard_ends_no_other(tmp_path: Path) -> None:
     cuts.to_shar(shar, fields={"recording": "flac"}, shard_size=2)
     archive = shar / "recording.000000.tar"
     archive.write_bytes(archive.read_bytes()[:2000])
-    found = list(read_cuts(shar, "train", tmp_path / "audio"))
+    found = list(read_cuts(shar, "train", tmp_path / "audio", shar))
     assert [line.id for line in found][-2:] == ["c2", "c3"]
     assert isinstance(found[0], Rejection)
     assert found[0].id == "cuts.000000.jsonl.gz"

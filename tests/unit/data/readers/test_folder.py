@@ -133,3 +133,23 @@ def test_ids_carry_their_path() -> None:
     assert id_of_path("boek-1.flac") == "boek-1", "as ever where there is no folder"
     assert id_of_path("./1.flac") == "1"
     assert id_of_path("boek/1.flac") == "boek-1-dc1f7d4d"
+
+
+def test_parts_of_a_file(tmp_path: Path) -> None:
+    lines = ["een\t\t1.5", "twee\t1.5\t2", "drie\t3.5\t"]
+    content = "path\ttext\toffset\tduration\n" + "\n".join(f"a.flac\t{line}" for line in lines)
+    places = [(u.id, u.start, u.seconds) for u in read(tmp_path, content)]  # type: ignore[union-attr]
+    assert places == [("a-00000000", 0, 1.5), ("a-00001500", 1.5, 2), ("a-00003500", 3.5, None)]
+
+
+@pytest.mark.parametrize("place", ["-1\t2", "x\t2", "nan\t1", "1\t0", "1\tinf"])
+def test_parts_that_are_none(tmp_path: Path, place: str) -> None:
+    (found,) = read(tmp_path, f"path\ttext\toffset\tduration\na.flac\teen\t{place}\n")
+    assert isinstance(found, Rejection)
+    assert "write seconds from the file's beginning" in found.advice
+
+
+def test_durations_of_whole_files_are_not_read(tmp_path: Path) -> None:
+    (found,) = read(tmp_path, "path\ttext\tduration\na.flac\teen\t1.0\n")
+    assert isinstance(found, Utterance)
+    assert (found.start, found.seconds) == (0, None)

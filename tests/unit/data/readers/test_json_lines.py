@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from icetransfer.data.readers.json_lines import common_folder, read_json_lines
+from icetransfer.data.readers.json_lines import read_json_lines
+from icetransfer.data.readers.tables import common_folder
 from icetransfer.data.utterances import Rejection, Utterance
 
 GOOD = {"audio_filepath": "a.wav", "duration": 3.2, "text": "ja"}

@@ -1,0 +1,1 @@
+"""A page where several models hear the same speech: its server, streams and limits."""
