@@ -10,14 +10,9 @@ STAGES = (
     *("transfer", "train", "average", "export", "decode", "score", "pack"),
 )
 BESIDE = (
-<<<<<<< HEAD
-    *("config", "experiment", "sweep", "report", "gap", "recommend"),
-    *("language_model", "robustness", "transcribe", "remedy", "model_card", "new_recipe", "doctor"),
-=======
     *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "serve", "long_recordings", "remedy"),
+    *("language_model", "robustness", "transcribe", "serve", "long_recordings", "remedy"),
     *("model_card", "new_recipe", "doctor"),
->>>>>>> main
 )
 
 

@@ -561,12 +561,9 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
             "checkpoint_sha256": checkpoint_sha256,
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
             "normalizer": normalize.version,
-<<<<<<< HEAD
             "hotwords": hotwords,
             "language_model": language_model,
-=======
             "text_rules": normalize.checksum,
->>>>>>> main
         }
         if decode.search == "modified_beam_search":
             made_from["beam"] = decode.beam

@@ -33,33 +33,22 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-<<<<<<< HEAD
 from icetransfer.bundle.check import FILE
-from icetransfer.bundle.settings import read_settings
-from icetransfer.config import chunk_label, chunk_ms
-from icetransfer.data.text.normalizer import Normalizer, languages
-from icetransfer.data.tokenizer import Tokenizer
-=======
 from icetransfer.bundle.tiers import find_tiers, open_tier, precisions_of
 from icetransfer.config import chunk_label
->>>>>>> main
+from icetransfer.data.text.normalizer import Normalizer, languages
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
 from icetransfer.streaming.captions import Captions, JsonLines, SubRip, WebVtt
-<<<<<<< HEAD
-from icetransfer.streaming.exported import Exported, read_tokens
-from icetransfer.streaming.hotwords import SCORE, Hotword, read_hotwords, warn_of_high_scores
-from icetransfer.streaming.segments import Listener, OfflineListener, Segment, StreamingListener
-from icetransfer.streaming.sherpa import SherpaRecognizer
-from icetransfer.streaming.streams import tail_seconds
-=======
 from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.hotwords import SCORE, Hotword, read_hotwords, warn_of_high_scores
 from icetransfer.streaming.segments import Listener, Segment
->>>>>>> main
 
 FORMATS = {"json": JsonLines, "srt": SubRip, "vtt": WebVtt}
 
@@ -106,27 +95,15 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
         raise ValueError(f"{bundle.dir} has {', '.join(precisions)} and no {precision} models")
     if size == -1 and (args.microphone or STANDARD_INPUT in args.files):
         log.warning("%s is offline: words come when a part of 30 s is full", bundle.dir)
-<<<<<<< HEAD
-    settings = read_settings(bundle.dir)
-    names = read_tokens(bundle.tokens)
-    options: dict[str, Any] = {"blank_penalty": args.blank_penalty}
-    if size != -1:
-        options |= settings.rules | {"enable_endpoint_detection": True}
-    hotwords = find_hotwords(args, bundle)
-    language_model = {} if args.no_lm else settings.language_model
-    options |= language_model
-    recognizer = SherpaRecognizer(
-        bundle.dir,
+    listen = open_tier(
+        bundle,
         size,
         precision,
-        search="modified_beam_search" if hotwords or language_model else "greedy_search",
-        tail_seconds=tail_seconds(size),
-        options=options,
-        hotwords=hotwords,
+        args.blank_penalty,
+        args.min_confidence,
+        find_hotwords(args, bundle),
+        use_language_model=not args.no_lm,
     )
-=======
-    listen = open_tier(bundle, size, precision, args.blank_penalty, args.min_confidence)
->>>>>>> main
     log.info("%s: %s, %s", bundle.dir, precision, chunk_label(size))
     return listen
 
