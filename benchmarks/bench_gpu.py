@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of audio in their batches")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
-    parser.add_argument("--kernels", type=int, default=0, help="so many are listed")
+    parser.add_argument("--kernels", type=int, default=0, help="how many are listed")
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
     if unknown := set(args.tables) - set(TABLES):

@@ -8,7 +8,7 @@
 The experiments have gone through stages 8 and 9 with decode.precisions=[fp32,fp16,int8,int4] and
 sherpa among the engines; the recipe's folder is two levels above `exp`, as run.sh has it, and
 RECIPE/exp/... is how an experiment is given.  Times are the process's own, on one thread; they
-still want an idle machine.  `--remedied`: copies that have gone through icetransfer.remedy and then
+still need an idle machine.  `--remedied`: copies that have gone through icetransfer.remedy and then
 stages 8 and 9.
 """
 
@@ -350,7 +350,7 @@ def make_page(
             "Changes of WER against fp32, in points, before and after `icetransfer.remedy` has "
             "kept the most sensitive layers in higher precision; (!): the margin is not reached. "
             "A dev set has some 300 to 400 words here, so that a point is three or four words, "
-            "and what is found on dev need not hold on test: the remedy wants the dev set of a "
+            "and what is found on dev need not hold on test: the remedy needs the dev set of a "
             "real corpus.\n",
             remedy_table(rows, remedied),
         ]

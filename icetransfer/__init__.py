@@ -1,11 +1,31 @@
 """Warm-start transfer of streaming speech recognisers: English-only or multilingual?
 
 The names below are the public interface.  They are imported when they are first asked for, so
-that `import icetransfer` alone loads no torch.
+that `import icetransfer` alone loads no torch.  `icetransfer.__version__` is read in the same way.
 """
 
-from importlib import import_module
-from typing import Any
+import os
+import signal
+import sys
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # so that a shell knows why it ended
+    else:
+        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+
+
+if sys.argv[:1] == ["-m"]:  # of `python -m icetransfer...`, before the command itself is found
+    # Libraries take seconds to import, and Ctrl-C in them would show a traceback.
+    sys.excepthook = _end_in_one_line
+
+import re  # noqa: E402 - the hook is there before anything takes time
+from importlib import import_module, metadata  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 _HOMES = {
     "Eden": "icetransfer.training.optim",
@@ -20,8 +40,23 @@ __all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """The version of pyproject.toml, or of the installed package where there is no checkout.
+
+    A checkout needs no installation, and what is recorded at one is not renewed by `git pull`.
+    """
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not project.is_file():
+        return metadata.version("icetransfer")
+    found = re.search(r'^version = "(.+)"$', project.read_text(encoding="utf-8"), re.M)
+    assert found is not None, f"{project} has no version"
+    return found[1]

@@ -1,6 +1,7 @@
 """Every config key: its type, default and meaning, and which stage reads it.
 
-    python -m icetransfer.config [PREFIX]        the keys, or those that begin with PREFIX
+    python -m icetransfer.config                 every key
+    python -m icetransfer.config train.schedule  the keys that begin with this
     python -m icetransfer.config --exp DIR       what an experiment sets, and where it came from;
                                                  with PREFIX, of these keys
     python -m icetransfer.config --markdown      docs/config.md
@@ -11,7 +12,6 @@ nearest right one.  The resolved tree is saved in the experiment's `config.yaml`
 `experiment.py`) and is all that later stages read.
 """
 
-import argparse
 import difflib
 import json
 import os
@@ -26,12 +26,19 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from icetransfer.settings import reference
+<<<<<<< HEAD
 from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
 from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
 from icetransfer.settings.language_model import LanguageModel
+=======
+from icetransfer.settings.augment import Augmentations
+from icetransfer.settings.corpora import Corpus
+from icetransfer.settings.errors import describe_errors, known_keys
+>>>>>>> main
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
+from icetransfer.stage.command import command_parser
 
 # The recipes that train the base models of the mini preset.
 BASE_RECIPES = {"en": "en", "ml": "multilingual"}
@@ -176,7 +183,7 @@ class Transfer(Section):
     base_models: dict[Literal["en", "ml"], Annotated[str, AfterValidator(current_name)]] = Field(
         {"en": "tiny-en", "ml": "tiny-ml"}
     )
-    """For each init a name in icetransfer/base_models.yaml, or a path to a .pt file."""
+    """For each init a name in icetransfer/base_models.yaml, a .pt file, or hf://ORG/NAME/FILE.pt."""
     trusted: bool = False
     """Run code that these files hold: only if you know who made them."""
     parts: tuple[Part, ...] = ("encoder_embed", "encoder")
@@ -257,7 +264,7 @@ class Train(Section):
     """What is done to cuts: none, default, strong, or a list of your own, each with its `kind`."""
     mix: Mix = Mix()
     join_seconds: float = Field(0, ge=0)
-    """Short cuts are joined to rows of up to so much audio; 0: never."""
+    """Short cuts are joined to rows of at most this many seconds; 0: never."""
     shar: str | None = None
     """Folder or address of the training features as a lhotse Shar; null: read where they lie."""
     log_every: int = Field(20, ge=1)
@@ -273,7 +280,7 @@ class Train(Section):
     dev_wer: bool = False
     """Measure dev WER too, by greedy search at every chunk size."""
     early_stop: int = Field(0, ge=0)
-    """Stop after so many dev WERs that were no better; 0: never."""
+    """Stop after this number of dev WERs without improvement; 0: never."""
     average_period: int = Field(20, ge=1)
     """Steps between updates of the running average of the weights."""
     average_fraction: float = Field(0.2, gt=0, le=1)
@@ -542,47 +549,6 @@ def dump_config(config: Section) -> str:
     )
 
 
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a section, dotted; that of a corpus stands under NAME."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-        elif field.annotation == dict[str, Corpus]:
-            for corpus in CORPUS_CLASSES:
-                keys += known_keys(corpus, f"{prefix}{name}.NAME.")
-        elif name == "augment":
-            for augmentation in AUGMENTATION_CLASSES:
-                keys += known_keys(augmentation, f"{prefix}{name}.")
-    return keys
-
-
-def describe_errors(error: ValidationError, section: type[BaseModel], prefix: str = "") -> str:
-    """Turns pydantic's errors into lines that a user can act on; keys begin with the prefix."""
-    known = known_keys(section, prefix)
-    lines = []
-    for item in error.errors():
-        parts = [str(part) for part in item["loc"]]
-        if parts[:2] == ["data", "corpora"]:
-            # pydantic puts the tag of the union ("synthetic") after the name: users never type it
-            del parts[3:4]
-        elif parts[:2] == ["train", "augment"]:
-            del parts[2:4]
-        key = prefix + ".".join(parts)
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"unknown config key {key}{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"config key {key} is required and not set")
-        else:
-            value = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            where = f"config key {key}: " if key else ""
-            lines.append(f"{where}{item['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(lines)
-
-
 def _begins(key: str, prefix: str) -> bool:
     return not prefix or f"{key}.".startswith(f"{prefix.rstrip('.')}.")
 
@@ -644,9 +610,7 @@ def _set_in(experiment: Path, prefix: str) -> Iterator[str]:
 
 def main() -> None:
     """Prints the reference of keys, or what an experiment sets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/config.md")
     parser.add_argument("prefix", nargs="?", default="", help="a key, or what keys begin with")
     parser.add_argument("--exp", type=Path, help="an experiment folder: what it sets")
     parser.add_argument("--markdown", action="store_true", help="the page docs/config.md")

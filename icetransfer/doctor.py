@@ -1,13 +1,14 @@
-"""Tells what this machine has for the recipes, what it lacks, and the line that mends it.
+"""What this machine has for the recipes, what it lacks, and the line that installs it.
 
     python -m icetransfer.doctor
+    python -m icetransfer.doctor > doctor.txt      to attach to a bug report
 
-Looks at Python, the pinned packages, GPUs, k2 and kaldifeat, espeak-ng, cores, memory, disk, Slurm,
-the base models and each recipe's data. Exit code 1 when something is missing that every recipe
-needs. It needs no package itself, so that it can say which ones are missing.
+First what recipes need: Python, the pinned packages, espeak-ng, memory and disk.  Then what they
+can use where it is there: GPUs, k2, kaldifeat, Slurm, base models, prepared data.  Last what only
+developers use.  Exit code 1 when something is missing that every recipe needs.  It needs no package
+itself, so that it can say which ones are missing.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -21,8 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import icetransfer
+from icetransfer.stage.command import command_parser
+
 REPO = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install -r requirements.txt"
+FOR_DEVELOPERS = "# What the tests and checks need besides."  # begins their part of that file
 ENOUGH_DISK_GB = 5
 ENOUGH_MEMORY_GB = 4
 
@@ -35,13 +40,15 @@ class Finding:
         state: "ok"; "optional", when it is missing and recipes run without it; "needed" otherwise.
         what: What it is.
         found: What there is.
-        mend: The command or step that changes it, or empty.
+        advice: The command or step that changes it, or empty.
+        part: What it is for.
     """
 
     state: Literal["ok", "optional", "needed"]
     what: str
     found: str
-    mend: str = ""
+    advice: str = ""
+    part: Literal["run", "use", "develop"] = "use"
 
 
 def examine(root: Path) -> Iterator[Finding]:
@@ -55,9 +62,6 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _torch()
     for package, gain in (("k2", "the transducer loss"), ("kaldifeat", "features on a GPU")):
         yield _optional_package(package, gain, f"tools/install_k2.sh {package}")
-    yield _optional_package(
-        "huggingface_hub", "downloads of base models", "python -m pip install huggingface_hub"
-    )
     yield from _machine(root)
     yield _slurm()
     yield from _base_models(root)
@@ -67,36 +71,43 @@ def examine(root: Path) -> Iterator[Finding]:
 def _python() -> Finding:
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] < (3, 13):
-        return Finding("ok", "Python", f"{version}, {sys.executable}")
-    return Finding("needed", "Python", version, "use Python 3.10, 3.11 or 3.12")
+        return Finding("ok", "Python", f"{version}, {sys.executable}", part="run")
+    return Finding("needed", "Python", version, "use Python 3.10, 3.11 or 3.12", "run")
 
 
 def _packages(requirements: Path) -> Iterator[Finding]:
-    """Compares what is installed with the pins."""
-    pinned = _pins(requirements)
-    installed = {name: _version(name) for name in pinned}
-    missing = [name for name, version in installed.items() if version is None]
-    if missing:
-        yield Finding("needed", "packages", f"missing: {', '.join(missing)}", INSTALL)
-    other = [
-        f"{name} {version} (pinned: {pinned[name]})"
-        for name, version in installed.items()
-        if version is not None and version.partition("+")[0] != pinned[name]
-    ]
-    if other:
-        yield Finding("optional", "packages", f"other versions: {', '.join(other)}", INSTALL)
-    if not missing and not other:
-        yield Finding("ok", "packages", f"all {len(pinned)} of requirements.txt, as pinned")
+    """Compares what is installed with the pins: of what runs, then of what developers use."""
+    for part, pinned in _pins(requirements).items():
+        what = "packages" if part == "run" else "tools"
+        installed = {name: _version(name) for name in pinned}
+        missing = [name for name, version in installed.items() if version is None]
+        if missing:
+            state: Literal["needed", "optional"] = "needed" if part == "run" else "optional"
+            yield Finding(state, what, f"missing: {', '.join(missing)}", INSTALL, part)
+        other = [
+            f"{name} {version} (pinned: {pinned[name]})"
+            for name, version in installed.items()
+            if version is not None and version.partition("+")[0] != pinned[name]
+        ]
+        if other:
+            found = f"other versions: {', '.join(other)}"
+            yield Finding("optional", what, found, INSTALL, part)
+        if not missing and not other:
+            found = f"all {len(pinned)} of requirements.txt, as pinned"
+            yield Finding("ok", what, found, part=part)
 
 
-def _pins(requirements: Path) -> dict[str, str]:
-    """Versions by package, of the lines that are for this Python."""
+def _pins(requirements: Path) -> dict[Literal["run", "develop"], dict[str, str]]:
+    """Versions by package, of the lines that are for this Python, by what they are for."""
     older = sys.version_info < (3, 11)
-    pins = {}
+    pins: dict[Literal["run", "develop"], dict[str, str]] = {"run": {}, "develop": {}}
+    part: Literal["run", "develop"] = "run"
     for line in requirements.read_text(encoding="utf-8").splitlines():
+        if line == FOR_DEVELOPERS:
+            part = "develop"
         match = re.fullmatch(r"([\w-]+)==([\w.]+)(; python_version ([<>]=?) \"3\.11\")?", line)
         if match and (match[4] is None or (match[4] == "<") == older):
-            pins[match[1]] = match[2]
+            pins[part][match[1]] = match[2]
     return pins
 
 
@@ -125,10 +136,10 @@ def _torch() -> Iterator[Finding]:
         yield Finding("ok", f"GPU {number}", f"{found}, {precision}")
 
 
-def _optional_package(package: str, gain: str, mend: str) -> Finding:
+def _optional_package(package: str, gain: str, advice: str) -> Finding:
     if version := _version(package):
         return Finding("ok", package, version)
-    return Finding("optional", package, f"not installed ({gain})", mend)
+    return Finding("optional", package, f"not installed ({gain})", advice)
 
 
 def _machine(root: Path) -> Iterator[Finding]:
@@ -137,7 +148,8 @@ def _machine(root: Path) -> Iterator[Finding]:
 
         there = Path(espeakng_loader.get_library_path()).is_file()
         found = "found" if there else "its library is missing"
-        yield Finding("ok" if there else "needed", "espeak-ng", found, "" if there else INSTALL)
+        state: Literal["ok", "needed"] = "ok" if there else "needed"
+        yield Finding(state, "espeak-ng", found, "" if there else INSTALL, "run")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     yield Finding(
@@ -145,11 +157,16 @@ def _machine(root: Path) -> Iterator[Finding]:
         "machine",
         f"{cores} cores, {memory:.0f} GB of memory",
         "" if memory >= ENOUGH_MEMORY_GB else "smaller train.batch_seconds and data.features.jobs",
+        "run",
     )
     free = shutil.disk_usage(root).free / 1e9
     enough = free >= ENOUGH_DISK_GB
-    mend = "" if enough else "the mini preset needs about 1 GB; data.dir=DIR and --exp DIR move it"
-    yield Finding("ok" if enough else "optional", "disk", f"{free:.0f} GB free in {root}", mend)
+    advice = (
+        "" if enough else "the mini preset needs about 1 GB; data.dir=DIR and --exp DIR move it"
+    )
+    yield Finding(
+        "ok" if enough else "optional", "disk", f"{free:.0f} GB free in {root}", advice, "run"
+    )
 
 
 def _slurm() -> Finding:
@@ -169,8 +186,8 @@ def _base_models(root: Path) -> Iterator[Finding]:
         if (root / facts["path"]).is_file():
             yield Finding("ok", f"base model {name}", facts["path"])
         else:
-            mend = facts.get("get", f"put it at {facts['path']}")
-            yield Finding("optional", f"base model {name}", "not here", mend)
+            advice = facts.get("get", f"put it at {facts['path']}")
+            yield Finding("optional", f"base model {name}", "not here", advice)
 
 
 def _recipes(root: Path) -> Iterator[Finding]:
@@ -189,24 +206,35 @@ def _recipes(root: Path) -> Iterator[Finding]:
         trained = f"{runs} trained model{'' if runs == 1 else 's'}"
         yield Finding("ok", f"egs/{recipe.name}", f"manifests in {where}; {trained}")
     if bare:
-        mend = f"egs/{bare[0]}/run.sh, or ./run_all.sh, prepares what it needs"
-        yield Finding("optional", "recipes", f"no data prepared in {', '.join(bare)}", mend)
+        advice = f"egs/{bare[0]}/run.sh, or ./run_all.sh, prepares what it needs"
+        yield Finding("optional", "recipes", f"no data prepared in {', '.join(bare)}", advice)
 
 
 MARKS = {"ok": "ok     ", "optional": "without", "needed": "MISSING"}
+PARTS = {
+    "run": "Needed to run",
+    "use": "Used where it is there",
+    "develop": "For developers: lint, types and tests",
+}
 
 
 def main() -> None:
-    """Prints a line for each finding, and what mends it below."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    """Prints a line for each finding, by what it is for, and what changes it below."""
+    command_parser(__doc__, "docs/troubleshooting.md").parse_args()
     findings = list(examine(REPO))
-    for finding in findings:
-        print(f"{MARKS[finding.state]}  {finding.what}: {finding.found}")
-        if finding.mend:
-            print(f"         -> {finding.mend}")
-    if any(finding.state == "needed" for finding in findings):
+    print(f"icetransfer {icetransfer.__version__} in {REPO}")
+    for part, title in PARTS.items():
+        print(f"\n{title}")
+        for finding in findings:
+            if finding.part != part:
+                continue
+            print(f"  {MARKS[finding.state]}  {finding.what}: {finding.found}")
+            if finding.advice:
+                print(f"           -> {finding.advice}")
+    missing = [finding.what for finding in findings if finding.state == "needed"]
+    ready = f"missing: {', '.join(missing)}" if missing else "nothing is missing that recipes need"
+    print(f"\n{ready}" + ("" if missing else "; next: ./run_all.sh --smoke"))
+    if missing:
         sys.exit(1)
 
 

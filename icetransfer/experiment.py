@@ -1,8 +1,11 @@
 """The experiment folder: its config, its files, its log, and where its results come from.
 
-`python -m icetransfer.experiment --exp DIR --conf F.yaml key=value ...` resolves the config and
-saves it in the folder; every later stage is `python -m icetransfer.<module> --exp DIR` and reads
-what is saved there.  Paths in a config are relative to the recipe's folder, where stages run.
+    python -m icetransfer.experiment --conf conf/default.yaml language=nl init=ml hours=8min
+    python -m icetransfer.experiment --exp DIR --conf F.yaml --dry-run train.max_steps=500
+
+resolves the config of YAML files and key=value words and saves it in the folder, as a recipe's
+run.sh does before its stages.  Every later stage is `python -m icetransfer.<module> --exp DIR` and
+reads what is saved there.  Paths in a config are relative to the recipe's folder, where stages run.
 """
 
 import argparse
@@ -27,11 +30,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from icetransfer import config
+from icetransfer import __version__, config
 from icetransfer.settings.effects import Effect, effect_of
 from icetransfer.settings.section import Section
 from icetransfer.settings.tree import differences, read_trees
 from icetransfer.stage import atomic, cost
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import locked
 from icetransfer.stage.share import ALL, Share
@@ -42,6 +46,7 @@ log = logging.getLogger("icetransfer")
 USER_ERROR = 2  # exit code of a mistake that the message explains
 CHECKPOINTS = "checkpoints"
 SCHEME = "scheme.json"  # in an experiment folder: see `training/scheme.py`
+CALLED_FROM = "ICETRANSFER_CALLED_FROM"  # environment variable: where the user stands
 INTERRUPTED = 130  # by Ctrl-C, as shells have it
 RUN_AGAIN = 75  # stopped half-way with all saved; EX_TEMPFAIL of BSD's sysexits.h
 
@@ -291,6 +296,7 @@ def provenance(**more: Any) -> dict[str, Any]:
     packages = ("torch", "lhotse", "onnxruntime", "sherpa-onnx", "sentencepiece", "numpy")
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "icetransfer": __version__,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: _version(name) for name in packages}
@@ -329,7 +335,7 @@ def run_stage(doc: str | None, stage: Callable[[Experiment], None]) -> None:
         stage: what the stage does.
     """
     directory = stage_parser(doc).parse_args().exp
-    run_logged(lambda: open_experiment(directory), stage)
+    run_logged(lambda: open_experiment(enter_recipe(directory)), stage)
 
 
 def run_stage_in_shares(doc: str | None, stage: Callable[[Experiment, Share], None]) -> None:
@@ -347,19 +353,68 @@ def run_stage_in_shares(doc: str | None, stage: Callable[[Experiment, Share], No
     )  # fmt: skip
     args = parser.parse_args()
     run_logged(
-        lambda: open_experiment(args.exp),
+        lambda: open_experiment(enter_recipe(args.exp)),
         lambda experiment: stage(experiment, args.share),
         shares=not args.share.is_all,
     )
 
 
-def stage_parser(doc: str | None) -> argparse.ArgumentParser:
+# For each stage: a setting of its own, for the example in its --help.
+SETTINGS = (
+    *("data.dir=/disk/nl", "data.max_seconds=20", "data.features.jobs=8", "hours=100h"),
+    *("data.vocab_size=200", "transfer.base_models.ml=FILE.pt", "train.max_steps=500"),
+    *("train.average_fraction=0.1", "decode.precisions=[fp32,int8]", "decode.chunk_sizes=[16,32]"),
+    *("decode.splits=[dev,test]", "bundle.tar=true"),
+)
+
+
+def stage_parser(doc: str | None, required: bool = True) -> argparse.ArgumentParser:
     """The command line of a stage: `--exp`, to which it may add options of its own."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    parser = command_parser(doc, "docs/config.md, docs/architecture.md")
+    examples = f"Examples, from anywhere:\n    {parser.prog} --exp egs/nl/exp/ml-all-seed1\n"
+    if found := re.match(r"Stage (\d+)", doc or ""):
+        number, setting = found[1], SETTINGS[int(found[1])]
+        examples += (
+            f"    egs/nl/run.sh --init ml --stage {number} --stop-stage {number} {setting}\n\n"
+            f"A setting is written key=value. `python -m icetransfer.config "
+            f"{setting.split('.')[0]}`\ndescribes the keys around this one, docs/config.md all of "
+            f"them.\n"
+        )
+    parser.epilog = examples + str(parser.epilog)
+    parser.add_argument("--exp", type=Path, required=required, help="experiment folder")
     return parser
+
+
+def enter_recipe(directory: Path) -> Path:
+    """Goes to the recipe that an experiment lies in, because paths in a config start there.
+
+    Returns:
+        The experiment's folder, seen from there; as it was where it lies in no recipe.
+    """
+    full = Path(os.path.abspath(directory))  # noqa: PTH100 - of a link, the place that was typed
+    recipe = next((folder for folder in full.parents if (folder / "run.sh").is_file()), None)
+    if recipe is None or recipe == Path.cwd():
+        return directory
+    os.environ.setdefault(CALLED_FROM, str(Path.cwd()))
+    os.chdir(recipe)
+    return full.relative_to(recipe)
+
+
+def as_seen(text: object) -> str:
+    """A text whose paths in the recipe's folder are those that the user can paste where he is."""
+    caller = os.environ.get(CALLED_FROM)
+    if caller is None or Path(caller) == Path.cwd():
+        return str(text)
+    place = os.path.relpath(Path.cwd(), caller)
+    return re.sub(r"(?<![\w./~-])(?=(exp|data|corpus)/[\w<.])", f"{place}/", str(text))
+
+
+class Terminal(logging.Formatter):
+    """Lines for the terminal, with paths as the user sees them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone."""
+        return as_seen(record.getMessage())
 
 
 def run_logged(
@@ -420,7 +475,7 @@ def _hold_folder(
 def main(run: Callable[[], None]) -> None:
     """Runs a command: log lines to the terminal, a user's mistake as one message, exit code 2."""
     terminal = logging.StreamHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(Terminal())
     log.addHandler(terminal)
     log.setLevel(logging.INFO)
     log.propagate = False  # some libraries give the root logger a handler: a line would come twice
@@ -457,9 +512,7 @@ def _version(package: str) -> str | None:
 
 
 def _resolve() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/config.md")
     parser.add_argument("--exp", type=Path, help="experiment folder (default exp/<its name>)")
     parser.add_argument("--conf", type=Path, action="append", default=[], help="YAML file")
     parser.add_argument("--dry-run", action="store_true", help="check, and write nothing")

@@ -526,6 +526,7 @@ def export_checkpoint(words: list[str]) -> None:
     for size, exported in tiers.items():
         export_tier(source, exported, size, left[0], precisions, heads, settings)
         heads = exported
+    log.info("next: python -m icetransfer.transcribe --bundle %s FILE...", out)
 
 
 def _main() -> None:

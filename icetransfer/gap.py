@@ -1,6 +1,7 @@
 """How much better a multilingual start is than an English one: the gap, its decay, its noise.
 
     python -m icetransfer.gap --results results.csv --out DIR
+    python -m icetransfer.gap --results egs/nl/exp --out DIR    every wer.json in a folder
 
 The gap is WER(en) - WER(ml) in points: above zero, the multilingual start is the better one.  Its
 mean over languages is given for every test set, precision, latency and amount of training data,
@@ -17,7 +18,6 @@ file).  A folder may be given instead: every wer.json under it counts, with the 
 it.  Of several engines the first of sherpa, onnxruntime, torch counts; seeds are averaged.
 """
 
-import argparse
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -64,6 +64,7 @@ from icetransfer.analysis.sweep_results import (
     without_collapsed,
 )
 from icetransfer.config import hours_label
+from icetransfer.stage.command import command_parser
 
 MARGIN = 0.5  # WER points: gaps at two latencies that are closer count as the same
 NEGLIGIBLE = 0.25  # WER points: a smaller gap is not worth choosing by
@@ -526,9 +527,7 @@ def analyse(
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md")
     parser.add_argument(
         "--results", type=Path, required=True, help="results.csv, or a folder of wer.json"
     )
@@ -557,6 +556,10 @@ def _run() -> None:
         analysis = analyse(results, margin=args.margin, threshold=args.threshold)
         gap_report.write(analysis, args.out)
         experiment.log.info("-> %s", args.out / "gap.md")
+        if args.results.is_file():
+            experiment.log.info(
+                "next: python -m icetransfer.recommend --hours 100 --results %s", args.results
+            )
 
     experiment.main(run)
 

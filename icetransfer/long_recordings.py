@@ -39,6 +39,7 @@ from icetransfer.data.utterances import UNKNOWN_SPEAKER
 from icetransfer.experiment import log, main, open_experiment
 from icetransfer.model.checkpoint import load_transducer
 from icetransfer.model.transducer import TransducerModel
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.lock import locked
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.stamp import sha256
@@ -345,9 +346,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/long_recordings.md")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="FILE|FOLDER|TABLE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus to be")
     parser.add_argument("--exp", type=Path, help="experiment whose model aligns, after stage 7")

@@ -1,6 +1,6 @@
 """A look at the data before anything is trained: what there is, what may be wrong.
 
-    python -m icetransfer.look --exp DIR          in the recipe's folder, after stage 1
+    python -m icetransfer.look --exp DIR          after stage 1
     python -m icetransfer.look --exp DIR --cer    after stage 7: with the model's CER, too
 
 Prints hours, speakers, lengths and speaking rates, characters that are rare or outside the
@@ -48,6 +48,7 @@ from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_offline, make_rows
 from icetransfer.experiment import (
     Experiment,
+    enter_recipe,
     log,
     open_experiment,
     provenance,
@@ -309,7 +310,7 @@ def _main() -> None:
     def run(experiment: Experiment) -> None:
         write_look(experiment, args.cer)
 
-    run_logged(lambda: open_experiment(args.exp), run)
+    run_logged(lambda: open_experiment(enter_recipe(args.exp)), run)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """Model cards: what is to be known of a bundle, and of the two tiny base models.
 
     python -m icetransfer.model_card
+    egs/en/run.sh --stop-stage 9 && egs/multilingual/run.sh --stop-stage 9     what it needs first
 
-puts the two trained base models into egs/base_models: it reads the finished runs of egs/en and
+It puts the two trained base models into egs/base_models: it reads the finished runs of egs/en and
 egs/multilingual (stages 0 to 9), and writes egs/base_models/{en,ml}.pt and their card.  A bundle's
 card is made with the bundle, by `icetransfer.pack`.
 """
 
-import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+import icetransfer
 from icetransfer import experiment
 from icetransfer.config import BASE_RECIPES, chunk_label, hours_label
 from icetransfer.data.published import PUBLISHED
@@ -21,6 +24,7 @@ from icetransfer.model.checkpoint import read_checkpoint
 from icetransfer.score import CONDITION_COLUMNS, condition_cells, condition_results, planned_runs
 from icetransfer.settings.corpora import SyntheticCorpus
 from icetransfer.stage import atomic
+from icetransfer.stage.command import command_parser
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.markdown import markdown_table
 from icetransfer.stage.stamp import sha256
@@ -95,7 +99,7 @@ def publish(root: Path) -> None:
         "# Model card: the base models of the mini preset",
         "Two tiny streaming Zipformer transducers, trained from nothing on synthetic speech by the "
         "same recipe: `en.pt` on English, `ml.pt` on several other languages. They exist so that "
-        "`./run_all.sh` can start at once and show the way from a base model to a report; they "
+        "`./run_all.sh` can start at once and show every step from a base model to a report; they "
         "know nothing of real speech and recognise nothing of use. Made by "
         "`python -m icetransfer.model_card`; trained again by `./run_all.sh --from-scratch`.",
         markdown_table(["", *BASE_RECIPES], rows).rstrip(),
@@ -121,6 +125,7 @@ def _facts(name: str, run: Experiment) -> dict[str, str | int]:
         "languages": " ".join(languages),
         "speech": f"{minutes:g} minutes, each at {len(config.data.features.speeds)} speeds",
         "command": f"`egs/{BASE_RECIPES[name]}/run.sh`",
+        "icetransfer": stages["transfer"].get("icetransfer", "before 0.2.0"),
         "commit": _commit(stages["transfer"]),
         "steps": f"{run.final_step} of {settle(run).config.train.batch_seconds:g} s",
         "training time": f"{train['seconds'] / 60:.0f} minutes, {config.train.threads} thread",
@@ -166,6 +171,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         if chunk_size == -1
         else f"{config.decode.left_context_frames} frames",
         "base model": start.get("name", config.init),
+        "base model's commit": start.get("huggingface", {}).get("revision", ""),
         "base model's sha256": f"`{start['sha256']}`" if "sha256" in start else "",
         "fine-tuned on": ", ".join(
             f"{name}: {found['hours']:.4g} h, {found['speakers']} speakers"
@@ -174,6 +180,7 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         "training": f"{experiment.final_step} steps, seed {config.seed}",
         "search": config.decode.search,
         "checkpoint's sha256": f"`{exported['made_of']['sha256']}`",
+        "icetransfer": exported["provenance"].get("icetransfer", "before 0.2.0"),
         "commit of the export": _commit(exported["provenance"]),
         "versions": ", ".join(
             f"{name} {version}" for name, version in provenance()["versions"].items()
@@ -204,6 +211,47 @@ def bundle_card(experiment: Experiment, source: Exported, chunk_size: int) -> st
         markdown_table(["precision", "MB", "times smaller", "made with"], made).rstrip(),
         "## Licences",
         "\n".join(f"* {line}" for line in licences(experiment, start)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def hub_card(experiment: Experiment, chunk_sizes: Sequence[int]) -> str:
+    """README.md of a repository on a model hub that holds a bundle for each of these tiers.
+
+    The lines between the dashes are what a hub sorts models by.
+    """
+    config = experiment.config
+    head = {
+        "language": [config.language],
+        "license": "other",
+        "license_name": "see-the-model-cards",
+        "library_name": "sherpa-onnx",
+        "pipeline_tag": "automatic-speech-recognition",
+        "tags": ["streaming", "zipformer", "transducer", "icetransfer"],
+    }
+    rows = []
+    for size in chunk_sizes:
+        tier = Exported(experiment.onnx_dir(size)).dir.name
+        links = f"[run it]({tier}/README.md), [card]({tier}/MODEL_CARD.md)"
+        for found in read_results(experiment, size) or [{}]:
+            cells = (found.get("test_set", ""), found.get("engine", ""), found.get("precision", ""))
+            errors = [f"{found[key]:.2f}" if found else "" for key in ("wer", "cer")]
+            rows.append([chunk_label(size), *cells, *errors, links])
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# Streaming speech recognition: {config.language}",
+        "Zipformer transducers for sherpa-onnx, made with icetransfer "
+        f"{icetransfer.__version__}. Each folder is for one latency and runs as it lies.",
+        markdown_table(
+            ["latency", "test set", "engine", "precision", "WER %", "CER %", ""], rows
+        ).rstrip(),
+        "## Licences",
+        "\n".join(
+            f"* {line}"
+            for line in licences(
+                experiment, _read(experiment.dir / "transfer.json").get("base_model") or {}
+            )
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -250,9 +298,7 @@ def licences(experiment: Experiment, base_model: dict[str, Any]) -> list[str]:
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "egs/base_models/README.md")
     parser.parse_args()
     experiment.main(lambda: publish(REPOSITORY))
 

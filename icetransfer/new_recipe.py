@@ -1,6 +1,8 @@
 """Makes a recipe for a new language: a copy of egs/TEMPLATE, and text rules from the CLDR.
 
     tools/new_recipe.sh CODE [NAME]
+    tools/new_recipe.sh cy "Welsh"
+    tools/new_recipe.sh sr-Latn
 
 CODE is the language's code as in BCP 47 (cy, tr, sr-Latn); NAME is how people call it, by default
 its English name. Nothing that exists is overwritten. The text rules, `egs/<code>/local/text.yaml`,
@@ -10,7 +12,6 @@ before results are believed. Scripts without spaces between words get characters
 scored by CER.
 """
 
-import argparse
 import difflib
 import re
 import shutil
@@ -26,6 +27,7 @@ from babel.numbers import get_decimal_symbol, get_group_symbol
 from icetransfer.data.text.normalizer import LANGUAGE_FOLDER
 from icetransfer.data.text.spelling import cldr_rules, spelled
 from icetransfer.experiment import main
+from icetransfer.stage.command import command_parser
 
 REPO = Path(__file__).parents[1]
 ALPHABETS = Path(__file__).parent / "data/text/alphabets.yaml"
@@ -105,7 +107,7 @@ def _check(code: str, name: str | None) -> str:
     by_name = {english_name: known for known, english_name in english.items()}
     near = difflib.get_close_matches(name or "", by_name, 1)
     hint = f"{near[0]} is {by_name[near[0]]}" if near else "see iso639-3.sil.org for codes"
-    raise ValueError(f"{language} is no language that the CLDR knows; {hint}")
+    raise ValueError(f"{language} is not a language that the CLDR knows; {hint}")
 
 
 def _full_name(code: str, english: str) -> str:
@@ -232,11 +234,8 @@ def _quoted(text: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="tools/new_recipe.sh",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, "docs/text.md, docs/corpora.md")
+    parser.prog = "tools/new_recipe.sh"
     parser.add_argument("code", help="as in BCP 47: cy")
     parser.add_argument("name", nargs="?", help='what to call it: "Welsh"')
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
     python -m icetransfer.pack --exp DIR
     python -m icetransfer.pack --check exp/bundle/<tier>    does it do here what it did there?
+    python -m icetransfer.pack --exp DIR --push ORG/NAME    uploads every tier to a model hub
 
 exp/bundle/<tier>/ holds the models of every precision, tokens.txt, bpe.model and bpe.vocab,
 export.json, a test recording with its transcript, a README.md with the lines that run it in
@@ -9,20 +10,26 @@ sherpa-onnx, and a MODEL_CARD.md: what it was made of, what it scored, and who m
 bundle.json has the rules of endpoints, chosen from the dev set, SHA256SUMS every file's checksum;
 check.py checks the bundle where there is only sherpa-onnx and numpy.  `bundle.tar=true` in the
 config adds exp/bundle/<tier>.tar.
+
+--push needs `hf auth login` or HF_TOKEN.  It makes a private repository where there is none, and
+puts a folder for each tier into it, with a README.md that lists them, in one commit; `--dry-run`
+says what it would upload.
 """
 
-import argparse
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import soundfile
 
+import icetransfer
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
+<<<<<<< HEAD
 from icetransfer.bundle.settings import (
     LANGUAGE_MODEL,
     Settings,
@@ -30,13 +37,26 @@ from icetransfer.bundle.settings import (
     write_settings,
 )
 from icetransfer.bundle.vocabulary import vocabulary
+=======
+from icetransfer.bundle.settings import Settings, read_settings, write_settings
+from icetransfer.config import chunk_label, chunk_ms
+>>>>>>> main
 from icetransfer.data.features import read_manifest
 from icetransfer.data.subset import training_texts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_offline, decode_streams
-from icetransfer.experiment import Experiment, log, main, run_stage
-from icetransfer.model_card import bundle_card, read_results
+from icetransfer.experiment import (
+    Experiment,
+    enter_recipe,
+    log,
+    main,
+    open_experiment,
+    run_logged,
+    stage_parser,
+)
+from icetransfer.model import hub
+from icetransfer.model_card import bundle_card, hub_card, read_results
 from icetransfer.onnx.quantize import same_file
 from icetransfer.score import test_sets
 from icetransfer.stage import atomic
@@ -77,7 +97,24 @@ def pack_tiers(experiment: Experiment) -> None:
             ):
                 archive.add(folder, folder.name)
         log.info("-> %s", folder)
-    log.info("the README.md in each says how to run it")
+    size = main_tier(experiment.config.decode.chunk_sizes)
+    for result in read_results(experiment, size):
+        if result["precision"] == experiment.config.decode.precisions[0]:
+            unit = "CER" if result.get("unit") == "character" else "WER"
+            log.info(
+                "%s %.1f %% (%s, %s, %s)", unit, result["wer"], result["test_set"],
+                result["engine"], chunk_label(size),
+            )  # fmt: skip
+    latency = "offline" if size == -1 else chunk_ms(size)
+    log.info(
+        "next: python -m icetransfer.transcribe --bundle %s --latency %s FILE...",
+        experiment.bundle_dir, latency,
+    )  # fmt: skip
+
+
+def main_tier(chunk_sizes: Sequence[int]) -> int:
+    """The tier that is spoken of where there is room for one: the nearest to 320 ms."""
+    return min(chunk_sizes, key=lambda size: (size == -1, abs(size - 16)))
 
 
 def find_sample(experiment: Experiment) -> Sample:
@@ -231,21 +268,63 @@ def check_bundle(folder: Path) -> int:
     return check.report(bundle, rows)
 
 
+def push(experiment: Experiment, repository: str, dry_run: bool) -> None:
+    """Uploads the bundles of all tiers to a model hub, in one commit.
+
+    Args:
+        experiment: that `pack_tiers` has made the bundles of.
+        repository: ORG/NAME.
+        dry_run: print what would be uploaded, and talk to nobody.
+
+    Raises:
+        ValueError: a bundle is missing or not as it was packed, or the hub refuses.
+    """
+    if not hub.REPOSITORY_NAME.fullmatch(repository):
+        raise ValueError(f"--push {repository}: expected a repository of a hub, as ORG/NAME")
+    sizes = experiment.config.decode.chunk_sizes
+    files: dict[str, Path | bytes] = {"README.md": hub_card(experiment, sizes).encode()}
+    for size in sizes:
+        folder = experiment.bundle_dir / Exported(experiment.onnx_dir(size)).dir.name
+        if not (folder / check.SUMS).is_file():
+            raise ValueError(f"{folder} is not there: run stage 11, which makes it")
+        if problems := check.bad_files(folder):
+            raise ValueError(f"{folder}: {problems[0]}: run stage 11 again, which makes it")
+        files |= {f"{folder.name}/{path.name}": path for path in sorted(folder.iterdir())}
+    total = 0
+    for name, content in files.items():
+        count = content.stat().st_size if isinstance(content, Path) else len(content)
+        total += count
+        if dry_run:
+            print(f"{count:12,d}  {name}")
+    if dry_run:
+        print(f"{total:12,d}  bytes in {len(files)} files would go to {repository}")
+        return
+    log.info("uploading %d files, %.1f MB", len(files), total / 1e6)
+    log.info("-> %s", hub.upload(repository, files, f"icetransfer {icetransfer.__version__}"))
+
+
 def _check(folder: Path) -> None:
     if check_bundle(folder):
         sys.exit(1)
 
 
 def _main() -> None:
-    if not any(word.split("=")[0] == "--check" for word in sys.argv[1:]):
-        run_stage(__doc__, pack_tiers)
-        return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", type=Path, required=True, metavar="DIR", help="a bundle")
-    folder = parser.parse_args().check
-    main(lambda: _check(folder))
+    parser = stage_parser(__doc__, required=False)
+    parser.add_argument("--check", type=Path, metavar="DIR", help="a bundle; it needs no --exp")
+    parser.add_argument("--push", metavar="ORG/NAME", help="a repository of a model hub")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: upload nothing")
+    args = parser.parse_args()
+    if args.check:
+        main(lambda: _check(args.check))
+    elif args.exp is None:
+        parser.error("--exp DIR is needed, or --check DIR")
+    elif args.push:
+        run_logged(
+            lambda: open_experiment(enter_recipe(args.exp)),
+            lambda experiment: push(experiment, args.push, args.dry_run),
+        )
+    else:
+        run_logged(lambda: open_experiment(enter_recipe(args.exp)), pack_tiers)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Which start for this much data: ML, EN, or either.
 
-    python -m icetransfer.recommend --hours 300 [--language de] [--chunk-ms 160] [--results F.csv]
-    python -m icetransfer.recommend --plan plan.csv [--results F.csv]
-    python -m icetransfer.recommend --design 2 --results F.csv
+    python -m icetransfer.recommend --hours 300
+    python -m icetransfer.recommend --hours 300 --language de --chunk-ms 160 --results results.csv
+    python -m icetransfer.recommend --plan plan.csv [--results results.csv] [--full]
+    python -m icetransfer.recommend --design 2 --results results.csv
 
 With the results of a sweep of one's own the answer rests on them: on the language's own gaps where
 it was in the sweep, else on the mean over the languages that were.  Without, or for an amount of
@@ -12,22 +13,20 @@ language and hours, and may have chunk_ms (-1: offline); the answer is a table.
 "ML" or "EN" is said where the expected difference matters (0.25 points) and one of the other sign
 is ruled out at the 5 % level, one-sided; else "either".  The interval printed is two-sided, 95 %.
 
-`--design` says how many languages, seeds and test recordings a sweep needs to see a gap of so many
-points, from the noise of the sweep given, and which gaps that sweep itself could see.
+`--design` says how many languages, seeds and test recordings a sweep needs to see a gap of this
+size in points, from the noise of the sweep given, and which gaps that sweep itself could see.
 """
 
-import argparse
 import csv
 import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from icetransfer import experiment
@@ -46,6 +45,7 @@ from icetransfer.analysis.sweep_results import (
 from icetransfer.config import hours_label
 from icetransfer.gap import NEGLIGIBLE, choose
 from icetransfer.settings.section import parse_hours
+from icetransfer.stage.command import command_parser, printer, slim_table
 from icetransfer.stage.text import read_text
 
 SAME_AMOUNT = 0.01  # relative: closer than that, an amount counts as measured
@@ -66,6 +66,7 @@ class Recommendation:
     source: str  # OWN, MINI or PUBLISHED
     basis: str
     more_data: str  # what twice the data would buy
+    caution: str = ""  # how little is known, where that is so
 
     @property
     def bounds(self) -> str:
@@ -73,10 +74,12 @@ class Recommendation:
         return "" if self.low is None else f"{self.low:+.2f} to {self.high:+.2f}"
 
     def __str__(self) -> str:
-        text = f"{self.choice}: expected WER(en) - WER(ml) {self.gap:+.2f} points"
+        about = f"about {self.gap:+.0f}" if self.caution else f"{self.gap:+.2f}"
+        text = f"{self.choice}: expected WER(en) - WER(ml) {about} points"
         if self.bounds:
             text += f" (95 % interval {self.bounds})"
-        return f"{text}\n{self.source}: {self.basis}\n{self.more_data}"
+        parts = [text, self.caution, f"{self.source}: {self.basis}", self.more_data]
+        return "\n".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -117,19 +120,25 @@ def from_published(hours: float) -> Recommendation:
     expected, doubled = law.gap(max(hours, least)), law.gap(max(2 * hours, least))
     under = laws.threshold(law, NEGLIGIBLE, amounts)
     assert expected is not None and doubled is not None and under is not None
+    caution = ""
     basis = (
         f"rests on {study.SETTING}, two points: {amounts[0]:g} h and {amounts[1]:g} h, which "
         f"cannot test the law; not on a measurement of yours; no interval was published"
     )
     if not amounts[0] <= hours <= amounts[1]:
         basis += f"; {hours_label(hours)} lies outside it, so this is an extrapolation"
+        caution = (
+            f"Little is known here: nobody has measured {hours_label(hours)}, and the size of the "
+            f"gap is a guess. Measure it: ./run_all.sh --hours ... runs a sweep of your own, and "
+            f"--results FILE rests on it."
+        )
     if hours < least:
         basis += f", and not carried below {hours_label(least)}, of which the gap given here is"
     more = f"twice the data ({hours_label(2 * hours)}): expected gap {doubled:+.2f}"
     if under.hours is not None and hours < under.hours:
         more += f"; it falls under {NEGLIGIBLE:g} at about {under.hours:.0f}h"
     return Recommendation(
-        choose(expected, None, None), expected, None, None, PUBLISHED, basis, more
+        choose(expected, None, None), expected, None, None, PUBLISHED, basis, more, caution
     )
 
 
@@ -188,9 +197,7 @@ def from_results(
             f"{path} has {hours_label(amounts[0])} to {hours_label(amounts[-1])}: too far from "
             f"{hours_label(hours)} to say anything; {found.basis}"
         )
-        return Recommendation(
-            found.choice, found.gap, None, None, PUBLISHED, basis, found.more_data
-        )
+        return replace(found, basis=basis)
     by_hours, count, whose = _gaps_for(evidence, hours, language)
     draws, how = _gap_at(hours, by_hours, count, str(path))
     low, high = interval(draws, count)
@@ -200,7 +207,14 @@ def from_results(
         basis += "; noise between training runs is not in the interval"
     source = MINI if amounts[-1] < MINI_HOURS else OWN
     more = _more_data(evidence, hours, by_hours, count, choice, language)
-    return Recommendation(choice, float(draws[0]), low, high, source, basis, more)
+    caution = ""
+    if not min(by_hours) <= hours <= max(by_hours):
+        caution = (
+            f"Little is known here: {hours_label(hours)} lies outside what {path} measured, "
+            f"{hours_label(min(by_hours))} to {hours_label(max(by_hours))}, and the size of the "
+            f"gap is a guess."
+        )
+    return Recommendation(choice, float(draws[0]), low, high, source, basis, more, caution)
 
 
 def _listed(amounts: Sequence[float]) -> str:
@@ -332,26 +346,42 @@ def read_plan(path: Path) -> list[Request]:
     return requests
 
 
-def plan_table(requests: Sequence[Request], results: Path | None) -> Table:
-    """A row for each request, and the reason where there is no answer."""
-    table = Table(title="EN or ML start; gap: expected WER(en) - WER(ml) in points")
+def plan_table(
+    requests: Sequence[Request], results: Path | None, full: bool
+) -> tuple[Table, list[str]]:
+    """A row for each request.
+
+    Args:
+        requests: of a plan.
+        results: what to rest on; None: the published law.
+        full: whether what twice the data buys has a column too.
+
+    Returns:
+        The table, and a line for each request that has no answer or a doubtful one.
+    """
+    table = slim_table("EN or ML start; gap: expected WER(en) - WER(ml) in points")
     for column in ("language", "data", "latency", "start"):
         table.add_column(column)
     for column in ("gap", "95 % interval"):
         table.add_column(column, justify="right")
-    for column in ("rests on", "twice the data"):
+    for column in ("rests on", *(("twice the data",) if full else ())):
         table.add_column(column)
+    notes = []
     for request in requests:
         tier = "mean" if request.chunk_ms is None else tier_label(request.chunk_ms)
         names = [request.language or "", hours_label(request.hours), tier]
         try:
             found = recommend(request, results)
         except ValueError as error:
-            table.add_row(*names, "–", "", "", str(error), "")
+            table.add_row(*names, "–")
+            notes.append(f"{', '.join(names)}: {error}")
             continue
-        more = found.more_data.partition(": ")[2]
-        table.add_row(*names, found.choice, f"{found.gap:+.2f}", found.bounds, found.source, more)
-    return table
+        gap = f"≈ {found.gap:+.0f}" if found.caution else f"{found.gap:+.2f}"
+        more = [found.more_data.partition(": ")[2]] if full else []
+        table.add_row(*names, found.choice, gap, found.bounds, found.source, *more)
+        if found.caution:
+            notes.append(f"{', '.join(names)}: {found.caution}")
+    return table, notes
 
 
 def design_table(gap: float, path: Path) -> Table:
@@ -403,9 +433,7 @@ def _hours(text: str) -> float:
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--hours", help="training data: 300, 300h or 30min")
     asked.add_argument("--plan", type=Path, help="CSV file with language, hours and chunk_ms")
@@ -413,30 +441,32 @@ def _run() -> None:
         "--design",
         type=float,
         metavar="POINTS",
-        help="what a sweep needs to see a gap of so many points; with --results",
+        help="what a sweep needs to see a gap of this many points; with --results",
     )
     parser.add_argument("--language", help="of the recogniser, as in results.csv")
     parser.add_argument("--chunk-ms", type=int, help="rest on this latency alone (-1: offline)")
     parser.add_argument("--results", type=Path, help="results.csv of a sweep")
+    parser.add_argument("--full", action="store_true", help="with --plan: every column")
     args = parser.parse_args()
 
     def run() -> None:
+        console = printer()
         if args.design is not None:
             if not 0 < args.design < math.inf or args.results is None:
                 raise ValueError(
                     "--design: expected points above 0, and --results with a sweep's results.csv"
                 )
-            Console(highlight=False).print(design_table(args.design, args.results))
+            console.print(design_table(args.design, args.results))
             return
         if args.plan is None:
-            print(
-                recommend(Request(_hours(args.hours), args.language, args.chunk_ms), args.results)
-            )
+            request = Request(_hours(args.hours), args.language, args.chunk_ms)
+            found = str(recommend(request, args.results))
+            console.print(found, markup=False, soft_wrap=not console.is_terminal)
             return
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 200  # in a file, no line needs breaking
-        console.print(plan_table(read_plan(args.plan), args.results))
+        table, notes = plan_table(read_plan(args.plan), args.results, args.full)
+        console.print(table)
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=not console.is_terminal)
 
     experiment.main(run)
 

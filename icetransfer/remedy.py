@@ -7,7 +7,7 @@ above fp32's by more than the margin (`remedy` in the config), each layer of the
 quantised alone and the change of the encoder's outputs on dev recordings taken as its sensitivity.
 The most sensitive layers are then kept out of the precision, 1, 2, 4, ... of them, until the margin
 holds: in fp32 for int8, in what `export.int4.rest` says for int4.  What was found is written to
-remedy.json; the export heeds it from then on, and is made anew at the end.
+remedy.json; every later export follows it, and one is made at the end.
 
 A layer here is a part of one of the Zipformer's layers, such as
 encoder.encoders.0.layers.0.feed_forward1, with all its products and convolutions.

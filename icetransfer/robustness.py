@@ -1,6 +1,6 @@
 """After stage 9: the test sets as if recorded elsewhere, softer or in noise, say, and their WER.
 
-    python -m icetransfer.robustness --exp DIR
+    python -m icetransfer.robustness --exp egs/nl/exp/NAME
 
 Each test set is decoded under every condition of `robustness` in the config, at one tier, by the
 runtime that ships, in the first of `decode.precisions`.  What a condition makes of a recording is

@@ -1,6 +1,6 @@
 """Stage 10: what was recognised against what was said; prints every result of the experiment.
 
-    python -m icetransfer.score --exp DIR
+    python -m icetransfer.score --exp DIR          a column for each latency; --full: every number
     python -m icetransfer.score --compare A/recogs.jsonl B/recogs.jsonl   who wins, how surely
 
 WER is 100 (insertions + deletions + substitutions) / words of the reference, over all utterances
@@ -15,7 +15,6 @@ Intervals are of 95 %, by a bootstrap over speakers or sentences (`significance.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import kaldialign
-from rich.console import Console
 from rich.table import Table
 
 from icetransfer.analysis import significance
@@ -34,9 +32,19 @@ from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.config import Config, chunk_label, tier_folder
 from icetransfer.data.text.characters import graphemes
 from icetransfer.data.text.normalizer import raw
-from icetransfer.experiment import Experiment, log, main, run_stage
+from icetransfer.experiment import (
+    Experiment,
+    as_seen,
+    enter_recipe,
+    log,
+    main,
+    open_experiment,
+    run_logged,
+    stage_parser,
+)
 from icetransfer.settings.corpora import has_split
 from icetransfer.settings.robustness import CONDITIONS
+from icetransfer.stage.command import command_parser, printer, slim_table
 from icetransfer.stage.json_file import read_json
 
 NO_WORD = "*"  # in alignments; normalised text has no such word
@@ -44,7 +52,6 @@ TOP = 30  # confusions listed in errs.txt
 TORCH_PRECISIONS = ("fp32",)
 CONDITION_MARK = "@"  # in the name of a test set that is changed, before that of the condition
 LATENCY_COLUMNS = ("word, ms", "95 %, ms", "first token, ms")
-FILE_WIDTH = 200  # characters: in a log, no line of the table needs breaking
 
 
 class Row(TypedDict):
@@ -267,15 +274,66 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def results_table(experiment: Experiment) -> tuple[Table, int]:
-    """A table of all results, and how many planned runs have none."""
-    label = f"{experiment.config.language}, {experiment.config.name}"
-    table = Table(title=f"{label} ({experiment.dir})")
-    for column in ("test set", "engine", "precision", "latency", "search"):
-        table.add_column(column)
+def tier_name(chunk_size: int) -> str:
+    """A latency tier in a column's head: "320 ms", or "offline"."""
+    return chunk_label(chunk_size).partition(" (")[0]
+
+
+def _found(experiment: Experiment) -> tuple[dict[Path, Decoding], dict[Path, dict[str, Any]], bool]:
+    """The runs by their folders, planned or not; their results; and whether CER is the score."""
     paths = experiment.decode_dir.glob("*/*/wer.json")
     results = {path.parent: read_result(path) for path in paths}
-    by_character = any(result.get("unit") == "character" for result in results.values())
+    runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
+    for folder, result in results.items():  # and what was not planned
+        if "condition" not in result:
+            runs.setdefault(folder, _decoding_of(result))
+    ordered = dict(sorted(runs.items(), key=lambda item: item[1].order))
+    return ordered, results, any(found.get("unit") == "character" for found in results.values())
+
+
+def short_table(experiment: Experiment) -> tuple[Table, int]:
+    """Error rates alone, a column for each latency, and how many planned runs have none."""
+    runs, results, by_character = _found(experiment)
+    table = slim_table(
+        f"{experiment.config.language}, {experiment.config.name}: "
+        f"{'CER' if by_character else 'WER'} %, ± half of its 95 % interval"
+    )
+    searches = {run.search for run in runs.values()}
+    for column in ("test set", "precision", "engine", *(["search"] if len(searches) > 1 else [])):
+        table.add_column(column)
+    sizes = sorted(
+        {run.chunk_size for run in runs.values()}, key=lambda size: math.inf if size == -1 else size
+    )
+    for size in sizes:
+        table.add_column(tier_name(size), justify="right")
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    missing = 0
+    for folder, run in runs.items():
+        names = (run.test_set, run.precision, run.engine, *([run.search][: len(searches) - 1]))
+        missing += folder not in results
+        cell = _rate(results[folder], folder / "recogs.jsonl") if folder in results else "–"
+        rows.setdefault(names, {})[run.chunk_size] = cell
+    for names, cells in rows.items():
+        table.add_row(*names, *(cells.get(size, "") for size in sizes))
+    return table, missing
+
+
+def _rate(result: dict[str, Any], recogs: Path) -> str:
+    """A cell of the short table; "!" where recordings failed."""
+    text = f"{result['wer']:.1f}"
+    if recogs.is_file():
+        low, high = significance.wer_interval(significance.read_utterances(recogs)) or (0, 0)
+        text += f" ±{(high - low) / 2:.1f}" if high > low else ""
+    return f"{text} !" if result["failed"] else text
+
+
+def results_table(experiment: Experiment) -> tuple[Table, int]:
+    """A table of all results, and how many planned runs have none."""
+    runs, results, by_character = _found(experiment)
+    label = f"{experiment.config.language}, {experiment.config.name}"
+    table = Table(title=f"{label} ({as_seen(experiment.dir)})")
+    for column in ("test set", "engine", "precision", "latency", "search"):
+        table.add_column(column)
     for column in (
         *(("CER %", "95 % interval") if by_character else ("WER %", "95 % interval", "CER %")),
         "ins",
@@ -288,12 +346,8 @@ def results_table(experiment: Experiment) -> tuple[Table, int]:
         *(LATENCY_COLUMNS if experiment.config.decode.latency else ()),
     ):
         table.add_column(column, justify="right")
-    runs = {run.folder(experiment.decode_dir): run for run in planned_runs(experiment.config)}
-    for folder, result in results.items():  # and what was not planned
-        if "condition" not in result:
-            runs.setdefault(folder, _decoding_of(result))
     missing = 0
-    for folder, run in sorted(runs.items(), key=lambda item: item[1].order):
+    for folder, run in runs.items():
         names = [run.test_set, run.engine, run.precision, chunk_label(run.chunk_size), run.search]
         if folder not in results:
             missing += 1
@@ -341,18 +395,26 @@ def condition_cells(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def conditions_table(experiment: Experiment) -> Table | None:
-    """A table of the WER under each condition; None where there is none."""
+SPELLED_OUT = 4  # fewer results than these are named in a warning
+SHORT_CONDITIONS = 6  # columns of the table that fits a terminal
+
+
+def conditions_table(experiment: Experiment, full: bool) -> Table | None:
+    """A table of the WER under each condition, all columns or few; None where there is none."""
     results = condition_results(experiment)
     if not results:
         return None
     run = results[0]
-    table = Table(title=f"as if recorded elsewhere ({run['engine']}, {run['precision']})")
-    for number, column in enumerate(CONDITION_COLUMNS):
+    title = f"as if recorded elsewhere ({run['engine']}, {run['precision']})"
+    table = Table(title=title) if full else slim_table(title)
+    count = len(CONDITION_COLUMNS) if full else SHORT_CONDITIONS
+    for number, column in enumerate(CONDITION_COLUMNS[:count]):
         name = "CER %" if column == "WER %" and run.get("unit") == "character" else column
         table.add_column(name, justify="left" if number < 3 else "right")
     for result in results:
-        table.add_row(*condition_cells(result))
+        cells = condition_cells(result)[:count]
+        cells[1] = cells[1] if full else tier_name(result["chunk_size"])
+        table.add_row(*cells)
     return table
 
 
@@ -372,21 +434,28 @@ def count_differing_tokens(paths: Sequence[Path]) -> tuple[int, int]:
     return sum(len(found) > 1 for found in tokens.values()), len(tokens)
 
 
-def agreement(experiment: Experiment) -> list[str]:
-    """A line for each test set, precision, tier and search that several engines have decoded."""
+def agreement(experiment: Experiment, full: bool = True) -> list[str]:
+    """A line for each test set, precision, tier and search that several engines have decoded.
+
+    Without `full`, one line for all of them where the engines agree in every utterance.
+    """
     groups: dict[Decoding, dict[str, Path]] = {}
     for run in sorted(planned_runs(experiment.config), key=lambda run: run.order):
         path = run.folder(experiment.decode_dir) / "recogs.jsonl"
         if path.is_file():
             groups.setdefault(replace(run, engine=""), {})[run.engine] = path
     lines = []
+    equal = 0
     for run, paths in groups.items():
         if len(paths) > 1:
             differing, total = count_differing_tokens([*paths.values()])
+            equal += not differing
             lines.append(
                 f"{run.test_set}, {run.precision}, {chunk_label(run.chunk_size)}: the same tokens "
                 f"from {', '.join(paths)} in {total - differing} of {total} utterances"
             )
+    if not full and 1 < len(lines) == equal:
+        return ["the engines have the same tokens in every utterance that several decoded"]
     return lines
 
 
@@ -451,32 +520,31 @@ def latency_cells(result: dict[str, Any]) -> list[str]:
     return ["" if result.get(key) is None else f"{result[key]:.0f}" for key in keys]
 
 
-def _run(experiment: Experiment) -> None:
-    table, missing = results_table(experiment)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+def _run(experiment: Experiment, full: bool) -> None:
+    table, missing = results_table(experiment) if full else short_table(experiment)
+    console = printer()
     console.print(table)
-    if (conditions := conditions_table(experiment)) is not None:
+    if (conditions := conditions_table(experiment, full)) is not None:
         console.print(conditions)
-    for line in agreement(experiment):
-        console.print(line, soft_wrap=True, markup=False)
+    for line in agreement(experiment, full):
+        console.print(line, soft_wrap=not console.is_terminal, markup=False)
     for line in costs_above_margin(experiment):
         log.warning("%s", line)
     if silent := collapsed_results(experiment):
         log.warning(
             "%s: WER over 90 %%, mostly deletions: the model says next to nothing; "
             "%s/train.log says what is wrong, docs/troubleshooting.md what to change",
-            ", ".join(silent), experiment.dir / "log",
+            ", ".join(silent) if len(silent) < SPELLED_OUT else f"{len(silent)} results",
+            experiment.dir / "log",
         )  # fmt: skip
     if missing:
         log.warning("%d planned results are missing: run stage 9 to decode them", missing)
+    if not full:
+        log.info("every number: python -m icetransfer.score --exp %s --full", experiment.dir)
 
 
 def _run_comparison() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md, docs/measuring.md")
     parser.add_argument("--compare", type=Path, nargs=2, required=True, metavar="RECOGS")
     paths = parser.parse_args().compare
 
@@ -492,4 +560,11 @@ if __name__ == "__main__":
     if "--compare" in sys.argv:
         _run_comparison()
     else:
-        run_stage(__doc__, _run)
+        parser = stage_parser(__doc__)
+        parser.add_argument("--full", action="store_true", help="every column")
+        parser.add_argument("--compare", nargs=2, metavar="RECOGS", help="instead; without --exp")
+        args = parser.parse_args()
+        run_logged(
+            lambda: open_experiment(enter_recipe(args.exp)),
+            lambda experiment: _run(experiment, args.full),
+        )

@@ -20,6 +20,7 @@ from icetransfer.experiment import log, main
 from icetransfer.serving.columns import find_columns
 from icetransfer.serving.session import Limits
 from icetransfer.serving.site import Site, is_everywhere, run_until_interrupted
+from icetransfer.stage.command import command_parser
 
 PORT = 8765
 
@@ -44,9 +45,7 @@ def _port(text: str) -> int:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/serve.md")
     parser.add_argument(
         "--bundle", type=Path, action="append", required=True, metavar="DIR",
         help="folder, or folder of tiers; may be given several times",

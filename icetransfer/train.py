@@ -29,6 +29,7 @@ from icetransfer.data.subset import subset_path
 from icetransfer.experiment import (
     RUN_AGAIN,
     Experiment,
+    enter_recipe,
     log,
     open_experiment,
     run_logged,
@@ -462,6 +463,7 @@ def _run() -> None:
     args = parser.parse_args()
 
     def find() -> Experiment:
+        args.exp = enter_recipe(args.exp)
         experiment = open_experiment(args.exp)
         return experiment if args.branch is None else branch_of(experiment, args.branch)
 

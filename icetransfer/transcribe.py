@@ -41,7 +41,11 @@ from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
+<<<<<<< HEAD
 from icetransfer.stage.json_file import read_json
+=======
+from icetransfer.stage.command import command_parser
+>>>>>>> main
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
@@ -306,9 +310,7 @@ def _run_for_readers(args: argparse.Namespace) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/transcribe.md")
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, - for standard input")
     parser.add_argument("--bundle", type=Path, required=True, help="folder, or folder of tiers")
     parser.add_argument("--latency", metavar="MS|offline", help="which tier: 160, 320, ...")

@@ -1,13 +1,12 @@
 """Stage 5: the model that training starts from -> exp/init.pt and exp/transfer.json.
 
 The encoder and its front end come from an EN or ML checkpoint; decoder, joiner and the other
-projections start anew for the new vocabulary; `transfer.parts` chooses otherwise, down to ranges of
-encoder stacks.  `transfer.json` says of every parameter whether it was loaded or re-initialised and
-from where, and what of the base checkpoint was left out.
+projections are initialised for the new vocabulary; `transfer.parts` chooses otherwise, down to
+ranges of encoder stacks.  `transfer.json` says of every parameter whether it was loaded or
+re-initialised and from where, and what of the base checkpoint was left out.
 """
 
 import dataclasses
-import importlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -27,10 +26,12 @@ from icetransfer.experiment import (
     run_stage,
     write_provenance,
 )
+from icetransfer.model import hub
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.parts import is_in, require_matches
 from icetransfer.model.transducer import SIZES, TransducerDims, TransducerModel, build_transducer
 from icetransfer.stage import atomic
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.stamp import Stamp, digests, known_sha256, sha256
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,7 +50,10 @@ class BaseModel:
 
 
 def named_base_model(config: Config, key: str) -> BaseModel:
-    """The checkpoint that the config names for "en" or "ml": an entry of the list, or a .pt file.
+    """The checkpoint that the config names for "en" or "ml".
+
+    It names an entry of the list, a .pt file, or a file of a model hub, which is kept in
+    egs/base_models/hub.
 
     Raises:
         ValueError: nothing is named, or the name is unknown.
@@ -61,9 +65,17 @@ def named_base_model(config: Config, key: str) -> BaseModel:
     known: dict[str, dict[str, Any]] = yaml.safe_load(BASE_MODELS.read_text(encoding="utf-8"))
     if name in known:
         return BaseModel(name, REPOSITORY / known[name]["path"], known[name])
+    if name.startswith("hf://"):
+        wanted = hub.HubFile.parse(name)
+        folder = REPOSITORY / "egs/base_models/hub" / wanted.repository / wanted.revision
+        facts = {"huggingface": dataclasses.asdict(wanted)}
+        return BaseModel(wanted.repository, folder / wanted.file, facts)
     if name.endswith(".pt"):
         return BaseModel(Path(name).stem, Path(name), {})
-    raise ValueError(f"{where}={name} is neither a path to a .pt file nor one of {list(known)}")
+    raise ValueError(
+        f"{where}={name} is neither a path to a .pt file, nor {hub.FORM}, nor one of "
+        f"{', '.join(known)}"
+    )
 
 
 def find_base_model(config: Config, key: str) -> BaseModel:
@@ -82,37 +94,39 @@ def find_base_model(config: Config, key: str) -> BaseModel:
             )
         download(base)
     hold_checksum(base)
+    record = hub_record(base)
+    if "huggingface" in base.facts and record.is_file():
+        found = read_json(record, ["revision"])
+        pinned = {**base.facts["huggingface"], "revision": found.pop("revision")}
+        return dataclasses.replace(base, facts={**base.facts, **found, "huggingface": pinned})
     return base
 
 
 def download(base: BaseModel) -> None:
-    """Fetches a base model through huggingface_hub and records its checksum.
+    """Fetches a base model from its hub, and records its commit and its checksum.
 
     Raises:
-        ValueError: huggingface_hub is not installed, or the download fails.
+        ValueError: the download fails.
     """
-    repository, name = base.facts["huggingface"]["repository"], base.facts["huggingface"]["file"]
-    by_hand = f"get it from {base.facts['get']}, and put it there"
+    wanted = hub.HubFile(**base.facts["huggingface"])
+    log.info("downloading %s of %s", wanted.file, wanted.repository)
     try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise ValueError(
-            f"{base.path} does not exist; {by_hand}, or `pip install huggingface_hub` to have it "
-            f"downloaded"
-        ) from None
-    log.info("downloading %s of %s", name, repository)
-    try:
-        fetched = Path(hub.hf_hub_download(repo_id=repository, filename=name))
-        with atomic.atomic_path(base.path) as temporary:
-            shutil.copyfile(fetched, temporary)
-    except Exception as error:  # the hub's own kinds of error are many, and not all are OSError
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{base.path}: the download of {repository}/{name} failed ({reason}); {by_hand}"
-        ) from error
-    digest = sha256(base.path)
+        fetched, facts = hub.download(wanted)
+    except ValueError as error:
+        get = base.facts.get("get", f"{wanted.repository} ({wanted.file})")
+        raise ValueError(f"{base.path}: {error}; get it from {get}, and put it there") from error
+    digest = sha256(fetched)
+    atomic.write_text(hub_record(base), json.dumps(facts, indent=1) + "\n")
     atomic.write_text(checksum_path(base), f"{digest}  {base.path.name}\n")
+    with atomic.atomic_path(base.path) as temporary:
+        shutil.copyfile(fetched, temporary)
     log.info("-> %s, sha256 %s", base.path, digest)
+    log.info("to have the same on any machine: %s", wanted.at(facts["revision"]))
+
+
+def hub_record(base: BaseModel) -> Path:
+    """Where a downloaded base model's commit is recorded, and its repository's licence."""
+    return base.path.with_name(f"{base.path.name}.hub.json")
 
 
 def checksum_path(base: BaseModel) -> Path:
@@ -296,7 +310,10 @@ def make_start(experiment: Experiment) -> None:
             shutil.copyfile(path, temporary)
     save_checkpoint(experiment.init_checkpoint, model)
     atomic.write_text(report_path, json.dumps(report, indent=1) + "\n")
-    write_provenance(experiment, "transfer", init_sha256=sha256(experiment.init_checkpoint))
+    write_provenance(
+        experiment, "transfer",
+        init_sha256=sha256(experiment.init_checkpoint), base_model=report["base_model"],
+    )  # fmt: skip
     for group, fates in report["groups"].items():
         for fate, totals in fates.items():
             log.info("%-16s %-14s %9d parameters", group, fate, totals["parameters"])

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks, as continuous integration runs them: lint, format, types, shell scripts, tests.
+# All checks, as continuous integration runs them: lint, format, types, shell scripts, prose, tests.
+# --lint leaves the tests out.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,4 +14,7 @@ ruff check .
 ruff format --check .
 mypy
 git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --external-sources
-python -m pytest -n 2
+python tools/prose.py
+if [[ ${1:-} != --lint ]]; then
+  python -m pytest -n 2
+fi

@@ -68,7 +68,10 @@ environment_python() {
 environment_active() {
   local missing
   missing=$(python - "$1/requirements.txt" <<'PYTHON'
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 from importlib import metadata
 from pip._vendor.packaging.requirements import Requirement
 

@@ -1,18 +1,20 @@
 # shellcheck shell=bash
 # Sourced by egs/*/run.sh: options, the environment, the experiment's config, and `stage`.
 #
-# A run.sh may use $data and $exp in the titles of its stages.  Stages run in the recipe's folder.
+# A run.sh may use $data and $exp in the titles of its stages.  They are seen from where the user
+# stands; stages run in the recipe's folder.
 
 recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 language=$(basename "$recipe")
-first_stage=0 last_stage=11 help=false dry_run=false running='' running_stage='' exp='' gpus='' share=''
+first_stage=0 last_stage=11 help=false dry_run=false running='' running_stage='' gpus='' share=''
+exp='' experiment='' # the experiment's folder, for the user and from the recipe's
 called=("$0") # as it was called, without the stages
 # Of a job step that srun started with several tasks: all of them train, the first does the rest.
 tasks=${SLURM_STEP_NUM_TASKS:-1} task=0
 if [ "$tasks" -gt 1 ]; then
   task=$SLURM_PROCID
 fi
-run_again=75 # exit code of a training that was stopped and wants the same command again
+run_again=75 # exit code of a training that was stopped and continues with the same command
 # shellcheck disable=SC2034 # for the titles of run.sh
 data=data
 resolve=(--conf conf/default.yaml)
@@ -28,7 +30,7 @@ usage() {
   --seed N                   of initialisation, batches and augmentation
   --conf FILE                more settings, over conf/default.yaml; may be repeated
   --gpus N                   train with N processes on each node, each with a GPU where there are some
-  --exp DIR                  experiment folder, relative to $recipe (default exp/<its name>)
+  --exp DIR                  experiment folder, relative to the recipe (default exp/<its name>)
   --change                   let settings change the course of a training that has begun
   --share K/N                with --stage and --stop-stage 1, or both 2: the Kth of N shares of the
                              stage's work, beside processes that do the others; afterwards the
@@ -37,8 +39,9 @@ usage() {
   key=value                  any setting, over all files, as in train.max_steps=500
   --help                     this
 
-Exit codes: 0 done, 2 a mistake that the message explains, $run_again stopped by a signal in training
-with all saved: run the same command again.
+Reference: docs/config.md has every key, docs/architecture.md what each stage reads and writes.
+Exit codes: 0 done, 2 a mistake that the message explains, 130 ended by Ctrl-C, $run_again stopped by
+a signal in training with all saved: run the same command again.
 
 stages:
 EOF
@@ -103,22 +106,27 @@ if [ -n "$share" ] && [[ $first_stage-$last_stage != 1-1 && $first_stage-$last_s
   die "--share $share: stages 1 and 2 alone can be shared: add --stage 1 --stop-stage 1, or 2 and 2"
 fi
 
+if [ "$first_stage" -gt "$last_stage" ]; then
+  die "--stage $first_stage --stop-stage $last_stage: no stage lies between them; the first comes first, as in \
+--stage $last_stage --stop-stage $first_stage"
+fi
+
 py() {
   if [ "$1" = train ]; then
     train_processes
   elif [ -n "$share" ]; then
-    python -m "icetransfer.$1" --exp "$exp" --share "$share"
+    python -m "icetransfer.$1" --exp "$experiment" --share "$share"
   else
-    python -m "icetransfer.$1" --exp "$exp"
+    python -m "icetransfer.$1" --exp "$experiment"
   fi
 }
 
 # Training: one process, or with --gpus one for each GPU of each node, started by torchrun.
 train_processes() {
-  local status=0 stopped=$exp/checkpoints/run-again
+  local status=0 stopped=$experiment/checkpoints/run-again
   local meet=(--standalone)
   if [ -z "$gpus" ]; then
-    with_signals python -m icetransfer.train --exp "$exp"
+    with_signals python -m icetransfer.train --exp "$experiment"
     return
   fi
   if [ "$tasks" -gt 1 ]; then
@@ -129,7 +137,7 @@ train_processes() {
   fi
   with_signals python -m torch.distributed.run "${meet[@]}" --nproc-per-node "$gpus" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 100 \
-    -m icetransfer.train --exp "$exp" || status=$?
+    -m icetransfer.train --exp "$experiment" || status=$?
   # torchrun has one exit code for all that can happen to its processes.
   if [ "$status" -ne 0 ] && [ -f "$stopped" ]; then
     return "$run_again"
@@ -154,7 +162,8 @@ with_signals() {
     status=0
     wait "$child" || status=$?
   fi
-  trap - TERM INT USR1
+  trap - TERM USR1
+  trap 'exit 130' INT
   return "$status"
 }
 
@@ -190,8 +199,11 @@ report_end() {
   if [ -n "$running" ] && [ "$status" -eq "$run_again" ]; then
     printf '%s: %s was stopped by a signal; run the same command again to go on (exit code %d)\n' \
       "$language" "$running" "$status" >&2
+  elif [ "$status" -eq 130 ]; then
+    return
   elif [ -n "$running" ]; then
-    printf 'error: %s: %s failed (exit code %d); when that is mended: %s\n' \
+    # Only the stage knows what went wrong, and has said so.
+    printf '%s: %s did not end (exit code %d); to go on from there: %s\n' \
       "$language" "$running" "$status" \
       "$(from_stage "$running_stage")${share:+ --stop-stage $running_stage --share $share}" >&2
   elif [ "$status" -eq 0 ] && [ "$last_stage" -lt 11 ] && [ "$task" -eq 0 ]; then
@@ -209,8 +221,16 @@ from_stage() {
   printf -- '--stage %d' "$1"
 }
 
+# Prints a path of the recipe as it is from where the user stands.
+seen_from_here() {
+  case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$place$1" ;;
+  esac
+}
+
 say() {
-  printf '%(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$language" "$*" | tee -a "$exp/log/run.log"
+  printf '%(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$language" "$*" | tee -a "$experiment/log/run.log"
 }
 
 if $help; then
@@ -220,15 +240,20 @@ else
   # shellcheck source=tools/environment.sh
   source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
   activate_environment "$(dirname "$(dirname "$recipe")")"
+  export ICETRANSFER_CALLED_FROM=$PWD # messages name paths as they are from here
+  place=$(realpath --relative-to=. -- "$recipe")/
+  [ "$place" != ./ ] || place=''
   cd "$recipe" || die "$recipe is gone"
   if $dry_run; then
     resolve+=(--dry-run)
   fi
   folders=$(python -m icetransfer.experiment "${resolve[@]}" "language=$language" \
     ${settings[@]+"${settings[@]}"})
-  exp=${folders%%$'\n'*}
+  experiment=${folders%%$'\n'*}
+  # shellcheck disable=SC2034 # for the titles of run.sh
+  exp=$(seen_from_here "$experiment")
   # shellcheck disable=SC2034
-  data=${folders##*$'\n'}
+  data=$(seen_from_here "${folders##*$'\n'}")
   if $dry_run; then
     printf 'in %s:\n' "$recipe"
     python() {
@@ -238,6 +263,7 @@ else
     }
   else
     trap report_end EXIT
-    mkdir -p "$exp/log"
+    trap 'exit 130' INT # Ctrl-C, of which the stage has said what there is to say
+    mkdir -p "$experiment/log"
   fi
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # English: trains the EN base model of the mini preset from nothing, on synthetic speech.
 #
-#   ./run.sh                 the whole way, stages 0 to 11
+#   ./run.sh                 every stage, 0 to 11
 #   ./run.sh --stop-stage 7  as far as the base model, exp/random-all-seed1/averaged.pt
 set -euo pipefail
 # shellcheck source=tools/recipe.sh

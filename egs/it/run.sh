@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Italian (it): a streaming recogniser from an EN or ML encoder, measured at every latency.
 #
-#   ./run.sh --init ml --hours 8min            the whole way, stages 0 to 11
+#   ./run.sh --init ml --hours 8min            every stage, 0 to 11
 #   ./run.sh --init en --hours 8min --stage 5  from stage 5: the data is there
 set -euo pipefail
 # shellcheck source=tools/recipe.sh

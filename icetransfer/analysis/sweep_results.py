@@ -21,6 +21,7 @@ from icetransfer.analysis.bootstrap import Resampling
 from icetransfer.analysis.collapse import has_collapsed
 from icetransfer.analysis.significance import Array, Utterances, read_utterances
 from icetransfer.stage.json_file import read_json
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.text import read_text
 
 REQUIRED = ("language", "init", "hours", "test_set", "chunk_ms", "precision", "wer")
@@ -165,7 +166,9 @@ def read_all(results: Sequence[Result]) -> dict[Path, Utterances]:
     if len(paths) < MANY_FILES:
         return {path: read_utterances(path) for path in paths}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        os.cpu_count(), mp_context=context, initializer=work_for_parent
+    ) as pool:
         return dict(zip(paths, pool.map(read_utterances, paths, chunksize=16), strict=True))
 
 

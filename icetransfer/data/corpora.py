@@ -69,7 +69,7 @@ from icetransfer.settings import corpora as kinds
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.lock import claimed
-from icetransfer.stage.parent import end_with_parent
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.share import ALL, Share
 
 FORMAT = 3  # of the manifests; what older ones hold is made again
@@ -313,7 +313,7 @@ def _check_parts(source: Source, parts: Path, jobs: int, share: Share) -> int:
     utterances = without_duplicates(read_utterances(source))
     waiting: deque[Future[None]] = deque()
     count = done = 0
-    with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, initializer=work_for_parent) as pool:
         for number, part in enumerate(_in_parts(utterances)):
             count = number + 1
             if not share.has(number):
@@ -480,7 +480,7 @@ class _Tally:
             costs = ", ".join(
                 f"{letter} {count}" for letter, count in self.letters.most_common(_LETTERS_SHOWN)
             )
-            log.warning("%s: these characters cost so many of them: %s", name, costs)
+            log.warning("%s: these characters cost recordings: %s", name, costs)
         if self.rejected:
             log.warning("%s: each is named in %s", name, listed)
         for split, of_split in self.splits.items():

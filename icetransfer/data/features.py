@@ -41,7 +41,7 @@ from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.experiment import Experiment, log, run_stage_in_shares, write_provenance
 from icetransfer.stage import atomic
 from icetransfer.stage.lock import claimed, locked
-from icetransfer.stage.parent import end_with_parent
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.stage.share import ALL, Share
 from icetransfer.stage.stamp import sha256
@@ -359,7 +359,7 @@ def _described(cut: Cut, num_frames: int, storage: str, path: str = "", key: str
 
 
 def _start_worker() -> None:
-    end_with_parent()
+    work_for_parent()
     torch.set_num_threads(1)
 
 
@@ -425,7 +425,7 @@ def _forget_features_of_another(source: Path, target: Path, folder: Path) -> Non
                 why = f"{source} has changed"
                 if before[0] == now[0]:
                     why = f"what {source.name} has is of another version"
-                log.info("%s: its features are computed anew", why)
+                log.info("%s: its features are computed again", why)
                 target.unlink(missing_ok=True)
                 shutil.rmtree(folder)
         atomic.write_text(record, " ".join(now))
@@ -437,7 +437,7 @@ def _forget_damaged_shards(target: Path, folder: Path, share: Share) -> None:
         stem = manifest.name.removesuffix(".jsonl.gz")
         shard = folder / f"{stem}.npy"
         if share.has(int(stem.rpartition("-")[2])) and not is_whole(shard):
-            log.warning("%s is gone or cut short: it is computed anew", shard)
+            log.warning("%s is gone or cut short: it is computed again", shard)
             target.unlink(missing_ok=True)
             manifest.unlink()
 

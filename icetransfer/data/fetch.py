@@ -169,5 +169,5 @@ def unpack(archive: Path, folder: Path) -> None:
             raise  # the disk's fault, not the archive's
         archive.unlink()
         raise ValueError(
-            f"{archive} is broken ({error}) and was removed: run the stage again to fetch it anew"
+            f"{archive} is broken ({error}) and was removed: run the stage again to fetch it again"
         ) from None

@@ -457,7 +457,7 @@ def dev_batches(cuts: Sequence[Cut], tokenizer: Tokenizer, batch_seconds: float)
         log.warning("dev: %s", message)
     if not cuts:
         raise ValueError(
-            "no corpus has a dev recording of at most data.max_seconds: training wants some, to "
+            "no corpus has a dev recording of at most data.max_seconds: training needs some, to "
             "see what it does not learn from; a folder's come from its holdout_every"
         )
     if not usable:

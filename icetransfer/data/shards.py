@@ -50,10 +50,10 @@ def _read_header(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
-            raise ValueError(f"a .npy of version {version} is no shard of features")
+            raise ValueError(f"a .npy of version {version} is not a shard of features")
         shape, in_columns, row_type = np.lib.format.read_array_header_1_0(file)
         if shape[1:] != (NUM_BINS,) or in_columns or row_type != ROW_TYPE:
-            raise ValueError(f"an array {shape} of {row_type} is no shard of features")
+            raise ValueError(f"an array {shape} of {row_type} is not a shard of features")
         return file.tell(), shape[0]
 
 

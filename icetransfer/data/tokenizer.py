@@ -97,7 +97,7 @@ class Tokenizer:
     @cached_property
     def space_id(self) -> int | None:
         """The token of the space, where characters are the tokens and it is one of them."""
-        return self.tokens.index("▁") if self._is_of_characters and "▁" in self.tokens else None
+        return self.tokens.index("▁") if self.is_of_characters and "▁" in self.tokens else None
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""

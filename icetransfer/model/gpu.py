@@ -2,7 +2,7 @@
 
 Each kernel has a plain form in torch that any device can take; tests hold the numbers of both
 together, on a GPU or in Triton's interpreter.  There are two reasons for them.  cuDNN plans each
-grouped convolution anew for each shape, 30 ms and more, and batches of speech hardly ever have the
+grouped convolution again for each shape, 30 ms and more, and batches of speech hardly ever have the
 same shape twice.  And most of what a model of this size does is bound by memory and by launches:
 one pass in the place of eight.
 

@@ -9,18 +9,16 @@ gap.json, gap.md and a plot.  Everything in the pages is made of report.json alo
 copy can be checked against its data (`tests/unit/report/test_results.py`).
 """
 
-import argparse
 from pathlib import Path
 
 from icetransfer import experiment
 from icetransfer.report.terminal import show
 from icetransfer.report.write import publish, write_report
+from icetransfer.stage.command import command_parser
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/statistics.md")
     parser.add_argument("--results", type=Path, required=True, help="as results/mini")
     parser.add_argument(
         "--publish", type=Path, metavar="FILE.md", help="also write this file, and its data beside"

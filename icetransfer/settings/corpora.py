@@ -45,7 +45,7 @@ class FolderCorpus(Section):
     holdout_by: Literal["recording", "speaker"] = "recording"
     """What is held out together: each recording by itself, or all of a speaker's."""
     holdout_every: int = Field(10, ge=0)
-    """One in so many is test, another dev, by a hash of its name; 0: none is held out."""
+    """One recording in N is test, another dev, by a hash of its name; 0: none is held out."""
 
 
 class PublishedCorpus(Section):

@@ -15,3 +15,12 @@ def end_with_parent() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def work_for_parent() -> None:
+    """Begins a process of a pool: it ends with its owner, and at Ctrl-C at once, silently.
+
+    What there is to say of Ctrl-C the owner says, which the terminal interrupts too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()

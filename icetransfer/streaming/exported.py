@@ -201,7 +201,7 @@ def read_tokens(path: Path) -> list[str]:
         raise ValueError(f'{path}:1: the first token must be blank, "<blk> 0"')
     of_model = _without_disambiguation(tokens)
     if symbols := len(tokens) - len(of_model):
-        log.info("%s: the last %d, from #0 on, are no tokens of the model", path, symbols)
+        log.info("%s: the last %d, from #0 on, are not tokens of the model", path, symbols)
     return of_model
 
 

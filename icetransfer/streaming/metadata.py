@@ -87,7 +87,7 @@ def check_encoder(path: Path, metadata: Mapping[str, str], sizes: Sizes) -> tupl
     for key, name, axis, size in expected:
         if (name, axis, size) not in sizes:
             raise ValueError(
-                f"{path}: {key} in its metadata does not fit its graph, whose input {name} has not "
-                f"the size {size} on axis {axis}; export again"
+                f"{path}: {key} in its metadata does not fit its graph, whose input {name} does "
+                f"not have the size {size} on axis {axis}; export again"
             )
     return step // 2, max(left)  # the stack that is not downsampled has the most

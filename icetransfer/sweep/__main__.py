@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from icetransfer import experiment
+from icetransfer.stage.command import command_parser
 from icetransfer.sweep import estimate, local, slurm, status
 from icetransfer.sweep.plan import Sweep, from_scratch, make_plan, read_preset
 
@@ -38,9 +39,8 @@ def tier_settings(tiers: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_all.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, "docs/slurm.md, docs/reproduce.md")
+    parser.prog = "./run_all.sh"
     what = parser.add_argument_group("what")
     what.add_argument("--preset", default="mini", help="a preset's name or YAML file (mini)")
     what.add_argument("--smoke", action="store_true", help="the preset smoke: a path, no results")

@@ -21,7 +21,7 @@ from icetransfer.score import planned_runs
 from icetransfer.settings.tree import YAML_LOADER
 from icetransfer.stage.lines import read_lines
 from icetransfer.sweep import jobs
-from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours
+from icetransfer.sweep.plan import Cell, Plan, Sweep, available_hours, no_comparison
 from icetransfer.sweep.slurm import plain
 from icetransfer.training import scheme
 
@@ -87,6 +87,8 @@ def data_needs(recipe: Path, wanted: Iterable[config.Config]) -> Needs:
 def print_plan(sweep: Sweep, plan: Plan) -> None:
     """Prints every job with its command, and what all of them take."""
     print(f"{sweep.name}: {len(sweep.cells)} cells")
+    if said := no_comparison(sweep.preset):
+        print(said)
     for cell in plan.done:
         print(f"done    {cell.name} -> {_place(sweep, sweep.experiment(cell))}")
     for cell, reason in plan.skipped.items():

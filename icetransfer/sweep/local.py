@@ -247,6 +247,7 @@ def run_to_the_end(sweep: Sweep, at_once: int, retrain: bool) -> bool:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    make_plan(sweep)  # a mistake is said before anything is made; it is planned under the lock
     runner = Runner(sweep.results)
     try:
         return run_sweep(sweep, runner, at_once, retrain)

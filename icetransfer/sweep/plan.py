@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from icetransfer import config
 from icetransfer.experiment import Experiment
 from icetransfer.settings.corpora import SyntheticCorpus, has_split
+from icetransfer.settings.errors import describe_errors
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import differences
 from icetransfer.sweep.jobs import Job, is_complete, read_json
@@ -167,7 +168,8 @@ def read_preset(name: str, changes: dict[str, Any], root: Path = REPOSITORY) -> 
     try:
         preset = Preset.model_validate(tree | given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {config.describe_errors(error, Preset)}") from None
+        more = " and the options of the command line" if given else ""
+        raise ValueError(f"{path}{more}: {describe_errors(error, Preset)}") from None
     for language in preset.languages:
         if not (root / "egs" / language / "run.sh").is_file():
             known = " ".join(sorted(p.parent.name for p in (root / "egs").glob("??/run.sh")))
@@ -176,6 +178,16 @@ def read_preset(name: str, changes: dict[str, Any], root: Path = REPOSITORY) -> 
     if wrong:
         raise ValueError(f"inits has {', '.join(wrong)}; expected en, ml or random")
     return Sweep(path.stem, preset, preset.settings, root)
+
+
+def no_comparison(preset: Preset) -> str:
+    """What is said of a sweep that compares no EN start with an ML start; empty where it does."""
+    if {"en", "ml"} <= {*preset.inits}:
+        return ""
+    return (
+        f"only {' and '.join(preset.inits)} is run: there is no gap without both en and ml, so the "
+        f"report will have error rates and no answer on which start is better"
+    )
 
 
 def expand(preset: Preset) -> list[Cell]:
@@ -289,7 +301,7 @@ def check_fairness(sweep: Sweep, cells: Iterable[Cell]) -> None:
             "EN and ML may differ in their init alone, or the gap means nothing:\n  "
             + "\n  ".join(lines[:5])
             + more
-            + "\ngive both the same settings; an experiment to be made anew must be removed"
+            + "\ngive both the same settings; an experiment that is to start again must be removed"
         )
 
 

@@ -34,8 +34,8 @@ from typing import Any, Literal, NoReturn
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from icetransfer import config
 from icetransfer.experiment import RUN_AGAIN, log, main
+from icetransfer.settings.errors import describe_errors
 from icetransfer.settings.section import Section
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
@@ -95,7 +95,7 @@ class Settings(Resources):
         try:
             return Resources.model_validate(tree)
         except ValidationError as error:
-            raise ValueError(f"stages.{kind}: {config.describe_errors(error, Resources)}") from None
+            raise ValueError(f"stages.{kind}: {describe_errors(error, Resources)}") from None
 
 
 def read_settings(path: Path) -> Settings:
@@ -111,7 +111,7 @@ def read_settings(path: Path) -> Settings:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
-        raise ValueError(f"{path}: {config.describe_errors(error, Settings)}") from None
+        raise ValueError(f"{path}: {describe_errors(error, Settings)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return settings

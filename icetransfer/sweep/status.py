@@ -20,7 +20,7 @@ from icetransfer.score import planned_runs
 from icetransfer.stage import atomic
 from icetransfer.stage.lines import last_lines
 from icetransfer.sweep import jobs
-from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan
+from icetransfer.sweep.plan import Cell, Plan, Sweep, make_plan, no_comparison
 from icetransfer.sweep.slurm import ASK_AGAIN, SUBMITTED, Queue
 from icetransfer.training.scheme import settle, settled_train
 
@@ -154,8 +154,9 @@ def show(sweep: Sweep) -> None:
 def announce(sweep: Sweep, plan: Plan) -> None:
     """Prints how many cells there are, how many are done, and which are skipped and why."""
     print(f"{sweep.name}: {len(sweep.cells)} cells, {len(plan.done)} done already", flush=True)
-    for line in skipped_lines(plan):
-        print(line, flush=True)
+    for line in [*skipped_lines(plan), no_comparison(sweep.preset)]:
+        if line:
+            print(line, flush=True)
 
 
 def skipped_lines(plan: Plan) -> list[str]:

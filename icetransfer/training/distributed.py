@@ -219,7 +219,7 @@ def join_world() -> Iterator[World]:
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"process {world.local_rank} of this node has no GPU: there are "
-                f"{torch.cuda.device_count()}; start at most so many processes on a node"
+                f"{torch.cuda.device_count()}; start at most one process for each"
             )
         torch.cuda.set_device(world.device)
     # What the hosts tell each other goes through gloo on either kind of machine.

@@ -2,7 +2,7 @@
 
 A run that was killed and goes on equals the undisturbed one: a checkpoint holds the model, its
 running average, optimiser, schedule, place in the data, the counts of bad batches and the states of
-the random generators (which each step sets anew from the seed and its number).
+the random generators (which each step sets again from the seed and its number).
 """
 
 import functools
@@ -305,7 +305,7 @@ def make_optimizer(model: TransducerModel, config: Config) -> ScaledAdam:
     if all(frozen.values()):
         raise ValueError(
             "train.freeze leaves nothing to train in the first steps: take a part out of it, such "
-            "as the decoder, which starts anew"
+            "as the decoder, which starts from scratch"
         )
     groups: dict[tuple[float, int], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():

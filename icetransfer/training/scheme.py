@@ -116,7 +116,7 @@ def _length(config: Config, seconds: float, step_seconds: float) -> tuple[int, s
     passes = PASSES * min(1.0, math.sqrt(MANY_HOURS / hours))
     wanted = round(passes * seconds / step_seconds)
     if wanted < LEAST_STEPS:
-        return LEAST_STEPS, f"the least that is enough, {step_seconds:g} s each"
+        return LEAST_STEPS, f"the smallest useful number, {step_seconds:g} s each"
     return wanted, f"{passes:.3g} passes over the {hours_label(hours)}, {step_seconds:g} s a step"
 
 

@@ -138,6 +138,10 @@ def test_help_prints_header_options_and_stages(language: str, tmp_path: Path) ->
         (["--bogus"], "unknown option --bogus"),
         (["--stage"], "--stage needs a value"),
         (["--stage", "six"], "--stage takes a stage from 0 to 11, got 'six'"),
+        (
+            ["--stage", "5", "--stop-stage", "3"],
+            "no stage lies between them",
+        ),
         (["--stop-stage", "12"], "--stop-stage takes a stage"),
         (["--share", "1/2", "--stage", "1"], "stages 1 and 2 alone can be shared"),
         (["--gpus", "0"], "--gpus takes a number from 1, got '0'"),
@@ -164,7 +168,7 @@ def test_paths_with_spaces_and_quotes(copy: Path, tmp_path: Path) -> None:
     extra.write_text("train: {max_steps: 7}\n")
     recipe = copy / "egs" / "nl"
     arguments = ["--conf", extra.name, "--exp", "exp/it's mine", "--hours", "2min"]
-    stages = ["--stage", "4", "--stop-stage", "3"]  # none: the settings alone
+    stages = ["--stage", "10", "--stop-stage", "10"]  # prints what is there: nothing
     done = call(recipe / "run.sh", *arguments, *stages, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = load_config([recipe / "exp" / "it's mine" / "config.yaml"])
@@ -185,7 +189,8 @@ def test_paths_with_spaces_and_quotes(copy: Path, tmp_path: Path) -> None:
 def test_a_failed_stage_is_named(copy: Path) -> None:
     done = call(copy / "egs" / "nl" / "run.sh", "--stage", "7")
     assert done.returncode != 0
-    assert "error: nl: stage 7, average" in done.stderr
+    assert len(re.findall("^error: ", done.stderr, re.M)) == 1, done.stderr
+    assert "nl: stage 7, average" in done.stderr
     assert done.stderr.endswith("run.sh --stage 7\n"), "the line that goes on from there"
     assert "stage 8" not in done.stdout
 
@@ -221,9 +226,9 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(copy: Path) -> None:
 
 
 def test_a_run_that_ends_early_names_the_next_command(copy: Path) -> None:
-    stages = ["--stop-stage", "3", "--stage", "4", "--hours", "2min"]  # none to run
+    stages = ["--stop-stage", "10", "--stage", "10", "--hours", "2min"]
     done = call(copy / "egs" / "nl" / "run.sh", *stages)
-    assert done.stdout.endswith("run.sh --hours 2min --stage 4\n"), done.stdout
+    assert done.stdout.endswith("run.sh --hours 2min --stage 11\n"), done.stdout
 
 
 def test_new_recipe(copy: Path) -> None:

@@ -56,6 +56,8 @@ def refused(capsys, monkeypatch, tmp_path) -> Refused:
         printed = "".join(capsys.readouterr())
         assert end.value.code == 2, printed
         assert "Traceback" not in printed
+        # pydantic's and argparse's inner words
+        assert not re.search(r"Input should|valid (integer|number|dict)|unable to parse", printed)
         return printed
 
     return run

@@ -1,5 +1,6 @@
 """The documents tell the truth as far as a program can see it: links, files, messages, options."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 FOLDERS = ("", "docs/", "benchmarks/", "egs/*/")
@@ -102,3 +104,28 @@ def test_commands_have_the_options_that_are_shown(document: str, command: str) -
     help_text = usage(program[0])
     for option in re.findall(r"(?<=\s)--[a-z][\w-]*", command):
         assert option in help_text, f"{document}: {command}: no {option} in --help"
+
+
+def test_the_notebook_can_be_read_and_holds_no_output() -> None:
+    """The scheduled workflow runs it; here its cells are looked at."""
+    notebook = json.loads((REPO / "notebooks/quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 3 and not any(cell["outputs"] for cell in cells)
+    for cell in cells:
+        text = "".join(cell["source"])
+        if text.startswith("%%bash\n"):
+            script = text.removeprefix("%%bash\n")
+            subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+            for command in re.findall(r"^python -m [\w.]+.*$", script, re.M):
+                program = " ".join(command.split()[:3])
+                assert all(x in usage(program) for x in re.findall(r"(?<=\s)--[a-z]+", command))
+        else:
+            compile(text, "notebook", "exec")
+
+
+def test_the_workflows_run_what_is_there() -> None:
+    for path in sorted((REPO / ".github/workflows").glob("*.yml")):
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
+            for line in "\n".join(step.get("run", "") for step in job["steps"]).splitlines():
+                for file in re.findall(r"(?:\./|notebooks/)[\w./-]+", line):
+                    assert (REPO / file).is_file(), f"{path.name} runs {file}"

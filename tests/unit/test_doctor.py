@@ -45,13 +45,13 @@ def test_packages_are_held_against_their_pins(root: Path) -> None:
     missing, other = found(root)["packages"]
     assert (missing.state, missing.found) == ("needed", "missing: no-such-package")
     assert other.state == "optional" and "(pinned: 0.1)" in other.found
-    assert "pip install -r requirements.txt" in missing.mend
+    assert "pip install -r requirements.txt" in missing.advice
 
 
 def test_models_and_recipes(root: Path) -> None:
     by_subject = found(root)
     assert by_subject["base model here"][0].state == "ok"
-    assert by_subject["base model elsewhere"][0].mend == "https://example.org/there.pt"
+    assert by_subject["base model elsewhere"][0].advice == "https://example.org/there.pt"
     assert by_subject["egs/aa"][0].found == "manifests in data; 1 trained model"
     assert by_subject["recipes"][0].found == "no data prepared in bb"
 
@@ -72,5 +72,9 @@ def test_it_runs_without_any_package() -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "MISSING  packages: missing: torch," in done.stdout
-    assert "         -> python -m pip install -r requirements.txt" in done.stdout
+    assert "  MISSING  packages: missing: torch," in done.stdout
+    assert "           -> python -m pip install -r requirements.txt" in done.stdout
+    needed, _, rest = done.stdout.partition("Used where it is there")
+    assert "MISSING" in needed and "MISSING" not in rest
+    assert "without  tools: missing: codespell, mypy," in rest.partition("For developers")[2]
+    assert done.stdout.endswith("\nmissing: packages\n")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +141,35 @@ def test_a_users_mistake_ends_with_code_2_and_one_message(capsys):
         experiment.main(fail)
     assert ended.value.code == experiment.USER_ERROR
     assert "error: corpus X is missing: fetch it" in capsys.readouterr().err
+
+
+def test_a_command_works_from_anywhere_and_shows_paths_from_there(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    recipe = tmp_path / "egs" / "nl"
+    (recipe / "exp" / "a").mkdir(parents=True)
+    (recipe / "run.sh").touch()
+    monkeypatch.delenv(experiment.CALLED_FROM, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(experiment.CALLED_FROM, str(tmp_path))
+    assert experiment.enter_recipe(Path("egs/nl/exp/a")) == Path("exp/a")
+    assert Path.cwd() == recipe
+    seen = experiment.as_seen("exp/a/init.pt of data/lang, not docs/data/x or /exp/y")
+    assert seen == "egs/nl/exp/a/init.pt of egs/nl/data/lang, not docs/data/x or /exp/y"
+    assert experiment.enter_recipe(Path("exp/a")) == Path("exp/a"), "already there"
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "other"
+    assert experiment.enter_recipe(elsewhere) == elsewhere and Path.cwd() == tmp_path
+
+
+def test_an_error_shows_paths_from_where_the_user_stands(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "egs/nl").mkdir(parents=True)
+    monkeypatch.setenv(experiment.CALLED_FROM, str(tmp_path))
+    monkeypatch.chdir(tmp_path / "egs/nl")
+
+    def fail() -> None:
+        raise ValueError("data/manifests/x.jsonl.gz is damaged")
+
+    with pytest.raises(SystemExit):
+        experiment.main(fail)
+    assert capsys.readouterr().err == "error: egs/nl/data/manifests/x.jsonl.gz is damaged\n"

@@ -106,7 +106,7 @@ def test_token_lists_of_icefall_have_two_more_lines_than_the_model(files, caplog
     of_icefall.write_text(given + "#0 20\n#1 21\n")
     with caplog.at_level("INFO", logger="icetransfer"):
         export.export_checkpoint(words(files, out, tokens=of_icefall, chunk_size=8))
-    assert "icefall-tokens.txt: the last 2, from #0 on, are no tokens of the model" in caplog.text
+    assert "icefall-tokens.txt: the last 2, from #0 on, are not tokens of the model" in caplog.text
     assert (out / "tokens.txt").read_text() == given
     # a bundle of others, whose list was copied: both engines take it
     (out / "tokens.txt").write_text(of_icefall.read_text())
@@ -129,7 +129,7 @@ def test_what_is_not_possible_is_said(files, nano_dims) -> None:
 
     fails(r"chunk_size=7 \(140 ms\) does not fit this model.*multiple of 2", chunk_size=7)
     fails("precisions=int3: 'int3' is none of fp32, fp16, int8, int4", precisions="int3")
-    fails(r"export.int4.block_size: Input should be 16, 32", **{"export.int4.block_size": 24})
+    fails(r"export.int4.block_size: expected 16, 32", **{"export.int4.block_size": 24})
     fails("unknown config key export.int5; did you mean export.int", **{"export.int5": 24})
     fails("chunk_size=big: expected whole numbers", chunk_size="big")
     fails("left_context_frames=-1: expected one number", left_context_frames=-1)

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from icetransfer.analysis.sweep_results import read_results
-from icetransfer.config import Config, known_keys, load_config
+from icetransfer.config import Config, load_config
 from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.readers.folder import read_folder
 from icetransfer.data.readers.json_lines import read_json_lines
 from icetransfer.data.utterances import Rejection, Utterance
 from icetransfer.model.checkpoint import read_checkpoint
+from icetransfer.settings.errors import known_keys
 from icetransfer.streaming.exported import PARTS, Exported, read_tokens
 from icetransfer.streaming.metadata import check_encoder
 

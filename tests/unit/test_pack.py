@@ -15,6 +15,7 @@ from subprocess import DEVNULL
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from icetransfer import decode, export, model_card, pack
 from icetransfer.bundle import check, endpoint
@@ -23,6 +24,7 @@ from icetransfer.experiment import Experiment, create_experiment
 from icetransfer.model.checkpoint import save_checkpoint
 from icetransfer.model.transducer import build_transducer
 from icetransfer.streaming.exported import Exported
+from tests import hub
 
 # Refuses what comes neither with Python nor with sherpa-onnx, soundfile and what they require.
 ALONE = """\
@@ -253,6 +255,7 @@ def test_a_damaged_export_is_not_packed(experiment, tmp_path) -> None:
     assert not broken.bundle_dir.exists()
 
 
+<<<<<<< HEAD
 def test_the_language_model_goes_with_a_streaming_tier(experiment, tmp_path) -> None:
     decoding = experiment.config.decode.model_copy(update={"language_model_scale": 0.3})
     config = experiment.config.model_copy(update={"decode": decoding})
@@ -266,3 +269,68 @@ def test_the_language_model_goes_with_a_streaming_tier(experiment, tmp_path) -> 
     assert (tmp_path / found["lm"]).read_bytes() == b"model"
     assert pack.add_language_model(run, -1, tmp_path) == {}
     assert pack.add_language_model(experiment, 8, tmp_path) == {}
+=======
+def test_a_dry_run_of_push_lists_what_would_go(experiment, capsys) -> None:
+    pack.push(experiment, "org/name", dry_run=True)
+    printed = capsys.readouterr().out.splitlines()
+    names = [line.split(maxsplit=1)[1] for line in printed[:-1]]
+    folders = ("chunk-8-left-16", "offline")
+    there = [f"{x}/{path.name}" for x in folders for path in (experiment.bundle_dir / x).iterdir()]
+    assert sorted(names) == sorted(["README.md", *there])
+    assert f"in {len(names)} files would go to org/name" in printed[-1]
+
+
+def test_push_makes_a_private_repository_with_every_tier_and_a_card(
+    experiment, monkeypatch, tmp_path
+) -> None:
+    with hub.serving(monkeypatch, tmp_path) as served:
+        pack.push(experiment, "org/name", dry_run=False)
+        assert served.created[0]["name"] == "name"
+        assert served.created[0].get("private", served.created[0].get("visibility"))
+        assert len([line for line in served.asked if "/commit/" in line]) == 1
+    folder = experiment.bundle_dir / "offline"
+    for path in folder.iterdir():
+        assert served.files[f"org/name/offline/{path.name}"] == path.read_bytes()
+    card = served.files["org/name/README.md"].decode()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["language"] == ["nl"] and head["library_name"] == "sherpa-onnx"
+    for link in re.findall(r"\]\(([^)]+)\)", card):
+        assert f"org/name/{link}" in served.files
+    wer = json.loads(
+        next(experiment.decode_dir.glob("*/sherpa-int8-offline*/wer.json")).read_text()
+    )
+    assert f"| sherpa | int8 | {wer['wer']:.2f} |" in card
+
+
+def test_push_refuses_what_is_not_a_repository_or_not_as_it_was_packed(
+    experiment, monkeypatch, tmp_path
+) -> None:
+    with pytest.raises(ValueError, match="as ORG/NAME"):
+        pack.push(experiment, "name", dry_run=True)
+    with hub.serving(monkeypatch, tmp_path) as served:
+        served.refuse = 401
+        with pytest.raises(ValueError, match=r"the upload to org/name failed .*hf auth login"):
+            pack.push(experiment, "org/name", dry_run=False)
+    tokens = experiment.bundle_dir / "offline" / "bpe.vocab"
+    before = tokens.read_bytes()
+    tokens.write_bytes(before + b"x")
+    with pytest.raises(ValueError, match=r"offline: bpe\.vocab is damaged.*stage 11 again"):
+        pack.push(experiment, "org/name", dry_run=True)
+    tokens.write_bytes(before)
+
+
+def test_packing_ends_with_the_error_rate_and_the_next_command(
+    experiment, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(pack, "pack_tier", lambda *_: None)
+    monkeypatch.setattr(pack.log, "propagate", True)
+    with caplog.at_level("INFO", logger="icetransfer"):
+        pack.pack_tiers(experiment)
+    rate, following = caplog.messages[-2:]
+    assert re.fullmatch(r"WER [\d.]+ % \(\w+, sherpa, 160 ms \(\+130 ms look-ahead\)\)", rate)
+    folder = experiment.bundle_dir
+    assert following == (
+        f"next: python -m icetransfer.transcribe --bundle {folder} --latency 160 FILE..."
+    )
+    assert pack.main_tier([8, 16, 32, -1]) == 16 and pack.main_tier([-1]) == -1
+>>>>>>> main

@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -125,13 +126,27 @@ def test_a_plan_is_a_table(tmp_path: Path) -> None:
     path = sweep(tmp_path, {"de": 1.0, "it": 2.0, "pl": 1.5})
     plan = tmp_path / "plan.csv"
     plan.write_text("language,hours,chunk_ms\nde,100h,160\nfi,6000,\nit,200,320\n")
-    console = Console(width=400, record=True, file=io.StringIO())
-    console.print(recommend.plan_table(recommend.read_plan(plan), path))
-    text = console.export_text()
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert any(line.startswith("│ de │ 100h │ 160 ms │ ML │ +4.00 │") for line in lines)
-    assert any(line.startswith("│ fi │ 6000h │ mean │ either │ +0.10 │") for line in lines)
-    assert any("│ it │ 200h │ 320 ms │ – │" in line and "160 ms" in line for line in lines)
+    console = Console(width=80, record=True, file=io.StringIO())
+    table, notes = recommend.plan_table(recommend.read_plan(plan), path, full=False)
+    console.print(table)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert any(line.startswith("de 100h 160 ms ML +4.00 ") for line in lines)
+    assert any(line.startswith("fi 6000h mean either ≈ +0 ") for line in lines)
+    assert "it 200h 320 ms –" in lines
+    assert len(lines) == 6, "no row is broken"
+    assert notes[0].startswith("fi, 6000h, mean: Little is known here: 6000h lies outside")
+    assert "160 ms" in notes[1] and notes[1].startswith("it, 200h, 320 ms: ")
+    full, _ = recommend.plan_table(recommend.read_plan(plan), path, full=True)
+    assert [str(column.header) for column in full.columns][-1] == "twice the data"
+
+
+def test_an_extrapolation_says_how_little_is_known(tmp_path: Path) -> None:
+    first, second, *_ = str(recommend.from_published(20)).splitlines()
+    assert re.fullmatch(r"ML: expected WER\(en\) - WER\(ml\) about \+\d+ points", first)
+    assert second.startswith("Little is known here: nobody has measured 20h")
+    assert "Little is known" not in str(recommend.from_published(300))
+    outside = recommend.from_results(1000, sweep(tmp_path, {"de": 1.0, "it": 2.0}), None)
+    assert "1000h lies outside what" in outside.caution and "100h to 800h" in outside.caution
 
 
 @pytest.mark.parametrize(

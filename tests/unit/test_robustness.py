@@ -92,7 +92,7 @@ def test_score_has_a_table_of_its_own_for_them(measured):
     cells = score.condition_cells(rows[0])
     assert len(cells) == len(score.CONDITION_COLUMNS)
     assert cells[0] == "tones" and cells[5].startswith(("+", "-"))
-    assert len(score.conditions_table(measured).rows) == 4
+    assert len(score.conditions_table(measured, full=True).rows) == 4
 
 
 def test_the_model_card_and_the_report_have_them(measured, monkeypatch):

@@ -1,5 +1,6 @@
 """Error rates, errs.txt and the table of results."""
 
+import io
 import json
 import re
 import subprocess
@@ -77,6 +78,7 @@ def test_engines_that_disagree_are_counted(tmp_path: Path) -> None:
         last = 9 if (run.engine, run.precision, run.chunk_size) == ("sherpa", "fp32", 16) else 3
         rows = [{"id": "a", "tokens": [1, 2]}, {"id": "b", "tokens": [last]}]
         (folder / "recogs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert len(score.agreement(toy, full=False)) == 2, "they do not agree"
     assert score.agreement(toy) == [
         "toy, fp32, 320 ms (+130 ms look-ahead): the same tokens from sherpa, torch in 1 of 2 "
         "utterances",
@@ -118,6 +120,34 @@ def test_the_table_names_what_failed_and_what_is_missing(tmp_path: Path) -> None
     low, high = map(float, re.search(r"([0-9.]+) to ([0-9.]+)", text).groups())
     assert low == pytest.approx(25 - 7.7, abs=1) and high == pytest.approx(25 + 7.7, abs=1)
     assert "320 ms (+130 ms look-ahead)" in text and "offline" in text
+
+
+def test_the_short_table_fits_a_terminal(tmp_path: Path) -> None:
+    toy = experiment(tmp_path)
+    tiers = {"chunk_sizes": (8, 16, 32, -1)}
+    config = toy.config.model_copy(update={"decode": toy.config.decode.model_copy(update=tiers)})
+    toy = Experiment(tmp_path, config)
+    rows = [{"id": str(i), "ref": "a b", "hyp": "a x" if i % 2 else "a b"} for i in range(40)]
+    for number, run in enumerate(score.planned_runs(config)[1:]):
+        folder = run.folder(toy.decode_dir)
+        folder.mkdir(parents=True)
+        numbers = {"wer": 98.765, "cer": 6.0, "failed": int(number == 0), "rtf": 0.01}
+        counts = dict.fromkeys(("insertions", "deletions", "substitutions", "words"), 7)
+        tree = run.__dict__ | numbers | counts | {"model_bytes": 2500000}
+        (folder / "wer.json").write_text(json.dumps(tree))
+        (folder / "recogs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    table, missing = score.short_table(toy)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    lines = console.export_text().splitlines()
+    assert missing == 1 and max(map(len, lines)) <= 80
+    heads = next(line for line in lines if "test set" in line)
+    assert re.sub(r" {2,}", "|", heads.strip()) == (
+        "test set|precision|engine|160 ms|320 ms|640 ms|offline"
+    )
+    (torch,) = [line for line in lines if "torch" in line]
+    assert re.fullmatch(r"toy +fp32 +torch +– +98\.8 ±7\.\d !( +98\.8 ±7\.\d){2}", torch)
+    assert len([line for line in lines if "toy " in line]) == 3, "a line each"
 
 
 def test_of_characters_the_table_shows_cer_and_no_wer(tmp_path: Path) -> None:
@@ -182,6 +212,6 @@ def test_a_read_only_experiment_is_scored_to_standard_output(small_disk: Path) -
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     command = [sys.executable, "-m", "icetransfer.score", "--exp", str(experiment.dir)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "not decoded" in done.stdout and sorted(small_disk.rglob("*")) == before
+    assert "–" in done.stdout and sorted(small_disk.rglob("*")) == before
     assert "score.log is not written (Read-only file system)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,8 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
-import types
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from icetransfer.export import Source
 from icetransfer.model.checkpoint import read_checkpoint, save_checkpoint
 from icetransfer.model.transducer import SIZES, build_transducer
 from icetransfer.stage.stamp import sha256
+from tests import hub
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +154,14 @@ def test_a_base_that_does_not_fit_is_an_error(nano_dims):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
+@pytest.fixture
+def model_hub(monkeypatch, tmp_path):
+    """A stand-in for the model hub."""
+    with hub.serving(monkeypatch, tmp_path / "cache") as served:
+        yield served
+
+
+def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path, model_hub):
     experiment = tone_recipe("find", both(base_path))
     assert transfer.find_base_model(experiment.config, "ml").path == base_path
     for value, message in (
@@ -172,8 +177,8 @@ def test_base_models_are_found_by_name_or_path(tone_recipe, base_path, tmp_path,
 
 
 @pytest.fixture
-def listed(tone_recipe, base_path, tmp_path, monkeypatch):
-    """An experiment on a listed model that is not there yet, and a stand-in for the hub."""
+def listed(tone_recipe, base_path, tmp_path, monkeypatch, model_hub):
+    """The config of an experiment on a listed model that is not there yet."""
     entry = {
         "path": str(tmp_path / "models" / "pretrained.pt"),
         "get": "https://example.org/some/model",
@@ -182,48 +187,63 @@ def listed(tone_recipe, base_path, tmp_path, monkeypatch):
     models = tmp_path / "base_models.yaml"
     models.write_text(json.dumps({"listed": entry}))
     monkeypatch.setattr(transfer, "BASE_MODELS", models)
-    hub = types.ModuleType("huggingface_hub")
-
-    def fetch(repo_id, filename):
-        assert (repo_id, filename) == ("some/model", "exp/pretrained.pt")
-        fetch.count += 1
-        return str(base_path)
-
-    fetch.count = 0
-    hub.hf_hub_download = fetch
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    return tone_recipe("listed", "transfer.base_models={en: listed}").config, hub
+    model_hub.files["some/model/exp/pretrained.pt"] = base_path.read_bytes()
+    return tone_recipe("listed", "transfer.base_models={en: listed}").config
 
 
-def test_a_listed_model_is_downloaded_once_and_its_checksum_held(listed, base_path):
-    config, hub = listed
-    base = transfer.find_base_model(config, "en")
+def test_a_listed_model_is_downloaded_once_and_its_checksum_held(listed, base_path, model_hub):
+    base = transfer.find_base_model(listed, "en")
     assert base.path.read_bytes() == base_path.read_bytes()
     recorded = transfer.checksum_path(base)
     assert recorded.read_text() == f"{sha256(base_path)}  pretrained.pt\n"
-    transfer.find_base_model(config, "en")
-    assert hub.hf_hub_download.count == 1
+    asked = len(model_hub.asked)
+    transfer.find_base_model(listed, "en")
+    assert len(model_hub.asked) == asked
     with base.path.open("ab") as file:
         file.write(b"more")
     with pytest.raises(ValueError, match=r"changed since its download.*remove it") as error:
-        transfer.find_base_model(config, "en")
+        transfer.find_base_model(listed, "en")
     assert sha256(base_path) in str(error.value) and str(recorded) in str(error.value)
 
 
-def test_a_download_that_fails_says_what_to_do(listed, monkeypatch):
-    config, hub = listed
-
-    def fail(repo_id, filename):
-        raise RuntimeError("no connection\nand much more")
-
-    hub.hf_hub_download = fail
+def test_a_download_that_fails_says_what_to_do(listed, model_hub):
+    model_hub.refuse = 401
     with pytest.raises(
-        ValueError, match=r"some/model/exp/pretrained\.pt failed \(no connection\); get"
+        ValueError, match=r"some/model/exp/pretrained\.pt failed \(.*hf auth login.*; get"
     ):
-        transfer.find_base_model(config, "en")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
-    with pytest.raises(ValueError, match=r"example\.org/some/model.*`pip install huggingface_hub`"):
-        transfer.find_base_model(config, "en")
+        transfer.find_base_model(listed, "en")
+
+
+@pytest.mark.parametrize("revision", ["", "@v1"])
+def test_a_file_of_a_hub_is_kept_with_its_commit(
+    revision, tone_recipe, base_path, tmp_path, monkeypatch, model_hub
+):
+    monkeypatch.setattr(transfer, "REPOSITORY", tmp_path)
+    model_hub.files["org/name/exp/a.pt"] = base_path.read_bytes()
+    name = f"hf://org/name{revision}/exp/a.pt"
+    experiment = tone_recipe(f"hub{revision}", f"transfer.base_models={{ml: '{name}'}}")
+    transfer.make_start(experiment)
+    kept = tmp_path / "egs/base_models/hub/org/name" / (revision[1:] or "main") / "exp/a.pt"
+    assert kept.read_bytes() == base_path.read_bytes()
+    report = json.loads((experiment.dir / "transfer.json").read_text())["base_model"]
+    assert report["name"] == "org/name" and report["licence"] == "mit"
+    assert report["sha256"] == sha256(base_path)
+    assert report["huggingface"] == {
+        "repository": "org/name", "file": "exp/a.pt", "revision": hub.COMMIT
+    }  # fmt: skip
+    provenance = json.loads((experiment.dir / "provenance.json").read_text())["transfer"]
+    assert provenance["base_model"] == report
+    model_hub.refuse = 500  # what is here needs no hub
+    assert transfer.find_base_model(experiment.config, "ml").facts["licence"] == "mit"
+
+
+@pytest.mark.parametrize(
+    "name", ["hf://org/a.pt", "hf://org/name/model.bin", "hf://org/name/../../a.pt", "hf://"]
+)
+def test_what_names_no_file_of_a_hub_is_refused(name, tone_recipe):
+    config = tone_recipe("no-hub", f"transfer.base_models={{ml: '{name}'}}").config
+    with pytest.raises(ValueError, match=r"write hf://ORG/NAME\[@REVISION\]/FILE\.pt"):
+        transfer.find_base_model(config, "ml")
 
 
 def published(folder, vocab_size, bare):
@@ -257,7 +277,7 @@ LISTED = yaml.safe_load(transfer.BASE_MODELS.read_text())
 
 @pytest.mark.parametrize("name", LISTED)
 def test_every_listed_model_by_the_layout_that_it_is_published_in(
-    name, tone_recipe, tmp_path, monkeypatch
+    name, tone_recipe, tmp_path, monkeypatch, model_hub
 ):
     entry = LISTED[name]
     at = tmp_path / "checkout" / entry["path"]
@@ -267,15 +287,15 @@ def test_every_listed_model_by_the_layout_that_it_is_published_in(
         _, weights, _ = read_checkpoint(at)
     else:
         hosted = entry.get("huggingface", {"repository": "by-hand", "file": "exp/pretrained.pt"})
-        hub = tmp_path / "hub" / hosted["repository"]
+        folder = tmp_path / "hub" / hosted["repository"]
         count = re.match(r"[\d,]+", entry["tokens"])[0].replace(",", "")
-        weights = published(hub, int(count), bare="huggingface" not in entry)
+        weights = published(folder, int(count), bare="huggingface" not in entry)
+        checkpoint = folder / "exp" / "pretrained.pt"
         if "huggingface" in entry:
-            fake = types.ModuleType("huggingface_hub")
-            fake.hf_hub_download = lambda repo_id, filename: tmp_path / "hub" / repo_id / filename
-            monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+            address = f"{hosted['repository']}/{hosted['file']}"
+            model_hub.files[address] = checkpoint.read_bytes()
         else:  # fetched by hand
-            shutil.copy(hub / "exp" / "pretrained.pt", at)
+            shutil.copy(checkpoint, at)
     monkeypatch.setattr(transfer, "REPOSITORY", tmp_path / "checkout")
     dims, new, report = start(
         tone_recipe, f"published-{name}", f"transfer.base_models={{en: {name}, ml: {name}}}"
@@ -287,7 +307,7 @@ def test_every_listed_model_by_the_layout_that_it_is_published_in(
     assert all(torch.equal(new[key], weights[key]) for key in loaded)
     if not name.startswith("tiny-"):
         # its own tokens.txt belongs to it, though it has two lines more
-        tokens = hub / "data" / "lang_bpe" / "tokens.txt"
+        tokens = folder / "data" / "lang_bpe" / "tokens.txt"
         own = Source.load(at, tokens).model.dims
         assert own.vocab_size == int(count) == len(tokens.read_text().splitlines()) - 2
         assert own.chunk_sizes == tuple(entry["chunk_sizes"])

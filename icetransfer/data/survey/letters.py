@@ -79,8 +79,7 @@ def read_left_out(paths: Iterable[Path]) -> LeftOut:
             continue
         with path.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                values = (row[key] or "" for key in ("id", "path", "reason", "advice"))
-                rejection = Rejection(*values)
+                rejection = Rejection(row["id"], row["path"], row["reason"], row["advice"] or "")
                 found.reasons[reason_kind(rejection)] += 1
                 for letter in rejection.reason.partition(OUTSIDE)[2].split():
                     found.letters[letter] += 1

@@ -1,7 +1,7 @@
 """espeak-ng through ctypes: text to phonemes, text to samples.
 
 The library keeps its state in globals and its audio depends on all that was said before, so
-callers that want the same bytes again start it in a fresh process.
+callers that need the same bytes again start it in a fresh process.
 """
 
 from __future__ import annotations

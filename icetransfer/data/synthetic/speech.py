@@ -49,6 +49,7 @@ from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.utterances import SAMPLING_RATE, SPLITS
 from icetransfer.stage.atomic import write_text
 from icetransfer.stage.json_file import read_json
+from icetransfer.stage.parent import work_for_parent
 from icetransfer.stage.progress import minutes_of, progress_bar
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def _make_chunks(
 
 def _make_chunk(chunk: _Chunk, sentences: Sequence[Sentence]) -> None:
     """Speak, degrade and write a chunk's sentences; runs in a process of its own."""
+    work_for_parent()
     temporary = chunk.folder.with_name(f"{chunk.folder.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     voice = espeak.Espeak(read_grammar(chunk.language)["espeak"], chunk.variant)
@@ -400,6 +402,7 @@ def _draw(
     language: str, domain: str, counts: Mapping[str, int], seed: int, sender: Connection
 ) -> None:
     """Sends the first sentences of each split, or why there are none."""
+    work_for_parent()
     try:
         voice = espeak.Espeak(read_grammar(language)["espeak"])
         source = SentenceSource(language, domain, voice.reads_as_foreign)

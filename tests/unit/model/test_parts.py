@@ -42,7 +42,7 @@ def test_a_part_without_parameters_is_an_error() -> None:
         ("transfer.parts=[encodr]", "did you mean encoder"),
         ("transfer.parts=['encoder.0-']", "written like encoder"),
         ("train.freeze={joinr: 3}", "did you mean joiner"),
-        ("train.lr_scale={joiner: 0}", "greater than 0"),
+        ("train.lr_scale={joiner: 0}", "more than 0"),
     ],
 )
 def test_a_bad_name_fails_with_the_config(setting: str, message: str) -> None:

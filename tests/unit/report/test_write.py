@@ -1,15 +1,17 @@
 import csv
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from icetransfer.config import chunk_ms, dump_config, load_config
-from icetransfer.report import page, tables, write
+from icetransfer.report import page, tables, terminal, write
 from icetransfer.report.document import document
 from icetransfer.report.terminal import show
 from icetransfer.score import planned_runs
@@ -85,7 +87,8 @@ def test_a_full_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "Commit" in text
     assert "+5.00" in out
     assert "[results" not in out
-    assert out.rstrip().endswith(f"report: {results / 'report.md'}")
+    assert out.rstrip().endswith(f"report: {os.path.relpath(results)}/report.md")
+    assert "With 8min of data (slots, fp32, 160 ms): gap +5.00" in out
     tree = json.loads((results / "report.json").read_text())
     assert len(tree["results"]) == 8 * 12
     gaps = tree["gap"]["mean_gap"]
@@ -95,6 +98,20 @@ def test_a_full_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = list(csv.DictReader(io.StringIO((results / "results.csv").read_text())))
     assert lines[0]["chunk_ms"] in ("160", "320", "640", "-1")
     assert (results / lines[0]["recogs"]).parent.joinpath("wer.json").is_file()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_the_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [make_cell(tmp_path, lang, init) for lang in ("nl", "it") for init in WERS]
+    console = Console(width=width, record=True, file=io.StringIO(), highlight=False)
+    monkeypatch.setattr(terminal, "printer", lambda: console)
+    report_on(tmp_path, cells)
+    text = console.export_text()
+    rows = [line for line in text.splitlines() if re.search(r"\b(it|nl)\b.*40\.0", line)]
+    assert rows and max(map(len, rows)) <= width
+    assert re.search(r"\bit\W+(8min\W+)?en\W+(1\W+)?40\.0", text), "a row stands in one line"
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

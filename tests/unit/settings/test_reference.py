@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icetransfer.config import ORIGINS, Config, known_keys, load_config, origins
+from icetransfer.config import ORIGINS, Config, load_config, origins
 from icetransfer.experiment import create_experiment
 from icetransfer.settings import reference
+from icetransfer.settings.errors import known_keys
 
 REPO = Path(__file__).resolve().parents[3]
 KEYS = [*reference.keys(Config)]

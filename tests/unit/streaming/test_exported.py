@@ -114,7 +114,7 @@ def test_token_lists_of_icefall_end_with_symbols_that_are_no_tokens(tmp_path, ca
     path.write_text("<blk> 0\na 1\n#2 2\n#0 3\n#1 4\n")
     with caplog.at_level("INFO", logger="icetransfer"):
         assert read_tokens(path) == ["<blk>", "a", "#2"]
-    assert "the last 2, from #0 on, are no tokens of the model" in caplog.text
+    assert "the last 2, from #0 on, are not tokens of the model" in caplog.text
     path.write_text("<blk> 0\n#0 1\nb 2\n")  # in the middle it is a token
     assert read_tokens(path) == ["<blk>", "#0", "b"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from icetransfer.config import dump_config
 from icetransfer.score import planned_runs
-from icetransfer.sweep import estimate, local, plan
+from icetransfer.sweep import estimate, local, plan, status
 from icetransfer.sweep.__main__ import tier_settings
 
 REPO = Path(__file__).resolve().parents[3]
@@ -196,3 +196,20 @@ def test_a_preset_that_is_none_says_why(tmp_path: Path, text: str, message: str)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         plan.read_preset(str(path), {})
+
+
+def test_one_start_alone_is_said_to_answer_nothing(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make(root, languages=["nl"], hours=["2min"], inits=["en"])
+    estimate.print_plan(made, plan.make_plan(made))
+    status.announce(made, plan.make_plan(made))
+    assert capsys.readouterr().out.count("only en is run: there is no gap without both") == 2
+    assert plan.no_comparison(make(root).preset) == ""
+
+
+def test_a_plan_that_is_refused_leaves_no_folder(root: Path) -> None:
+    made = make(root, languages=["nl"], hours=["2min"], settings=("train.lrr=1",))
+    with pytest.raises(ValueError, match=r"did you mean train\.lr"):
+        local.run_to_the_end(made, 1, False)
+    assert not made.results.exists()

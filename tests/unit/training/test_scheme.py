@@ -119,7 +119,7 @@ def test_a_run_says_what_it_decided_and_goes_on_as_it_began(prepare, caplog, mon
         _ = experiment.final_step
     with caplog.at_level("INFO", logger="icetransfer"):
         train.train(experiment)
-    assert "train.max_steps=6: the least that is enough" in caplog.text
+    assert "train.max_steps=6: the smallest useful number" in caplog.text
     assert "train.batch_seconds=16: a 500th of the " in caplog.text
     assert "preflight: the longest and the fullest recording" in caplog.text
     assert experiment.final_step == 6 and resume.saved_steps(experiment)[-1] == 6
