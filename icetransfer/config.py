@@ -26,15 +26,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from icetransfer.settings import reference
-<<<<<<< HEAD
-from icetransfer.settings.augment import AUGMENTATION_CLASSES, Augmentations
-from icetransfer.settings.corpora import CORPUS_CLASSES, Corpus
-from icetransfer.settings.language_model import LanguageModel
-=======
 from icetransfer.settings.augment import Augmentations
 from icetransfer.settings.corpora import Corpus
 from icetransfer.settings.errors import describe_errors, known_keys
->>>>>>> main
+from icetransfer.settings.language_model import LanguageModel
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees

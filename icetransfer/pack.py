@@ -29,7 +29,6 @@ import soundfile
 import icetransfer
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
-<<<<<<< HEAD
 from icetransfer.bundle.settings import (
     LANGUAGE_MODEL,
     Settings,
@@ -37,10 +36,7 @@ from icetransfer.bundle.settings import (
     write_settings,
 )
 from icetransfer.bundle.vocabulary import vocabulary
-=======
-from icetransfer.bundle.settings import Settings, read_settings, write_settings
 from icetransfer.config import chunk_label, chunk_ms
->>>>>>> main
 from icetransfer.data.features import read_manifest
 from icetransfer.data.subset import training_texts
 from icetransfer.data.tokenizer import Tokenizer

@@ -41,11 +41,8 @@ from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
-<<<<<<< HEAD
-from icetransfer.stage.json_file import read_json
-=======
 from icetransfer.stage.command import command_parser
->>>>>>> main
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples

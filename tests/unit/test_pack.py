@@ -255,7 +255,6 @@ def test_a_damaged_export_is_not_packed(experiment, tmp_path) -> None:
     assert not broken.bundle_dir.exists()
 
 
-<<<<<<< HEAD
 def test_the_language_model_goes_with_a_streaming_tier(experiment, tmp_path) -> None:
     decoding = experiment.config.decode.model_copy(update={"language_model_scale": 0.3})
     config = experiment.config.model_copy(update={"decode": decoding})
@@ -269,7 +268,8 @@ def test_the_language_model_goes_with_a_streaming_tier(experiment, tmp_path) -> 
     assert (tmp_path / found["lm"]).read_bytes() == b"model"
     assert pack.add_language_model(run, -1, tmp_path) == {}
     assert pack.add_language_model(experiment, 8, tmp_path) == {}
-=======
+
+
 def test_a_dry_run_of_push_lists_what_would_go(experiment, capsys) -> None:
     pack.push(experiment, "org/name", dry_run=True)
     printed = capsys.readouterr().out.splitlines()
@@ -333,4 +333,3 @@ def test_packing_ends_with_the_error_rate_and_the_next_command(
         f"next: python -m icetransfer.transcribe --bundle {folder} --latency 160 FILE..."
     )
     assert pack.main_tier([8, 16, 32, -1]) == 16 and pack.main_tier([-1]) == -1
->>>>>>> main
