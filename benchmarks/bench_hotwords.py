@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--exp", type=Path, required=True)
     parser.add_argument("--other", type=Path, action="append", default=[])
     parser.add_argument("--chunk-size", type=int, default=16)
-    parser.add_argument("--every", type=int, default=1, help="take one in so many of the others")
+    parser.add_argument("--every", type=int, default=1, help="take one in N of the others")
     args = parser.parse_args()
     every = args.every
     torch.set_num_threads(1)
