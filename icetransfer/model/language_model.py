@@ -92,6 +92,6 @@ def load_language_model(path: Path, vocab_size: int) -> LanguageModel:
     if model.sizes["vocab_size"] != vocab_size:
         raise ValueError(
             f"{path} is of {model.sizes['vocab_size']} tokens and the experiment has "
-            f"{vocab_size}: run stage 8 again, which trains it anew"
+            f"{vocab_size}: run stage 8 again, which trains it again"
         )
     return model
