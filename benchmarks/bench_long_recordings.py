@@ -15,7 +15,7 @@ that nobody says; all of it is that of another recording.  For thresholds of con
   right       share of the utterances that hold exactly the words that are said in them
   wrong       share of the kept words that are not said where the utterance is
   in 0, 0.2, 0.5  share of the ends of utterances, where a sentence begins or ends, that lie in the
-              pause there, or so many seconds from it
+              pause there, or how many seconds from it
 
 --write makes OUT/NNN.flac and .txt alone, to time `python -m icetransfer.long_recordings` on them.
 """

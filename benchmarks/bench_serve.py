@@ -13,7 +13,7 @@ decoded    milliseconds from when the last sample of a chunk was sent to when it
            waiting, decoding and transport, without the time that filling the chunk takes
 late       chunks decoded later than the next one was full
 words      milliseconds from a word's end, by its last token, to when it was here, as on the page
-clients    milliseconds by which this process itself sent late, which is no fault of the server
+clients    milliseconds by which this process itself sent late, which the server is not to blame for
 
 CPU is the server's, in percent of a core; the machine's load before and after stands beside it.
 """
@@ -127,7 +127,7 @@ async def _listen(socket: Any, client: Client, begin: float) -> None:
 
 
 async def measure(address: str, column: str, samples: np.ndarray, count: int, chunk: float) -> Any:
-    """So many clients at once; one figure each of what the table has."""
+    """A number of clients at once; one figure each of what the table has."""
     await speak(address, column, samples[:SAMPLING_RATE], 0.0)  # loads it
     draw = random.Random(SEED)
     before = os.getloadavg()[0]

@@ -19,7 +19,7 @@ STAGES = (
 )
 BESIDE = (
     *("config", "experiment", "look", "sweep", "report", "gap", "recommend"),
-    *("robustness", "transcribe", "serve", "long_recordings", "remedy"),
+    *("language_model", "robustness", "transcribe", "serve", "long_recordings", "remedy"),
     *("model_card", "new_recipe", "doctor"),
 )
 

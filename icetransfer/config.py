@@ -29,6 +29,7 @@ from icetransfer.settings import reference
 from icetransfer.settings.augment import Augmentations
 from icetransfer.settings.corpora import Corpus
 from icetransfer.settings.errors import describe_errors, known_keys
+from icetransfer.settings.language_model import LanguageModel
 from icetransfer.settings.robustness import Robustness
 from icetransfer.settings.section import Hours, Section
 from icetransfer.settings.tree import SAVED_FIRST, leaves, merge, read_trees
@@ -105,6 +106,8 @@ class Data(Section):
     """BPE pieces, blank and unknown included; of characters there are as many as the text has."""
     tokenizer_text: tuple[Path, ...] = ()
     """Files of text, a sentence a line, that tokens are trained on besides the transcripts."""
+    text: tuple[Path, ...] = ()
+    """Files or folders of text for language models: plain or .gz, a sentence a line or prose."""
     features: Features = Features()
     keep_apart: tuple[Literal["speakers", "sentences"], ...] = ()
     """What training must not share with dev and test: such recordings are left out of it."""
@@ -383,10 +386,35 @@ class Decode(Section):
     """How tokens are found."""
     beam: int = Field(4, ge=1)
     """Hypotheses of modified_beam_search."""
+    hotwords: Path | None = None
+    """Names and terms to expect, a phrase a line; for modified_beam_search."""
+    hotwords_score: float = Field(1.0, gt=0)
+    """What each token of a hotword is worth that has no score of its own."""
+    language_model_scale: float = Field(0.0, ge=0)
+    """Of the language model in modified_beam_search (shallow fusion); 0: without it."""
     batch_streams: int = Field(32, ge=1)
     """Recordings that are decoded at once."""
     latency: bool = False
     """Measure from a word's end to its output; needs the model's CTC head."""
+
+    @model_validator(mode="after")
+    def _check_hotwords(self) -> "Decode":
+        if self.hotwords and self.search != "modified_beam_search":
+            raise ValueError("hotwords need search=modified_beam_search: greedy search has no beam")
+        return self
+
+    @model_validator(mode="after")
+    def _check_language_model(self) -> "Decode":
+        if not self.language_model_scale:
+            return self
+        if self.search != "modified_beam_search":
+            raise ValueError("language_model_scale needs search=modified_beam_search")
+        if -1 in self.chunk_sizes and "sherpa" in self.engines:
+            raise ValueError(
+                "language_model_scale: sherpa-onnx's offline recogniser does no shallow fusion; "
+                "leave -1 out of chunk_sizes, or sherpa out of engines"
+            )
+        return self
 
 
 class Bundle(Section):
@@ -412,6 +440,7 @@ class Config(Section):
     train: Train = Train()
     export: Export = Export()
     remedy: Remedy = Remedy()
+    language_model: LanguageModel = LanguageModel()
     decode: Decode = Decode()
     robustness: Robustness = Robustness()
     bundle: Bundle = Bundle()
@@ -428,6 +457,15 @@ class Config(Section):
                     f"{key} has {illegal}: a chunk is a multiple of 8 frames (160 ms), because "
                     f"every stack's downsampling must divide it; or -1 for offline"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_language_model(self) -> "Config":
+        if self.decode.language_model_scale and self.language_model.text == "none":
+            raise ValueError(
+                "decode.language_model_scale needs a language model: "
+                "set language_model.text=transcripts or text"
+            )
         return self
 
     @model_validator(mode="after")

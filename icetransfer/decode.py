@@ -11,6 +11,7 @@ Shapes: N streams, T feature frames (10 ms), c chunk_size (20 ms).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -36,6 +37,7 @@ from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import Experiment, log, provenance, run_stage, write_provenance
 from icetransfer.model.checkpoint import load_transducer
+from icetransfer.model.language_model import LanguageModel, load_language_model
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import progress_bar
@@ -43,6 +45,13 @@ from icetransfer.stage.stamp import sha256
 from icetransfer.streaming import latency
 from icetransfer.streaming.alignment import OUTPUT_SECONDS, AlignedWord, align, spoken_words
 from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.guided import GuidedBeamSearch
+from icetransfer.streaming.hotwords import (
+    Hotword,
+    HotwordGraph,
+    read_hotwords,
+    warn_of_high_scores,
+)
 from icetransfer.streaming.onnx_model import OnnxTransducer
 from icetransfer.streaming.search import SHERPA, Hypothesis, Search, make_search
 from icetransfer.streaming.sherpa import SherpaRecognizer
@@ -155,6 +164,37 @@ def decode_offline(
         yield from zip(keys, search(*model.encode(padded, lens)), strict=True)
 
 
+def find_hotwords(experiment: Experiment) -> list[Hotword]:
+    """The hotwords that the config names, if any.
+
+    Raises:
+        ValueError: the file is missing, or lines of it are wrong.
+    """
+    decode = experiment.config.decode
+    if decode.hotwords is None:
+        return []
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    return read_hotwords(
+        decode.hotwords,
+        tokenizer.encode,
+        tokenizer.unknown_characters,
+        Normalizer(experiment.config.language),
+        decode.hotwords_score,
+    )
+
+
+def find_language_model(experiment: Experiment) -> LanguageModel | None:
+    """The language model, where the config gives it a scale.
+
+    Raises:
+        ValueError: it is missing, or of other tokens.
+    """
+    if not experiment.config.decode.language_model_scale:
+        return None
+    tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
+    return load_language_model(experiment.language_model, tokenizer.vocab_size)
+
+
 def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """Loads the model of a run.
 
@@ -163,7 +203,9 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     """
     decode = experiment.config.decode
     size, left, streams = run.chunk_size, run.left_context_frames, decode.batch_streams
+    hotwords, scale = find_hotwords(experiment), decode.language_model_scale
     if run.engine == "sherpa":
+        lm = {"lm": str(experiment.language_model.with_suffix(".onnx")), "lm_scale": scale}
         recognizer = SherpaRecognizer(
             experiment.onnx_dir(size),
             size,
@@ -171,6 +213,8 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
             run.search,
             decode.beam,
             tail_seconds(size),
+            options=lm if scale else {},
+            hotwords=hotwords,
         )
 
         def recognize(waveforms: Iterator[tuple[str, Samples]]) -> Iterator[tuple[str, Hypothesis]]:
@@ -184,6 +228,10 @@ def make_engine(experiment: Experiment, run: score.Decoding) -> Engine:
     else:
         model = OnnxTransducer(experiment.onnx_dir(size), run.precision)
     search = make_search(run.search, model, decode.beam, SHERPA)
+    if hotwords or scale:
+        graph = HotwordGraph(hotwords) if hotwords else None
+        lm_model = find_language_model(experiment)
+        search = GuidedBeamSearch(model, decode.beam, SHERPA, 0.0, graph, lm_model, scale)
     if size == -1:
         return lambda waveforms: decode_offline(model, search, waveforms, streams)
     return lambda waveforms: decode_streams(model, search, waveforms, size, left, streams)
@@ -398,7 +446,7 @@ def decode_run(
     target = folder / "wer.json"
     quantisation = Exported(experiment.onnx_dir(run.chunk_size)).quantisation(run.precision)
     if target.is_file():
-        found = read_json(target, ())
+        found = {"hotwords": "", "language_model": ""} | read_json(target, ())  # of others: none
         made = {key: found[key] for key in made_from if key in found}
         changed = [key for key in made if made[key] != made_from[key]]
         if found.get("quantisation", {}) != quantisation:
@@ -426,6 +474,9 @@ def decode_run(
         **made_from,
         "provenance": provenance(),
     }
+    if hotwords := find_hotwords(experiment):
+        phrases = {normalize.scored(hotword.text) for hotword in hotwords}
+        result |= score.hotword_counts(rows, phrases)
     if references and run.chunk_size != -1:
         heard = ((key, spoken_words(said, tokenizer.tokens)) for key, said in found.items())
         result |= latency.measure(references(), heard, run.chunk_size)
@@ -495,16 +546,28 @@ def test_sources(experiment: Experiment, checkpoint_sha256: str) -> Iterator[tup
     Raises:
         ValueError: something that an earlier stage makes is missing.
     """
+    decode = experiment.config.decode
+    hotwords = ""
+    if found := find_hotwords(experiment):
+        warn_of_high_scores(found)
+        hotwords = " ".join(f"{word.text} :{word.score:g}" for word in found)
+        hotwords = hashlib.sha256(hotwords.encode()).hexdigest()
+    language_model = ""
+    if find_language_model(experiment) is not None:
+        digest = sha256(experiment.language_model)
+        language_model = f"{digest} scale {decode.language_model_scale:g}"
     for test_set, (manifest, language) in score.test_sets(experiment.config).items():
         normalize = Normalizer(language)
         made_from: dict[str, str | int] = {
             "checkpoint_sha256": checkpoint_sha256,
             "test_set_sha256": sha256(experiment.manifests_dir / manifest),
             "normalizer": normalize.version,
+            "hotwords": hotwords,
+            "language_model": language_model,
             "text_rules": normalize.checksum,
         }
-        if experiment.config.decode.search == "modified_beam_search":
-            made_from["beam"] = experiment.config.decode.beam
+        if decode.search == "modified_beam_search":
+            made_from["beam"] = decode.beam
         cuts = _read_test_set(experiment.manifests_dir / manifest)
         yield test_set, Source(cuts, normalize, made_from)
 

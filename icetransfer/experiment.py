@@ -130,6 +130,16 @@ class Experiment:
         return self.dir / "averaged.pt"
 
     @property
+    def language_model_dir(self) -> Path:
+        """Text for language models, and what was trained on it."""
+        return self.dir / "language_model"
+
+    @property
+    def language_model(self) -> Path:
+        """The language model; beside it, with the suffix .onnx, what sherpa-onnx loads."""
+        return self.language_model_dir / "lstm.pt"
+
+    @property
     def decode_dir(self) -> Path:
         """One folder per test set, engine, precision, tier and search."""
         return self.dir / "decode"

@@ -30,9 +30,16 @@ import soundfile
 import icetransfer
 from icetransfer.bundle import check, endpoint
 from icetransfer.bundle.readme import readme
-from icetransfer.bundle.settings import Settings, read_settings, write_settings
+from icetransfer.bundle.settings import (
+    LANGUAGE_MODEL,
+    Settings,
+    read_settings,
+    write_settings,
+)
+from icetransfer.bundle.vocabulary import vocabulary
 from icetransfer.config import chunk_label, chunk_ms
 from icetransfer.data.features import read_manifest
+from icetransfer.data.subset import training_texts
 from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.decode import Reader, decode_offline, decode_streams
@@ -189,7 +196,8 @@ def pack_tier(
     (made / "test.txt").write_text(sample.text + "\n", encoding="utf-8")
     shutil.copyfile(check.__file__, made / "check.py")
     tokenizer = Tokenizer(experiment.lang_dir / "bpe.model")
-    (made / "bpe.vocab").write_text(tokenizer.vocabulary, encoding="utf-8")
+    text = vocabulary(tokenizer, training_texts(experiment))
+    (made / "bpe.vocab").write_text(text, encoding="utf-8")
     settings = choose_settings(experiment, source, chunk_size)
     facts = {
         "language": experiment.config.language,
@@ -197,7 +205,11 @@ def pack_tier(
         "precisions": [*precisions],
         "bytes": {precision: Exported(made).size(precision) for precision in precisions},
         "tail": round(tail_seconds(chunk_size), 2),
-        "sherpa_onnx": {"modeling_unit": "bpe", "bpe_vocab": "bpe.vocab"},
+        "sherpa_onnx": {
+            "modeling_unit": "cjkchar" if tokenizer.is_of_characters else "bpe",
+            "bpe_vocab": "bpe.vocab",
+            **add_language_model(experiment, chunk_size, made),
+        },
     }
     facts["test"] = {precision: check.by_python(made, facts, precision) for precision in precisions}
     write_settings(made, settings, **facts)
@@ -218,6 +230,22 @@ def _describe(source: Exported, made: Exported, precisions: Sequence[str]) -> No
     description = read_json(source.description, ["files"])
     description["files"] = {path.name: file_facts(path) for path in made.files(precisions)}
     atomic.write_text(made.description, json.dumps(description, indent=2) + "\n")
+
+
+def add_language_model(experiment: Experiment, chunk_size: int, folder: Path) -> dict[str, Any]:
+    """Copies the language model where decoding uses one; sherpa-onnx's arguments for it.
+
+    Raises:
+        ValueError: the config wants one, and stage 8 has not made it.
+    """
+    scale = experiment.config.decode.language_model_scale
+    if not scale or chunk_size == -1:
+        return {}
+    source = experiment.language_model.with_suffix(".onnx")
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist: run stage 8, which makes it")
+    shutil.copyfile(source, folder / LANGUAGE_MODEL)
+    return {"lm": LANGUAGE_MODEL, "lm_scale": scale}
 
 
 def choose_settings(experiment: Experiment, source: Exported, chunk_size: int) -> Settings:

@@ -122,6 +122,24 @@ def character_errors(rows: Sequence[Row]) -> Counts:
     return count_errors((graphemes(row["ref"]), graphemes(row["hyp"])) for row in rows)
 
 
+def hotword_counts(rows: Sequence[Row], phrases: Iterable[str]) -> dict[str, int]:
+    """How often phrases were said and heard, said and not heard, heard and not said."""
+    found = missed = made_up = 0
+    pairs = [(f" {row['ref']} ", f" {row['hyp']} ") for row in rows]
+    for phrase in {f" {phrase} " for phrase in phrases}:
+        for ref, hyp in pairs:
+            said, heard = (_occurrences(text, phrase) for text in (ref, hyp))
+            found += min(said, heard)
+            missed += max(0, said - heard)
+            made_up += max(0, heard - said)
+    return {"hotwords_found": found, "hotwords_missed": missed, "hotwords_made_up": made_up}
+
+
+def _occurrences(text: str, phrase: str) -> int:
+    """Of words with a space on each side, which two that follow each other share."""
+    return sum(text.startswith(phrase, at) for at in range(len(text) - len(phrase) + 1))
+
+
 @dataclass(frozen=True)
 class Decoding:
     """One way of decoding one test set, and the name of its folder."""

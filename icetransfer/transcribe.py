@@ -4,6 +4,7 @@
     ffmpeg -i talk.mp4 -f wav -ac 1 - | python -m icetransfer.transcribe --bundle DIR -
     python -m icetransfer.transcribe --bundle DIR --microphone
     python -m icetransfer.transcribe --bundle DIR --vtt --out subtitles *.flac
+    python -m icetransfer.transcribe --bundle DIR --hotwords names.txt FILE...
 
 A bundle is a folder that stage 11 makes, or an export of stage 8, or a folder with several tiers,
 from which --latency chooses.  Recordings are WAV, FLAC, MP3 and what else libsndfile reads, at any
@@ -14,7 +15,8 @@ and its text, parted by tabs (with several files, after the file's name).  --jso
 times and confidence besides.  On a terminal the last line shows the segment that is being spoken,
 or how far the files are.  The pause that ends a segment, and the confidence below which one is
 taken for noise and left out, come with the bundle.  Files are recognised side by side, one on each
-processor, and printed in the order in which they were given.
+processor, and printed in the order in which they were given.  --hotwords makes names and terms
+likelier (docs/hotwords.md).
 """
 
 from __future__ import annotations
@@ -31,17 +33,22 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from icetransfer.bundle.check import FILE
 from icetransfer.bundle.tiers import find_tiers, open_tier, precisions_of
 from icetransfer.config import chunk_label
+from icetransfer.data.text.normalizer import Normalizer, languages
+from icetransfer.data.tokenizer import Tokenizer
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.experiment import log, main
 from icetransfer.stage import atomic
 from icetransfer.stage.command import command_parser
+from icetransfer.stage.json_file import read_json
 from icetransfer.stage.progress import minutes_of, progress_bar
 from icetransfer.streaming import audio
 from icetransfer.streaming.audio import STANDARD_INPUT, Samples
 from icetransfer.streaming.captions import Captions, JsonLines, SubRip, WebVtt
 from icetransfer.streaming.exported import Exported
+from icetransfer.streaming.hotwords import SCORE, Hotword, read_hotwords, warn_of_high_scores
 from icetransfer.streaming.segments import Listener, Segment
 
 FORMATS = {"json": JsonLines, "srt": SubRip, "vtt": WebVtt}
@@ -89,9 +96,41 @@ def make_listener(args: argparse.Namespace) -> Callable[[], Listener]:
         raise ValueError(f"{bundle.dir} has {', '.join(precisions)} and no {precision} models")
     if size == -1 and (args.microphone or STANDARD_INPUT in args.files):
         log.warning("%s is offline: words come when a part of 30 s is full", bundle.dir)
-    listen = open_tier(bundle, size, precision, args.blank_penalty, args.min_confidence)
+    listen = open_tier(
+        bundle,
+        size,
+        precision,
+        args.blank_penalty,
+        args.min_confidence,
+        find_hotwords(args, bundle),
+        use_language_model=not args.no_lm,
+    )
     log.info("%s: %s, %s", bundle.dir, precision, chunk_label(size))
     return listen
+
+
+def find_hotwords(args: argparse.Namespace, bundle: Exported) -> list[Hotword]:
+    """What --hotwords names, in the bundle's tokens and spelt as its language is.
+
+    Raises:
+        ValueError: there is no such file, the bundle has no bpe.model, or lines are wrong.
+    """
+    if args.hotwords is None:
+        return []
+    tokenizer = Tokenizer(bundle.dir / "bpe.model")
+    language = ""
+    if (bundle.dir / FILE).is_file():
+        language = read_json(bundle.dir / FILE, ()).get("language", "")
+    normalize = Normalizer(language) if language in languages() else str
+    found = read_hotwords(
+        args.hotwords,
+        tokenizer.encode,
+        tokenizer.unknown_characters,
+        normalize,
+        args.hotwords_score,
+    )
+    warn_of_high_scores(found)
+    return found
 
 
 class Screen:
@@ -288,6 +327,17 @@ def _main() -> None:
         "--blank-penalty", type=float, default=0.0, metavar="X",
         help="above 0: fewer words are missed and more are made up (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--hotwords", type=Path, metavar="FILE",
+        help="names and terms to expect, a phrase a line, with a score of its own as :2 or not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hotwords-score", type=float, default=SCORE, metavar="X",
+        help="what each of their tokens is worth (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-lm", action="store_true", help="without the bundle's language model, if it has one"
+    )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N",
         help="files at a time (default: the processors)",

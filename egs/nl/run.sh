@@ -16,6 +16,7 @@ stage 5 "what training starts from -> $exp/init.pt" py transfer
 stage 6 "fine-tune -> $exp/checkpoints" py train
 stage 7 "average -> $exp/averaged.pt" py average
 stage 8 "export to ONNX -> $exp/onnx" py export
+stage 8 "language models of text -> $exp/language_model" py language_model
 stage 9 "decode -> $exp/decode" py decode
 stage 9 "decode as if recorded elsewhere -> $exp/decode" py robustness
 stage 10 "score" py score

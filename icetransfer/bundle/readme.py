@@ -9,6 +9,7 @@ from icetransfer.bundle.check import command, models
 from icetransfer.bundle.settings import Settings
 from icetransfer.config import chunk_label
 from icetransfer.stage.markdown import markdown_table
+from icetransfer.streaming.hotwords import SCORE
 
 ONLINE = """\
 import numpy, sherpa_onnx, soundfile
@@ -131,16 +132,18 @@ Names and terms, a phrase a line in `hotwords.txt`, spelt as the model spells, a
 {command}
 ```
 
+A line may end with a score of its own, as in `scheveningen :2`. The higher, the more of these
+words are found, and the more are heard that nobody said. The scores in `bpe.vocab` were chosen for
+sherpa-onnx to cut words into tokens as the model does.
+
 """
 
 
-EXPECT = (
-    "--decoding-method=modified_beam_search",
-    "--modeling-unit=bpe",
-    "--bpe-vocab=bpe.vocab",
-    "--hotwords-file=hotwords.txt",
-    "--hotwords-score=1.5",
-)
+def _expect(bundle: Mapping[str, Any]) -> list[str]:
+    """The options that make sherpa-onnx's program expect hotwords."""
+    more = (f"--{key.replace('_', '-')}={value}" for key, value in bundle["sherpa_onnx"].items())
+    file = ("--hotwords-file=hotwords.txt", f"--hotwords-score={SCORE:g}")
+    return ["--decoding-method=modified_beam_search", *more, *file]
 
 
 def readme(
@@ -177,7 +180,7 @@ def readme(
         transcript=f"`{transcript}`",
         prints=PRINT_OFFLINE if size == -1 else "Both print",
         heard=_heard(bundle, results),
-        more=more + HOTWORDS.format(command=_lines(program, *options, *EXPECT, recording)),
+        more=more + HOTWORDS.format(command=_lines(program, *options, *_expect(bundle), recording)),
         weights=WEIGHTS if shared else "",
     )
 

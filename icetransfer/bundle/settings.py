@@ -18,13 +18,15 @@ same names, with hyphens.  The file is read by others without this package: see 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icetransfer.bundle.check import FILE, FORMAT
 from icetransfer.stage import atomic
 from icetransfer.stage.json_file import read_json
+
+LANGUAGE_MODEL = "language-model.onnx"  # in bundles of models that were decoded with one
 
 #: sherpa-onnx's own, for a model of which nothing has been measured.
 RULES = {
@@ -42,11 +44,13 @@ class Settings:
         rules: sherpa-onnx's of endpoints, in seconds, as `from_transducer` names them.
         min_confidence: segments whose tokens have a lower mean probability are left out.
         reasons: of each choice, in words, and what was measured for it.
+        language_model: sherpa-onnx's `lm` and `lm_scale`, or nothing.
     """
 
     rules: dict[str, float] = field(default_factory=lambda: dict(RULES))
     min_confidence: float = 0.0
     reasons: dict[str, Any] = field(default_factory=dict)
+    language_model: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pause(self) -> float:
@@ -73,13 +77,18 @@ def read_settings(folder: Path) -> Settings:
     if lacks := [rule for rule in RULES if rule not in found["sherpa_onnx"]]:
         raise ValueError(f"{path} lacks {lacks[0]} in sherpa_onnx: pack the bundle again")
     rules = {rule: float(found["sherpa_onnx"][rule]) for rule in RULES}
-    return Settings(rules, float(found["min_confidence"]), found["reasons"])
+    language_model = {}
+    if name := found["sherpa_onnx"].get("lm"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing: copy the bundle again")
+        language_model = {"lm": str(folder / name), "lm_scale": found["sherpa_onnx"]["lm_scale"]}
+    return Settings(rules, float(found["min_confidence"]), found["reasons"], language_model)
 
 
 def write_settings(folder: Path, settings: Settings, **more: Any) -> None:
     """Writes bundle.json: the settings and what else is known."""
     tree = {"format": FORMAT, **more}
     tree["sherpa_onnx"] = settings.rules | more.get("sherpa_onnx", {})
-    tree |= {key: value for key, value in asdict(settings).items() if key != "rules"}
+    tree |= {"min_confidence": settings.min_confidence, "reasons": settings.reasons}
     text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
     atomic.write_text(folder / FILE, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from icetransfer.bundle.settings import read_settings
 from icetransfer.config import chunk_ms
 from icetransfer.stage.json_file import read_json
 from icetransfer.streaming.exported import Exported, read_tokens
+from icetransfer.streaming.hotwords import Hotword
 from icetransfer.streaming.segments import Listener, OfflineListener, StreamingListener
 from icetransfer.streaming.sherpa import SherpaRecognizer
 from icetransfer.streaming.streams import tail_seconds
@@ -79,6 +80,8 @@ def open_tier(
     precision: str,
     blank_penalty: float = 0.0,
     min_confidence: float | None = None,
+    hotwords: Sequence[Hotword] = (),
+    use_language_model: bool = True,
 ) -> Callable[[], Listener]:
     """Loads a tier; what is returned begins a recording.
 
@@ -88,6 +91,8 @@ def open_tier(
         precision: one that it has.
         blank_penalty: sherpa-onnx's.
         min_confidence: below which a segment is left out; None for the bundle's own.
+        hotwords: phrases to expect.
+        use_language_model: the bundle's, where it has one.
 
     Raises:
         ValueError: its files are missing or broken, or of another version.
@@ -97,8 +102,15 @@ def open_tier(
     options: dict[str, Any] = {"blank_penalty": blank_penalty}
     if chunk_size != -1:
         options |= settings.rules | {"enable_endpoint_detection": True}
+    language_model = settings.language_model if use_language_model else {}
     recognizer = SherpaRecognizer(
-        bundle.dir, chunk_size, precision, tail_seconds=tail_seconds(chunk_size), options=options
+        bundle.dir,
+        chunk_size,
+        precision,
+        search="modified_beam_search" if hotwords or language_model else "greedy_search",
+        tail_seconds=tail_seconds(chunk_size),
+        options=options | language_model,
+        hotwords=hotwords,
     )
     least = settings.min_confidence if min_confidence is None else min_confidence
     kind = OfflineListener if chunk_size == -1 else StreamingListener

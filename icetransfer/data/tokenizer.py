@@ -42,7 +42,9 @@ class Tokenizer:
         where = "bytes"
         if isinstance(model, Path):
             if not model.is_file():
-                raise ValueError(f"{model} does not exist: run stage 4, which trains the tokenizer")
+                raise ValueError(
+                    f"{model} does not exist: stage 4 trains the tokenizer, stage 11 packs it"
+                )
             where, model = str(model), model.read_bytes()
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -73,14 +75,6 @@ class Tokenizer:
         """The pieces in the order of their ids."""
         return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
-    @property
-    def vocabulary(self) -> str:
-        """Sentencepiece's bpe.vocab: a token and its score a line, parted by a tab."""
-        ids = range(self.vocab_size)
-        scores = (self._processor.get_score(number) for number in ids)
-        pairs = zip(self.tokens, scores, strict=True)
-        return "".join(f"{token}\t{score:g}\n" for token, score in pairs)
-
     def encode(self, text: str) -> list[int]:
         """Token ids of normalised text; a character outside the vocabulary becomes `<unk>`."""
         ids: list[int] = self._processor.encode(text, out_type=int)
@@ -93,16 +87,17 @@ class Tokenizer:
 
     def units(self, text: str) -> list[str]:
         """What errors are counted in: words, or characters where these are the tokens."""
-        return graphemes(text.replace(" ", "")) if self._is_of_characters else text.split()
+        return graphemes(text.replace(" ", "")) if self.is_of_characters else text.split()
 
     @cached_property
-    def _is_of_characters(self) -> bool:
+    def is_of_characters(self) -> bool:
+        """Whether every token is a character, and the space is one of them."""
         return all(len(piece) == 1 for piece in self.tokens[UNK_ID + 1 :])
 
     @cached_property
     def space_id(self) -> int | None:
         """The token of the space, where characters are the tokens and it is one of them."""
-        return self.tokens.index("▁") if self._is_of_characters and "▁" in self.tokens else None
+        return self.tokens.index("▁") if self.is_of_characters and "▁" in self.tokens else None
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""

@@ -177,7 +177,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
             errno.EADDRINUSE: f"port {port} is in use: end the program that uses it, or choose "
             f"another with --port",
             errno.EACCES: f"port {port} needs more rights: choose one above 1023 with --port",
-            errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine: 127.0.0.1 is for "
+            errno.EADDRNOTAVAIL: f"--host {host} does not belong to this machine: 127.0.0.1 is for "
             f"this machine only, 0.0.0.0 for all that reach it",
         }
         raise ValueError(reasons.get(error.errno or 0, f"{host}:{port}: {error}")) from None

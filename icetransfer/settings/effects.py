@@ -24,6 +24,8 @@ EFFECTS: dict[str, Effect] = {
     "train.branches": "free",
     "train.loss_backend": "free",
     "decode.batch_streams": "free",
+    "data.text": "later stages",
+    "language_model": "later stages",
     "decode": "later stages",
     "export": "later stages",
     "remedy": "later stages",

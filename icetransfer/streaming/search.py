@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from icetransfer.data.tokenizer import BLANK_ID, UNK_ID
+from icetransfer.streaming.hotwords import HotwordGraph
 
 NOTHING = -1
 # Odd multiplier of a 64-bit hash of histories (the golden ratio, as in Knuth's hashing).
@@ -122,6 +123,14 @@ class Search(Generic[S]):
     def initial_state(self, batch_size: int) -> S:
         """The state of `batch_size` streams before their first frame."""
         raise NotImplementedError
+
+    def with_hotwords(self, hotwords: HotwordGraph) -> Search[S]:
+        """This search with hotwords for the streams that begin.
+
+        Raises:
+            ValueError: it is one that takes none.
+        """
+        raise ValueError("hotwords need a GuidedBeamSearch: this search takes none")
 
     def advance(self, state: S, out: Tensor, out_lens: Tensor | None = None) -> S:
         """Consumes encoder frames.
@@ -300,14 +309,29 @@ class ModifiedBeamSearch(Search[BeamState]):
         moved = torch.cat([context[:, :, 1:], token.unsqueeze(2)], dim=2)
         old_hash = inherit(state.hash)
         new_hash = torch.where(emitted, (old_hash + token + 1) * _HASH_FACTOR, old_hash)
-        return BeamState(
+        grown = dataclasses.replace(
+            state,
             history=history,
-            start=state.start,
             context=torch.where(emitted.unsqueeze(2), moved, context),
-            log_prob=_merge_equal(new_hash, log_prob),
+            log_prob=log_prob,
             count=inherit(state.count) + emitted,
             hash=new_hash,
         )
+        grown = self._rescore(state, grown, parent, history[:, :, column])
+        return dataclasses.replace(grown, log_prob=_merge_equal(new_hash, grown.log_prob))
+
+    def _rescore(
+        self, before: BeamState, grown: BeamState, parent: Tensor, emitted: Tensor
+    ) -> BeamState:
+        """What else than the model has a say in the hypotheses that were chosen: here nothing.
+
+        Args:
+            before: the state before the frame.
+            grown: after it, with the scores of the model.
+            parent: (N, K) the hypothesis of `before` that each comes from.
+            emitted: (N, K) its token of this frame, or NOTHING.
+        """
+        return grown
 
     def best(self, state: BeamState) -> Tensor:
         """See `Search`; log-probabilities are divided by the length, start context included."""
@@ -344,7 +368,7 @@ def _where(condition: Tensor, yes: BeamState, no: BeamState) -> BeamState:
         return torch.where(condition.view(-1, *[1] * (a.dim() - 1)), a, b)
 
     fields = dataclasses.fields(yes)
-    return BeamState(**{f.name: pick(getattr(yes, f.name), getattr(no, f.name)) for f in fields})
+    return type(yes)(**{f.name: pick(getattr(yes, f.name), getattr(no, f.name)) for f in fields})
 
 
 def make_search(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.streaming.exported import Exported, read_tokens, write_tokens
+from icetransfer.streaming.hotwords import Hotword
 from icetransfer.streaming.search import Hypothesis
 
 FRAME_SECONDS = 0.04  # of an encoder output
@@ -117,6 +118,7 @@ class SherpaRecognizer:
         tail_seconds: silence put after every recording.
         threads: of the runtime.
         options: what else sherpa-onnx's `from_transducer` takes, such as the rules of endpoints.
+        hotwords: phrases to expect, of every recording; they need modified_beam_search.
 
     Raises:
         ValueError: files are missing, broken or do not fit together (sherpa-onnx itself would end
@@ -133,6 +135,7 @@ class SherpaRecognizer:
         tail_seconds: float = 0.0,
         threads: int = 1,
         options: Mapping[str, Any] | None = None,
+        hotwords: Sequence[Hotword] = (),
     ) -> None:
         import sherpa_onnx
 
@@ -151,13 +154,16 @@ class SherpaRecognizer:
         with tempfile.TemporaryDirectory() as temporary:
             tokens = Path(temporary) / "tokens.txt"
             write_tokens(names, tokens)
+            given = dict(options or {})
+            if hotwords:
+                given["hotwords_file"] = str(_write_hotwords(hotwords, names, Path(temporary)))
             self._recognizer: Any = kind.from_transducer(
                 tokens=str(tokens),
                 **{part: str(path) for part, path in exported.models(precision).items()},
                 num_threads=threads,
                 decoding_method=search,
                 max_active_paths=beam,
-                **(options or {}),
+                **given,
             )
 
     def __call__(self, batch: list[NDArray[np.float32]]) -> list[Hypothesis]:
@@ -216,6 +222,20 @@ def _numbered(names: list[str]) -> list[str]:
     """Names by which sherpa-onnx, which tells of tokens by their names alone, tells them apart.
 
     By their own it does not: it prints `▁`, U+0020 and `<0x20>` alike, and `<0x41>` as A.  The one
-    that it knows is `<unk>`, which it never says.
+    that it knows is `<unk>`, which it never says.  Each of the others gets an ideograph, which its
+    modelling unit "cjkchar" (the default) takes for a token: so hotwords are given to it in tokens.
     """
-    return [name if name == "<unk>" else f"{number}" for number, name in enumerate(names)]
+    return [name if name == "<unk>" else _ideograph(number) for number, name in enumerate(names)]
+
+
+def _ideograph(number: int) -> str:
+    """One of the 20,992 of Unicode's first block, then of Extension B and what follows it."""
+    return chr(0x4E00 + number) if number < 0x5200 else chr(0x20000 + number - 0x5200)
+
+
+def _write_hotwords(hotwords: Sequence[Hotword], names: list[str], folder: Path) -> Path:
+    """Writes sherpa-onnx's file of hotwords, each as the names of its tokens and its score."""
+    path = folder / "hotwords.txt"
+    lines = [f"{''.join(names[t] for t in h.tokens)} :{h.score:g}\n" for h in hotwords]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path

@@ -29,6 +29,7 @@ from icetransfer.data.features import fbank_options
 from icetransfer.data.utterances import SAMPLING_RATE
 from icetransfer.model.subsampling import WINDOW_EXTRA
 from icetransfer.model.transducer import StreamingState
+from icetransfer.streaming.hotwords import HotwordGraph
 from icetransfer.streaming.search import NOTHING, Hypothesis, Search, SearchState
 
 Samples = NDArray[np.float32]
@@ -109,12 +110,13 @@ def _put_search(state: SearchState, rows: list[int], part: SearchState) -> Searc
 class Stream:
     """A recording that arrives piece by piece; made by `StreamPool.open`."""
 
-    def __init__(self, chunk_size: int) -> None:
+    def __init__(self, chunk_size: int, hotwords: HotwordGraph | None = None) -> None:
         self._fbank = kaldi_native_fbank.OnlineFbank(fbank_options())
         self._step, self._window = 2 * chunk_size, 2 * chunk_size + WINDOW_EXTRA
         self._position = 0  # first frame of the next window
         self._tail = tail_seconds(chunk_size)
         self._finished = False
+        self._hotwords = hotwords  # held here, for the search to find it as long as we live
         self.settled = Hypothesis([], [])  # what can change no more
         self.settled_frames = 0  # encoder frames that it comes from
 
@@ -180,12 +182,21 @@ class StreamPool:
         return self._tier[0] * FRAME_MS / 1000
 
     @torch.inference_mode()
-    def open(self, count: int = 1) -> list[Stream]:
-        """Streams that begin now."""
+    def open(self, count: int = 1, hotwords: HotwordGraph | None = None) -> list[Stream]:
+        """Streams that begin now.
+
+        Args:
+            count: how many.
+            hotwords: of these streams; None for the search's own.
+
+        Raises:
+            ValueError: the search takes no hotwords.
+        """
+        search = self._search if hotwords is None else self._search.with_hotwords(hotwords)
         fresh = self._model.initial_state(count, *self._tier)
         self._encoder_state = join_streams(self._encoder_state, fresh)
-        self._search_state = self._search_state.extend(self._search.initial_state(count))
-        streams = [Stream(self._tier[0]) for _ in range(count)]
+        self._search_state = self._search_state.extend(search.initial_state(count))
+        streams = [Stream(self._tier[0], hotwords) for _ in range(count)]
         self.live += streams
         return streams
 

@@ -1,5 +1,6 @@
 """Stages 8 and 9 on a recipe of tones: files, failures, skipping, and no word lost."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,11 +11,14 @@ import soundfile
 import torch
 
 from icetransfer import decode, export, score
+from icetransfer.config import load_config
 from icetransfer.data.features import read_manifest
 from icetransfer.data.text.normalizer import Normalizer
 from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.model.language_model import LanguageModel
 from icetransfer.model.transducer import StreamingState
 from icetransfer.streaming.search import GreedySearch
+from icetransfer.training.language_model import make
 
 TEST_SET = "tones"
 
@@ -162,3 +166,72 @@ def test_batches_keep_within_their_limits() -> None:
         ["7"],
         ["8"],
     ]
+
+
+def test_hotwords(decoded, tmp_path) -> None:
+    """They are counted, make a result another, and bad lines are told before any work."""
+    path = tmp_path / "hotwords.txt"
+    path.write_text("zes\ndrie vijf :4\n")
+    with pytest.raises(ValueError, match="hotwords need search=modified_beam_search"):
+        load_config([], ["decode={hotwords: x}"])
+    keys = {"search": "modified_beam_search", "engines": ["torch"], "chunk_sizes": [8]}
+    results = []
+    for more in ({}, {"hotwords": path}, {"hotwords": path, "hotwords_score": 5.0}):
+        section = decoded.config.decode.model_copy(update=keys | more)
+        config = decoded.config.model_copy(update={"decode": section})
+        experiment = dataclasses.replace(decoded, config=config)
+        decode.decode_all(experiment)
+        (run,) = [r for r in score.planned_runs(config) if r.precision == "fp32"]
+        target = run.folder(experiment.decode_dir) / "wer.json"
+        results.append(json.loads(target.read_text()))
+    assert len({result["hotwords"] for result in results}) == 3 and not results[0]["hotwords"]
+    assert "hotwords_found" not in results[0]
+    rows = rows_of(experiment, run)
+    counted = score.hotword_counts(rows, ["zes", "drie vijf"])
+    assert counted.items() <= results[2].items() and counted["hotwords_missed"] > 0
+    path.write_text("zes\nquatsch\n")
+    with pytest.raises(ValueError, match=rf"{path}:2: 'quatsch' has"):
+        decode.decode_all(experiment)
+
+
+def test_hotwords_are_counted() -> None:
+    rows = [{"ref": "a b a b c", "hyp": "a b c"}, {"ref": "c", "hyp": "c c a"}]
+    found = score.hotword_counts(rows, ["a b", "c", "c a", "b"])
+    assert [*found.values()] == [4, 2, 2]
+
+
+def test_a_language_model(tone_recipe, save_random_model, tmp_path) -> None:
+    """Every engine says the same with it, and something else than without."""
+    settings = "decode={engines: [torch, onnxruntime, sherpa], chunk_sizes: [8], precisions: [fp32]"
+    settings += ", search: modified_beam_search}"
+    small = "language_model={text: transcripts, channels: 16, max_epochs: 2, learning_rate: 0.03}"
+    scaled = "decode.language_model_scale=40"
+    for words, message in (
+        (["decode={language_model_scale: 1}"], "needs search=modified_beam_search"),
+        ([settings, scaled], "needs a language model"),
+        ([settings, small, scaled, "decode.chunk_sizes=[-1]"], "does no shallow fusion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_config([], ["language=nl", "data.corpora={a: {kind: folder, path: x}}", *words])
+    experiment = tone_recipe("fusion", settings, small, scaled)
+    save_random_model(experiment)
+    export.export_tiers(experiment)
+    with pytest.raises(ValueError, match=r"lstm.pt does not exist: run stage 8"):
+        decode.decode_all(experiment)
+    make(experiment)
+    runs = score.planned_runs(experiment.config)
+    said = []
+    for scale in (40.0, 0.0):
+        section = experiment.config.decode.model_copy(update={"language_model_scale": scale})
+        config = experiment.config.model_copy(update={"decode": section})
+        decode.decode_all(dataclasses.replace(experiment, config=config))
+        torchs, *others = [[row["tokens"] for row in rows_of(experiment, run)] for run in runs]
+        assert torchs == others[0] == others[1]
+        said.append(torchs)
+    assert said[0] != said[1]
+    target = runs[0].folder(experiment.decode_dir) / "wer.json"
+    assert json.loads(target.read_text())["language_model"] == ""
+    small = LanguageModel(7, 8, 1)
+    torch.save({"sizes": small.sizes, "model": small.state_dict()}, experiment.language_model)
+    with pytest.raises(ValueError, match="is of 7 tokens and the experiment has 30"):
+        decode.decode_all(experiment)

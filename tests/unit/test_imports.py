@@ -25,7 +25,7 @@ ORDER = (
     {"score", "bundle"},
     {"serving"},
     {"training"},
-    {"transfer", "train", "average", "export", "decode"},
+    {"transfer", "train", "average", "export", "language_model", "decode"},
     {"gap", "recommend", "model_card", "robustness"},
     {"pack", "transcribe", "serve", "long_recordings", "remedy", "new_recipe", "doctor"},
     {"report"},

@@ -280,6 +280,21 @@ def test_a_damaged_export_is_not_packed(experiment, tmp_path) -> None:
     assert not broken.bundle_dir.exists()
 
 
+def test_the_language_model_goes_with_a_streaming_tier(experiment, tmp_path) -> None:
+    decoding = experiment.config.decode.model_copy(update={"language_model_scale": 0.3})
+    config = experiment.config.model_copy(update={"decode": decoding})
+    run = dataclasses.replace(experiment, dir=tmp_path / "run", config=config)
+    with pytest.raises(ValueError, match=r"lstm.onnx does not exist: run stage 8"):
+        pack.add_language_model(run, 8, tmp_path)
+    run.language_model_dir.mkdir(parents=True)
+    run.language_model.with_suffix(".onnx").write_bytes(b"model")
+    found = pack.add_language_model(run, 8, tmp_path)
+    assert found == {"lm": "language-model.onnx", "lm_scale": 0.3}
+    assert (tmp_path / found["lm"]).read_bytes() == b"model"
+    assert pack.add_language_model(run, -1, tmp_path) == {}
+    assert pack.add_language_model(experiment, 8, tmp_path) == {}
+
+
 def test_a_dry_run_of_push_lists_what_would_go(experiment, capsys) -> None:
     pack.push(experiment, "org/name", dry_run=True)
     printed = capsys.readouterr().out.splitlines()

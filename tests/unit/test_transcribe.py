@@ -13,14 +13,21 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from icetransfer import transcribe
+from icetransfer.bundle.check import FORMAT
+from icetransfer.bundle.settings import LANGUAGE_MODEL, RULES
+from icetransfer.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
 from icetransfer.export import Source, export_tier
+from icetransfer.model.language_model import LanguageModel
 from icetransfer.model.transducer import build_transducer
+from icetransfer.onnx.language_model import export_language_model
 from icetransfer.streaming import audio
 from icetransfer.streaming.exported import Exported
 
 TIERS = {8: "chunk-8-left-16", 16: "chunk-16-left-16", -1: "offline"}
+BUNDLE = {"format": FORMAT, "sherpa_onnx": RULES, "min_confidence": 0.0, "reasons": {}}
 COMMAND = [sys.executable, "-m", "icetransfer.transcribe"]
 
 
@@ -159,7 +166,7 @@ def test_interrupted_it_prints_the_last_words(folder, wave, capsys) -> None:
 
     args = types.SimpleNamespace(
         bundle=folder / TIERS[8], latency=None, precision="int8", microphone=True, files=[],
-        min_confidence=None, blank_penalty=0.0,
+        min_confidence=None, blank_penalty=0.0, hotwords=None, no_lm=False,
     )  # fmt: skip
     listener = transcribe.make_listener(args)()
     transcribe.transcribe_live(listener, pieces(), transcribe.Captions())
@@ -301,3 +308,67 @@ def test_the_offline_tier_hears_long_recordings(run, folder, wave, tmp_path) -> 
 def test_help_names_the_ways(run) -> None:
     shown = run("--help").stdout
     assert "ffmpeg" in shown and "--microphone" in shown
+
+
+@pytest.fixture
+def hesitant(tmp_path, nano_dims, wave):
+    """A bundle that says "drie" and nearly "twee", with its tokenizer; and a.wav."""
+    trained = train_tokenizer(["twee", "drie"], 99)
+    tokenizer = Tokenizer(trained)
+    write_tokens(tokenizer, tmp_path / "given.txt")
+    model = build_transducer(nano_dims.with_vocabulary(tokenizer.vocab_size), seed=1).eval()
+    first, second = (tokenizer.encode(word) for word in ("drie", "twee"))
+    assert len(first) == len(second) == 1
+    with torch.no_grad():
+        model.joiner.output_linear.weight.zero_()
+        model.joiner.output_linear.bias.fill_(-9)
+        model.joiner.output_linear.bias[first[0]] = 1.0
+        model.joiner.output_linear.bias[second[0]] = 0.0
+    bundle = tmp_path / "bundle"
+    source = Source(tmp_path / "nano.pt", model, tmp_path / "given.txt", "0" * 64)
+    export_tier(source, Exported(bundle), 8, 16, [])
+    soundfile.write(tmp_path / "a.wav", wave[:8000], 16000)
+    return bundle, trained
+
+
+def test_hotwords(run, tmp_path, hesitant) -> None:
+    """With the hotword it says "twee"; a bad line is told at once."""
+    bundle, trained = hesitant
+    hotwords = tmp_path / "hotwords.txt"
+    hotwords.write_text("Twee\n")
+    command = ("--bundle", bundle, "--hotwords", hotwords, tmp_path / "a.wav")
+    done = run(*command)
+    assert done.returncode == 2 and "bpe.model does not exist" in done.stderr
+    (bundle / "bpe.model").write_bytes(trained)
+    (bundle / "bundle.json").write_text(json.dumps(BUNDLE | {"language": "nl"}))
+    without = run("--bundle", bundle, tmp_path / "a.wav").stdout
+    assert "drie" in without and "twee" not in without
+    done = run(*command, "--hotwords-score", 3)
+    assert "twee" in done.stdout and "drie" not in done.stdout
+    assert "a score above 2 makes" in done.stderr
+    done = run(*command, "--hotwords-score", 0.5)
+    assert "drie" in done.stdout and "makes the model" not in done.stderr
+    hotwords.write_text("twee\nQuatsch :1\n")
+    done = run(*command)
+    assert done.returncode == 2 and f"{hotwords}:2: 'quatsch' has 'quasch'" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_language_model_of_a_bundle(run, tmp_path, hesitant) -> None:
+    """One that expects "twee" always: it is used unless --no-lm is there."""
+    bundle, trained = hesitant
+    tokenizer = Tokenizer(trained)
+    model = LanguageModel(tokenizer.vocab_size, 8, 1).eval()
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.zero_()
+        model.output.bias[tokenizer.encode("twee")[0]] = 5.0
+    export_language_model(model, bundle / LANGUAGE_MODEL)
+    arguments = RULES | {"lm": LANGUAGE_MODEL, "lm_scale": 1.0}
+    (bundle / "bundle.json").write_text(json.dumps(BUNDLE | {"sherpa_onnx": arguments}))
+    command = ("--bundle", bundle, tmp_path / "a.wav")
+    said = run(*command).stdout
+    assert "twee" in said and "drie" not in said
+    assert "drie" in run(*command, "--no-lm").stdout
+    (bundle / LANGUAGE_MODEL).unlink()
+    assert f"{LANGUAGE_MODEL} is missing: copy the bundle again" in run(*command).stderr

@@ -103,6 +103,7 @@ class Normalizer:
         language: Code of the language, such as "nl".
         name: English name of the language.
         alphabet: The characters that training text may hold, the space among them.
+        abbreviations: Those that it reads out, in small letters.
         version: What identifies these rules in a result, such as "nl-2"; of rules that a recipe
             brings, and its user edits, the beginning of their checksum too.
         words_version: The same for text of words in the language's own letters alone.
@@ -142,6 +143,7 @@ class Normalizer:
         self._folded = _Folded(self.alphabet)
         self._remove_markup = MarkupRemover(rules.get("events", []), rules.get("missing", []))
         self._expand = _abbreviations(rules.get("abbreviations", {}))
+        self.abbreviations = frozenset(map(str.lower, rules.get("abbreviations", {})))
         self._read_numbers: Callable[[str], tuple[str, list[str]]] = _as_it_is
         if "numbers" in rules:
             self._read_numbers = NumberReader(rules["numbers"], source)
