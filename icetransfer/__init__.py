@@ -1,7 +1,7 @@
 """Warm-start transfer of streaming speech recognisers: English-only or multilingual?
 
 The names below are the public interface.  They are imported when they are first asked for, so
-that `import icetransfer` alone loads no torch.  `icetransfer.__version__` is read in the same way.
+that `import icetransfer` alone loads no torch.
 """
 
 import os
@@ -22,10 +22,11 @@ if sys.argv[:1] == ["-m"]:  # of `python -m icetransfer...`, before the command 
     # Libraries take seconds to import, and Ctrl-C in them would show a traceback.
     sys.excepthook = _end_in_one_line
 
-import re  # noqa: E402 - the hook is there before anything takes time
-from importlib import import_module, metadata  # noqa: E402
-from pathlib import Path  # noqa: E402
+from importlib import import_module  # noqa: E402 - the hook comes before what takes time
 from typing import Any  # noqa: E402
+
+#: Stands here alone: pyproject.toml, provenance and model cards read it.
+__version__ = "0.2.0"
 
 _HOMES = {
     "Eden": "icetransfer.training.optim",
@@ -40,23 +41,8 @@ __all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _version()
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _version() -> str:
-    """The version of pyproject.toml, or of the installed package where there is no checkout.
-
-    A checkout needs no installation, and what is recorded at one is not renewed by `git pull`.
-    """
-    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    if not project.is_file():
-        return metadata.version("icetransfer")
-    found = re.search(r'^version = "(.+)"$', project.read_text(encoding="utf-8"), re.M)
-    assert found is not None, f"{project} has no version"
-    return found[1]

@@ -244,4 +244,7 @@ def test_nothing_runs_what_a_file_holds() -> None:
             if name.endswith("torch.load"):
                 found.add((path.name, f"weights_only={options.get('weights_only')}"))
     # Where the user says that a file can be trusted, and only there.
-    assert found == {("checkpoint.py", "weights_only=not trusted")}
+    assert found == {
+        ("checkpoint.py", "weights_only=not trusted"),
+        ("language_model.py", "weights_only=True"),
+    }

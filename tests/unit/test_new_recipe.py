@@ -60,8 +60,8 @@ def test_edited_rules_are_another_version(root: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "written", "expected"),
     [  # the CLDR's words of numbers, units, currencies; the spelling of each script
-        ("ca", "El col·legi, l’ŀ i 23 anys.", "el col·legi l'l i vint-i-tres anys"),
-        ("ca", "5,50 € a Gal·les, 12 %", "cinc euros cinquanta a gal·les dotze per cent"),
+        ("ca-AD", "El col·legi, l’ŀ i 23 anys.", "el col·legi l'l i vint-i-tres anys"),
+        ("ca-AD", "5,50 € a Gal·les, 12 %", "cinc euros cinquanta a gal·les dotze per cent"),
         ("ru", "23 км, 5 km, 1 000 $", "двадцать три км пять километров одна тысяча долларов сша"),
         ("cy", "23 o bobl, 5 km, £5", "dau ddeg tri o bobl pump cilometr pump punt prydain"),
         ("sv", "Det är −5 °C.", "det är minus fem grader celsius"),
@@ -145,7 +145,7 @@ def test_unlisted_three_letters_are_taken_on_trust(
         ("../x", "Bad", "the code must be one of BCP 47"),
         ("CY", "Welsh", "the code must be one of BCP 47"),
         ("cz", "Czech", "cz is not a language that the CLDR knows; Czech is cs"),
-        ("cz", None, "cz is no language"),
+        ("cz", None, "cz is not a language"),
         ("cy", " ", "one line of text"),
         ("cy", "Wel\nsh", "one line of text"),
     ],

@@ -67,6 +67,7 @@ def test_the_readme_says_where_the_rules_come_from() -> None:
         "bytes": {"fp32": 3_560_000},
         "tail": 0.76,
         "test": {"fp32": "een | twee"},
+        "sherpa_onnx": {},
     }
     measured = {"cut_inside": 0.01, "delay_median": 0.76, "delay_p95": 0.9}
     reasons = {"utterances": 400, "rule2": "measured", "measured": measured}

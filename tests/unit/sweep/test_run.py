@@ -172,7 +172,7 @@ def test_sweep_runs_each_cell_once_and_reports(root: Path, capfd: pytest.Capture
     assert len([call for call in first if "--stage 3" in call]) == 2 * 2 * 2 + 2
     out = capfd.readouterr().out
     assert "+5.00" in out
-    assert f"report: {made.results / 'report.md'}" in out.replace("\n", "")
+    assert f"report: {os.path.relpath(made.results / 'report.md')}" in out.replace("\n", "")
     report = json.loads((made.results / "report.json").read_text())
     assert not report["missing"]
     assert report["provenance"]["versions"]["torch"]

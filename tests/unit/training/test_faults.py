@@ -432,7 +432,7 @@ def test_changed_data_are_refused_with_the_difference(prepare, tone_data: Path) 
     finally:
         manifest.write_bytes(kept)
     assert "train-03: [" in str(error.value) and "-> None" in str(error.value)
-    assert "'zes']" in str(error.value) and "another --exp" in str(error.value)
+    assert "'zes']" in str(error.value) and f"--exp {experiment.dir}-2" in str(error.value)
     resume.start_run(experiment, None)  # what there was is whole
 
 
