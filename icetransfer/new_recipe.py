@@ -166,7 +166,9 @@ def text_rules(code: str, name: str) -> str:
 
 def _number_rules(code: str) -> list[str]:
     """How numbers are read out, as far as the CLDR knows it."""
-    locale = _locale(code)
+    # A region mostly has no words of its own: ca-AD has those of ca.
+    locales = [found for part in _broader(code) if (found := _locale(part)) is not None]
+    locale = next((found for found in locales if cldr_rules(str(found))), None)
     rules = cldr_rules(str(locale)) if locale else []
     cardinal = next((r for r in ("numbering", "cardinal", "cardinal-masculine") if r in rules), "")
     if locale is None or not cardinal:
