@@ -234,6 +234,12 @@ def remarks(rows: Sequence[Row], results: Path) -> list[str]:
         results: the folder that their `recogs` are relative to.
     """
     lines = []
+    characters = sorted({row["language"] for row in rows if row.get("unit") == "character"})
+    if characters:
+        lines.append(
+            f"The script of {', '.join(characters)} has no spaces between words, so characters are "
+            f"counted: what is called WER is the CER there, also in gaps and means."
+        )
     failed = sum(row["failed"] for row in rows)
     if failed:
         lines.append(f"{failed} recordings could not be recognised; each counts as all deleted.")

@@ -274,6 +274,8 @@ def test_a_language_scored_by_characters_has_its_cer_alone() -> None:
     rows = [result("ml", 28.0, unit="character", wer_ci_low=27.0, wer_ci_high=29.4)]
     (table,) = tables.error_tables(rows, None, bold=False).values()
     assert table[1][0][-1] == "CER 28.0 ± 1.2"
+    said = tables.remarks([row | {"failed": 0, "recogs": ""} for row in rows], Path())
+    assert said[0].startswith("The script of nl has no spaces") and "is the CER" in said[0]
 
 
 def test_a_collapsed_result_is_marked_and_gives_no_control() -> None:
