@@ -58,6 +58,11 @@ LATENCY_NOTE = (
 )
 
 
+#: Of a report without verdicts for each language.
+NAMED_BY_THE_MEAN = (
+    " A start is named where a gap of the other sign is ruled out at the 5 % level, one-sided, and "
+    f"the gap is at least {gap.NEGLIGIBLE:g}."
+)
 CONDITION_NOTE = (
     "WER in percent, means over languages, test sets and seeds, at one latency. Each condition "
     "changes the same test recordings; docs/robustness.md says how."
@@ -168,8 +173,7 @@ def answer(analysis: Row) -> Answer:
     texts = [
         *([_verdict_text(analysis, verdicts)] if verdicts else []),
         f"Gap, WER(EN) − WER(ML) in points ({where}, {languages}): {gaps}. "
-        f"{gap_report.intervals_text(analysis)} A start is named where a gap of the other sign "
-        f"is ruled out at the 5 % level, one-sided, and the gap is at least {gap.NEGLIGIBLE:g}.",
+        f"{gap_report.intervals_text(analysis)}{'' if verdicts else NAMED_BY_THE_MEAN}",
         _decay_text(analysis, first),
         _latency_text(analysis, first),
         _quantisation_text(analysis),
