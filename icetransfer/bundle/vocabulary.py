@@ -13,9 +13,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from icetransfer.data.tokenizer import Tokenizer
+from icetransfer.data.tokenizer import WORD_MARK, Tokenizer
 
-BOUNDARY = "▁"  # that a word begins with
 _PASSES = 20
 _STEP = 0.1
 _MOST_WORDS = 5_000  # the most frequent ones
@@ -29,7 +28,7 @@ def best_cut(word: str, scores: Mapping[str, float], longest: int) -> list[str]:
         scores: of each piece.
         longest: characters that a piece has at most.
     """
-    text = BOUNDARY + word
+    text = WORD_MARK + word
     best = [(0.0, len(text))] * (len(text) + 1)  # from each place on: its sum, the next piece's end
     for begin in range(len(text) - 1, -1, -1):
         ends = range(begin + 1, min(len(text), begin + longest) + 1)
@@ -58,7 +57,7 @@ def learn_scores(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]
     counts = Counter(piece for word, count in frequent for piece in cuts[word] * count)
     total = sum(counts.values()) + 1
     scores = {name: math.log((counts[name] + 0.1) / total) for name in names}
-    spelt = {word: cut for word, cut in cuts.items() if "".join(cut) == BOUNDARY + word}
+    spelt = {word: cut for word, cut in cuts.items() if "".join(cut) == WORD_MARK + word}
     longest = max(map(len, names))
     for _ in range(_PASSES):
         if not sum(_correct(scores, word, cut, longest) for word, cut in spelt.items()):

@@ -26,7 +26,7 @@ import shlex
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from icetransfer.data.jsonl import read_jsonl_gz, write_jsonl_gz
 from icetransfer.data.subset import subset_path
 from icetransfer.data.tokenizer import UNK_ID, Tokenizer
+from icetransfer.data.utterances import text_of
 from icetransfer.experiment import Experiment, log
 from icetransfer.settings.tree import differences
 from icetransfer.stage import atomic
@@ -58,11 +59,6 @@ LINE = "line"  # of a manifest, in the custom fields of a cut that is not parsed
 def encoder_frames(num_frames: int) -> int:
     """Encoder output frames (40 ms) of so many feature frames."""
     return ((num_frames - 7) // 2 + 1) // 2
-
-
-def joined_text(supervisions: Iterable[Mapping[str, Any]]) -> str:
-    """The transcript of a cut as it stands in a manifest."""
-    return " ".join(supervision.get("text") or "" for supervision in supervisions)
 
 
 @dataclass
@@ -360,7 +356,7 @@ def _make_blocks(origin: Origin, folder: Path, sources: dict[str, str], size: in
     for cut in _cuts(origin):
         seen += 1
         frames = cut["features"]["num_frames"]
-        text = screen.text(cut["id"], joined_text(cut["supervisions"]), frames)
+        text = screen.text(cut["id"], text_of(cut), frames)
         if text is None:
             continue
         if origin.unknown:
@@ -483,7 +479,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     index = _read_index(folder)
     assert index is not None
     facts: dict[str, Any] = {
-        cut["id"]: [cut["features"]["num_frames"], joined_text(cut["supervisions"])]
+        cut["id"]: [cut["features"]["num_frames"], text_of(cut)]
         for number in range(_count(index))
         for cut in read_jsonl_gz(_block_path(folder, number))
     }

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from icetransfer.config import hours_label
 from icetransfer.data.jsonl import read_jsonl_gz
-from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER
+from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER, speaker_of, text_of
 from icetransfer.experiment import Experiment, log, run_stage
 from icetransfer.stage import atomic
 from icetransfer.stage.stamp import Stamp, digests
@@ -50,10 +50,11 @@ class HeldOut:
 
     def apart(self, corpus: str, cut: Mapping[str, Any], kinds: Sequence[str]) -> bool:
         """Whether a cut has nothing in common with a dev or test split that it must not have."""
-        if "speakers" in kinds and (corpus, _speaker(cut)) in self.speakers:
+        if "speakers" in kinds and (corpus, speaker_of(cut)) in self.speakers:
             return False
         return "sentences" not in kinds or not any(
-            _text(cut) in sentences for sentences in (*self.sentences.values(), self.dev_sentences)
+            text_of(cut) in sentences
+            for sentences in (*self.sentences.values(), self.dev_sentences)
         )
 
 
@@ -218,21 +219,13 @@ def training_texts(experiment: Experiment) -> Iterator[str]:
     for corpus in experiment.config.data.corpora:
         cuts = read_jsonl_gz(experiment.manifests_dir / f"{corpus}_train.jsonl.gz")
         for cut, _ in _those_among(cuts, corpus, taken):
-            yield _text(cut)
+            yield text_of(cut)
 
 
 def _identities(cut: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What tells that two corpora hold the same recording: its place, or its name and text."""
     source = cut["recording"]["sources"][0]["source"]
-    return (source, f"{cut['start']:.3f}"), (cut["id"], _text(cut))
-
-
-def _speaker(cut: Mapping[str, Any]) -> str:
-    return str(cut["supervisions"][0].get("speaker") or UNKNOWN_SPEAKER)
-
-
-def _text(cut: Mapping[str, Any]) -> str:
-    return " ".join(supervision.get("text") or "" for supervision in cut["supervisions"])
+    return (source, f"{cut['start']:.3f}"), (cut["id"], text_of(cut))
 
 
 def _held_out(experiment: Experiment) -> HeldOut:
@@ -243,8 +236,8 @@ def _held_out(experiment: Experiment) -> HeldOut:
         for split in ("dev", "test"):
             for cut in read_jsonl_gz(experiment.manifests_dir / f"{corpus}_{split}.jsonl.gz"):
                 held_out.recordings.update(_identities(cut))
-                (sentences if split == "test" else held_out.dev_sentences).add(_text(cut))
-                if (speaker := _speaker(cut)) != UNKNOWN_SPEAKER:
+                (sentences if split == "test" else held_out.dev_sentences).add(text_of(cut))
+                if (speaker := speaker_of(cut)) != UNKNOWN_SPEAKER:
                     held_out.speakers.add((corpus, speaker))
     return held_out
 
@@ -266,7 +259,7 @@ def _candidates(experiment: Experiment, held_out: HeldOut) -> Candidates:
             if not held_out.apart(corpus, cut, data.keep_apart):
                 found.set_apart += 1
                 continue
-            text, speaker = _text(cut), _speaker(cut)
+            text, speaker = text_of(cut), speaker_of(cut)
             found.shared_speakers += (corpus, speaker) in held_out.speakers
             for test_set, sentences in held_out.sentences.items():
                 if text in sentences:

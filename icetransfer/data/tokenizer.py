@@ -25,6 +25,7 @@ from icetransfer.stage.stamp import Stamp, digests, known_sha256
 BLANK_ID = 0
 UNK_ID = 2
 SPECIAL_SYMBOLS = ("<blk>", "<sos/eos>")  # before <unk>
+WORD_MARK = "▁"  # begins a word in sentencepiece's pieces
 
 
 class Tokenizer:
@@ -97,7 +98,8 @@ class Tokenizer:
     @cached_property
     def space_id(self) -> int | None:
         """The token of the space, where characters are the tokens and it is one of them."""
-        return self.tokens.index("▁") if self.is_of_characters and "▁" in self.tokens else None
+        has_space = self.is_of_characters and WORD_MARK in self.tokens
+        return self.tokens.index(WORD_MARK) if has_space else None
 
     def unknown_characters(self, text: str) -> str:
         """The characters of `text` that the vocabulary lacks, each once, in order."""

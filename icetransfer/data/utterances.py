@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SAMPLING_RATE = 16_000  # Hz, of all that is trained on and recognised
 SPLITS = ("train", "dev", "test")
@@ -118,3 +118,13 @@ def id_of_path(name: str) -> str:
 def id_of_part(identity: str, start: float) -> str:
     """The id of a part of a recording: that of the whole, and the millisecond where it begins."""
     return f"{identity}-{round(1000 * start):08d}"
+
+
+def text_of(cut: Mapping[str, Any]) -> str:
+    """The transcript of a cut as it stands in a manifest."""
+    return " ".join(supervision.get("text") or "" for supervision in cut["supervisions"])
+
+
+def speaker_of(cut: Mapping[str, Any]) -> str:
+    """Who speaks in a cut as it stands in a manifest, or "unknown"."""
+    return str(cut["supervisions"][0].get("speaker") or UNKNOWN_SPEAKER)

@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from torchaudio.functional import forced_align, merge_tokens
 
 from icetransfer.data.features import FRAME_SHIFT, fbank
-from icetransfer.data.tokenizer import BLANK_ID
+from icetransfer.data.tokenizer import BLANK_ID, WORD_MARK
 from icetransfer.model.transducer import TransducerModel
 from icetransfer.streaming.search import Hypothesis
 
-WORD_MARK = "▁"  # begins a word in sentencepiece's pieces
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # of characters that a vocabulary lacks
 OUTPUT_FRAMES = 4  # feature frames of an encoder output
 OUTPUT_SECONDS = OUTPUT_FRAMES * FRAME_SHIFT

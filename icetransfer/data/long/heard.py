@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icetransfer.data.features import FRAME_SHIFT
-from icetransfer.data.long.words import WORD_MARK
-from icetransfer.data.tokenizer import BLANK_ID
+from icetransfer.data.tokenizer import BLANK_ID, WORD_MARK
 
 OUTPUT_FRAMES = 4  # feature frames of a frame of the CTC head
 OUTPUT_SECONDS = OUTPUT_FRAMES * FRAME_SHIFT

@@ -21,7 +21,6 @@ from typing import NamedTuple
 from icetransfer.data.text.normalizer import FOLDED, Normalizer
 from icetransfer.data.tokenizer import Tokenizer
 
-WORD_MARK = "▁"  # begins a word in sentencepiece's pieces
 PHRASE_WORDS = 12
 #: Of a text's letters, how many may be foreign to the language before it is another language.
 FOREIGN_SHARE = 0.1

@@ -26,7 +26,7 @@ from icetransfer.data.jsonl import read_jsonl_gz
 from icetransfer.data.leaks import identities
 from icetransfer.data.survey.letters import Letters
 from icetransfer.data.text.normalizer import Normalizer
-from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER
+from icetransfer.data.utterances import SPLITS, UNKNOWN_SPEAKER, speaker_of, text_of
 
 NOBODY = 0  # in place of the hash of an unknown speaker
 #: lhotse's validator sees every cut of a manifest up to here, then one in ten: it takes three times
@@ -153,16 +153,6 @@ class _Columns:
         add["speakers"].append(NOBODY if who == UNKNOWN_SPEAKER else hash((corpus, who)))
         add["places"].append(place)
         add["contents"].append(content[0] if content else place)
-
-
-def text_of(cut: Mapping[str, Any]) -> str:
-    """The normalised text of a cut."""
-    return " ".join(supervision.get("text") or "" for supervision in cut["supervisions"])
-
-
-def speaker_of(cut: Mapping[str, Any]) -> str:
-    """Who speaks in a cut, or "unknown"."""
-    return str(cut["supervisions"][0].get("speaker") or UNKNOWN_SPEAKER)
 
 
 def survey(

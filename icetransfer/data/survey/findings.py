@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import median_abs_deviation
 
 from icetransfer.data.survey import overlaps, pace
-from icetransfer.data.survey.columns import Rows, Survey, pick, speaker_of, text_of
+from icetransfer.data.survey.columns import Rows, Survey, pick
 from icetransfer.data.survey.letters import LeftOut, Stranger, strangers, unseen
+from icetransfer.data.utterances import speaker_of, text_of
 
 WORST = 20  # utterances to listen to
 LONGEST = 10  # utterances of each list
